@@ -1,0 +1,43 @@
+# Everything runs in .venv, which any of these makes on first use.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+READY  := $(VENV)/.ready
+
+.PHONY: help demo test check bench wheel clean
+
+help:
+	@echo "make demo    capture and draw a real 135M-parameter model: demo/run.zarr, demo/pictures"
+	@echo "make test    all tests"
+	@echo "make check   ruff, formatting, strict types"
+	@echo "make bench   time and memory against plain generation"
+	@echo "make wheel   dist/*.whl"
+	@echo "make clean   remove what the others made"
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "attnlens needs Python 3.11 or newer: make PYTHON=/path/to/python3.11"; exit 1; }
+	@echo "installing into $(VENV) (once, a minute or two)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install -qq -c constraints.txt -e '.[capture,xarray,test,check]'
+	@touch $@
+
+demo: $(READY)
+	@$(BIN)/lens demo -o demo
+
+test: $(READY)
+	@$(BIN)/python -m pytest -q
+
+check: $(READY)
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+bench: $(READY)
+	@for file in benchmarks/*.py; do echo "--- $$file"; $(BIN)/python $$file || exit 1; done
+
+wheel: $(READY)
+	@rm -rf dist
+	@$(BIN)/python -m pip wheel -qq --no-deps --wheel-dir dist .
+
+clean:
+	rm -rf $(VENV) .venv-* demo dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,0 +1,173 @@
+"""What a pass through the model leaves behind, on its way to the store: attention rows and lens readings.
+
+All device → host traffic is here. The writer compresses and writes on its own thread.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from attnlens.capture.lenses.logit import LogitLens
+from attnlens.capture.lenses.readout import Readout, read_logits, rows_at_a_time
+from attnlens.capture.tap import Block
+from attnlens.capture.vocabulary import Vocabulary
+from attnlens.schemas.errors import ModelError
+from attnlens.store.writer import CaptureWriter
+
+LENS_ARRAYS = ("lens_token", "lens_probability", "lens_entropy", "next_rank", "next_probability")
+ROW_SUM_LIMIT = 1e-3
+
+
+class AttentionEvidence:
+    """Receives blocks of attention rows, rounds them to float16, reduces those of generated queries, passes them on."""
+
+    def __init__(self, writer: CaptureWriter, n_prompt: int, layer_names: list[str], sinks: list[bool]) -> None:
+        self._writer = writer
+        self._first_generated = n_prompt - 1
+        self._names = layer_names
+        self._sinks = sinks
+        self._step: list[Block] = []
+        self._off: list[tuple[int, Tensor]] = []
+        self.worst_row_sum = 0.0
+
+    def receive(self, block: Block) -> None:
+        """Takes one block; rows of a single token wait for `end_pass`, so that all layers travel in one copy."""
+        total = block.weights.sum(dim=-1)
+        off = total - 1
+        self._off.append((block.layer, off.max() if self._sinks[block.layer] else off.abs().max()))
+        half = Block(
+            layer=block.layer,
+            first_query=block.first_query,
+            first_key=block.first_key,
+            weights=block.weights.to(torch.float16),
+        )
+        if half.weights.shape[1] == 1:
+            self._step.append(half)
+        else:
+            self._send([half])
+
+    def end_pass(self) -> None:
+        """Everything of the pass was received: sends what waits, and checks that all rows were distributions.
+
+        Raises:
+            ModelError: rows of a layer do not sum to 1.
+        """
+        by_width: dict[int, list[Block]] = {}
+        for block in self._step:
+            by_width.setdefault(block.weights.shape[2], []).append(block)
+        self._step.clear()
+        for blocks in by_width.values():
+            self._send(blocks)
+        device = self._off[0][1].device if self._off else torch.device("cpu")
+        worst = torch.stack([off.to(device) for _, off in self._off]).tolist() if self._off else []
+        for (layer, _), off in zip(self._off, worst, strict=True):
+            if not off <= ROW_SUM_LIMIT:
+                raise ModelError(
+                    f"{self._names[layer]}: rows of its attention sum to {1 + off:.4g}, expected 1; the model's "
+                    "numbers overflow or are damaged (another --dtype may help)"
+                )
+        self.worst_row_sum = max([self.worst_row_sum, *worst])
+        self._off.clear()
+
+    def _send(self, blocks: list[Block]) -> None:
+        """Sends blocks of equal shape and place: float16 (layer, head, query, key) in one copy."""
+        device = blocks[0].weights.device
+        stacked = torch.stack([block.weights.to(device) for block in blocks])
+        first_query, first_key = blocks[0].first_query, blocks[0].first_key
+        skip = max(0, self._first_generated - first_query)
+        reduced: tuple[Any, Any] | None = None
+        if skip < stacked.shape[2]:
+            rows = stacked[:, :, skip:]
+            reduced = (_host(rows.amax(dim=1)), _host(rows.float().mean(dim=1).to(torch.float16)))
+        weights = _host(stacked)
+        for index, block in enumerate(blocks):
+            self._writer.attention(block.layer, first_query, first_key, weights[index])
+            if reduced is not None:
+                maximum, mean = reduced
+                self._writer.reductions(block.layer, first_query + skip, first_key, maximum[index], mean[index])
+
+
+def _host(tensor: Tensor) -> np.ndarray[Any, Any]:
+    array: np.ndarray[Any, Any] = tensor.detach().contiguous().cpu().numpy()
+    return array
+
+
+class LensEvidence:
+    """Reads residuals through the lens, depth after depth for a prompt, all depths at once for a generated token."""
+
+    def __init__(
+        self, writer: CaptureWriter, lens: LogitLens, vocabulary: Vocabulary, *, n_depth: int, top_k: int, size: int
+    ) -> None:
+        self._writer = writer
+        self._lens = lens
+        self._vocabulary = vocabulary
+        self._known = np.zeros(size, dtype=bool)
+        self._n_depth = n_depth
+        self._top_k = top_k
+        self._height = rows_at_a_time(size)
+        self._first = 0
+        self._following = torch.empty(0, dtype=torch.int64)
+        self._read: dict[int, dict[str, np.ndarray[Any, Any]]] = {}
+        self._last: list[Tensor] = []
+
+    def begin_pass(self, first_token: int, following: Tensor) -> None:
+        """A pass begins at `first_token`; `following` int64 (token) are the tokens known to come after its first ones.
+
+        The row after these, the last of the pass, waits for `complete`, which is told what came next.
+        """
+        self._first = first_token
+        self._following = following
+        self._read.clear()
+        self._last.clear()
+
+    def receive(self, depth: int, residual: Tensor) -> None:
+        """Residual (1, token, feature) at a depth."""
+        known = len(self._following)
+        if known:
+            self._read[depth] = self._lens_rows(residual[0, :known], self._following)
+        # A clone: a view would keep the whole prompt's residual of every depth alive.
+        self._last.append(residual[0, known:].clone())
+
+    def end_pass(self) -> None:
+        """Sends the readings of all rows of the pass but the last."""
+        if self._read:
+            depths = [self._read[depth] for depth in sorted(self._read)]
+            self._send(self._first, {name: np.stack([arrays[name] for arrays in depths]) for name in LENS_ARRAYS})
+            self._read.clear()
+
+    def complete(self, following: int | None) -> None:
+        """Sends the reading of the last row of the pass, at all depths; `following` came after it, or None."""
+        device = self._last[-1].device
+        residual = torch.cat([stream.to(device) for stream in self._last])
+        target = torch.full((len(residual),), -1 if following is None else following, device=device)
+        arrays = self._lens_rows(residual, target)
+        self._send(self._first + len(self._following), {name: array[:, None] for name, array in arrays.items()})
+        self._last.clear()
+
+    def _lens_rows(self, residual: Tensor, following: Tensor) -> dict[str, np.ndarray[Any, Any]]:
+        """Readings of residuals (row, feature), some rows at a time so that logits stay small."""
+        parts: list[Readout] = []
+        for first in range(0, len(residual), self._height):
+            rows = slice(first, first + self._height)
+            logits = self._lens.logits(residual[rows])
+            parts.append(read_logits(logits, following[rows].to(logits.device), self._top_k))
+        return {
+            "lens_token": _host(torch.cat([part.token for part in parts])),
+            "lens_probability": _host(torch.cat([part.probability for part in parts])),
+            "lens_entropy": _host(torch.cat([part.entropy for part in parts])),
+            "next_rank": _host(torch.cat([part.next_rank for part in parts])),
+            "next_probability": _host(torch.cat([part.next_probability for part in parts])),
+        }
+
+    def _send(self, first_token: int, arrays: dict[str, np.ndarray[Any, Any]]) -> None:
+        used = np.unique(arrays["lens_token"])
+        new = used[~self._known[used]]
+        if len(new):
+            self._known[new] = True
+            ids = [int(token) for token in new]
+            self._writer.vocabulary(ids, [self._vocabulary.text(token) for token in ids])
+        self._writer.lens(first_token, slice(0, self._n_depth), arrays)

@@ -1,0 +1,106 @@
+"""One forward pass of a causal language model over new tokens, with whatever cache the model itself makes."""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from attnlens.schemas.errors import AttnlensError, ModelError
+
+
+@dataclass(frozen=True, kw_only=True)
+class CallStyle:
+    """How this model wants to be called.
+
+    keeps_logits: `logits_to_keep` works, so a long prompt need not make logits of all its tokens.
+    cached_positions: with a cache it must be told the positions of the new tokens (found by the probe).
+    """
+
+    keeps_logits: bool
+    cached_positions: bool = False
+
+
+def style_of(model: nn.Module) -> CallStyle:
+    """What the model's signature says; wrappers (PEFT) are looked through."""
+    inner = model
+    while "kwargs" in (names := inspect.signature(inner.forward).parameters) and "logits_to_keep" not in names:
+        deeper = getattr(inner, "model", None) or getattr(inner, "base_model", None)
+        if not isinstance(deeper, nn.Module) or deeper is inner:
+            break
+        inner = deeper
+    return CallStyle(keeps_logits="logits_to_keep" in inspect.signature(inner.forward).parameters)
+
+
+def forward(
+    model: nn.Module,
+    ids: Tensor,
+    style: CallStyle,
+    *,
+    cache: Any = None,
+    first: int = 0,
+    use_cache: bool = False,
+    last: int | None = None,
+    **more: Any,
+) -> Any:
+    """The model's output for ids int64 (1, token), the first of which stands at position `first`.
+
+    `last`: how many tokens need logits (None: all).
+    """
+    kwargs: dict[str, Any] = {"input_ids": ids, "use_cache": use_cache, **more}
+    if cache is not None:
+        kwargs["past_key_values"] = cache
+        if style.cached_positions:
+            kwargs["position_ids"] = torch.arange(first, first + ids.shape[1], device=ids.device)[None]
+    if last is not None and style.keeps_logits:
+        kwargs["logits_to_keep"] = last
+    return model(**kwargs)
+
+
+def attempt(model: nn.Module, ids: Tensor, style: CallStyle, **options: Any) -> Any:
+    """`forward`, where trouble inside the model becomes one line that names it.
+
+    Raises:
+        ModelError: what the model raised; the cause is chained.
+    """
+    try:
+        return forward(model, ids, style, **options)
+    except AttnlensError:
+        raise
+    except (torch.cuda.OutOfMemoryError, MemoryError) as error:
+        raise ModelError(
+            f"{type(model).__name__}: out of memory on {ids.shape[1]} tokens; shorten the text, or try --quantize or a "
+            "smaller --dtype"
+        ) from error
+    except Exception as error:  # any model code may run here
+        reason = " ".join(str(error).split()) or "no message"
+        raise ModelError(
+            f"{type(model).__name__} fails on {ids.shape[1]} plain token ids: {type(error).__name__}: {reason}"
+        ) from error
+
+
+def logits_of(model: nn.Module, output: Any) -> Tensor:
+    """Logits (1, token, vocabulary) of a pass.
+
+    Raises:
+        ModelError: the class has no output head.
+    """
+    logits = getattr(output, "logits", None)
+    if not isinstance(logits, Tensor):
+        raise ModelError(
+            f"{type(model).__name__} gives no logits: it has no output head; load the model as a causal language model "
+            "(AutoModelForCausalLM)"
+        )
+    return logits
+
+
+def input_device(model: nn.Module) -> torch.device:
+    """Where token ids must be."""
+    embeddings = model.get_input_embeddings() if hasattr(model, "get_input_embeddings") else None
+    for parameter in (*(embeddings.parameters() if embeddings is not None else ()), *model.parameters()):
+        if not parameter.is_meta:
+            return parameter.device
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -1,0 +1,1 @@
+"""Lenses: what a residual stream would say. One file each."""

@@ -1,0 +1,56 @@
+"""Numbers of a next-token distribution, from its logits and without ever building the whole distribution twice."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+LOGIT_BYTES = 16 << 20
+"""Float32 logits (row, vocabulary) that may exist at a time; a few copies of them do while they are read."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Readout:
+    """What a lens keeps of one row (a residual of one depth and token).
+
+    token: int32 (row, rank), most probable first; probability: float32 (row, rank), softmax over the full vocabulary;
+    entropy: float32 (row), nats; next_rank: int32 (row), how many tokens are more probable than the one that came next,
+    -1 where that is unknown; next_probability: float32 (row), NaN where unknown.
+    """
+
+    token: Tensor
+    probability: Tensor
+    entropy: Tensor
+    next_rank: Tensor
+    next_probability: Tensor
+
+
+def rows_at_a_time(vocabulary_size: int) -> int:
+    """How many rows of logits fit LOGIT_BYTES."""
+    return max(1, LOGIT_BYTES // (4 * vocabulary_size))
+
+
+def read_logits(logits: Tensor, following: Tensor, top_k: int) -> Readout:
+    """Reads logits (row, vocabulary); `following` int64 (row): the id that really came next, -1 for unknown.
+
+    Entropy is logsumexp(z) - Σ softmax(z)·z (Shannon 1948, in nats), with z the logits.
+    """
+    logits = logits.float()
+    top = logits.topk(min(top_k, logits.shape[-1]), dim=-1)
+    total = torch.logsumexp(logits, dim=-1)
+    known = following >= 0
+    target = logits.gather(-1, following.clamp(min=0)[:, None])
+    rank = (logits > target).sum(dim=-1).int()
+    next_probability = (target[:, 0] - total).exp()
+    # In place from here on: logits become probabilities. A logit of -inf is a token the model rules out: 0 · -inf = 0.
+    mean = torch.nan_to_num(logits, neginf=torch.finfo(torch.float32).min)
+    mean *= (logits - total[:, None]).exp_()
+    return Readout(
+        token=top.indices.int(),
+        probability=(top.values - total[:, None]).exp(),
+        entropy=(total - mean.sum(dim=-1)).clamp(min=0),
+        next_rank=torch.where(known, rank, torch.full_like(rank, -1)),
+        next_probability=torch.where(known, next_probability, torch.full_like(next_probability, torch.nan)),
+    )

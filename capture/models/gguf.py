@@ -1,0 +1,110 @@
+"""GGUF files, dequantized while they are read: a .gguf file, or a folder that holds one."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from attnlens.capture.extra import require_package
+from attnlens.capture.models.failure import one_line
+from attnlens.capture.models.request import LoadedModel, Request
+from attnlens.capture.models.state import load_options, model_from_state, require_all_weights
+from attnlens.progress import Progress
+from attnlens.schemas.errors import InputError, ModelError
+
+SPLIT = re.compile(r"-\d{5}-of-\d{5}\.gguf$")
+HALF = {"F16": "float16", "BF16": "bfloat16"}
+
+
+def matches(request: Request) -> bool:
+    """A name that ends in .gguf, or a folder with such a file and no config.json."""
+    path = request.path
+    if path.suffix == ".gguf" and not path.is_dir():
+        return True
+    return path.is_dir() and not (path / "config.json").is_file() and any(path.glob("*.gguf"))
+
+
+def check(request: Request) -> None:
+    """Refuse what is no whole GGUF file.
+
+    Raises:
+        ModelError: no such file, one of several parts, damaged or cut short.
+        InputError: the folder holds several.
+        MissingExtraError: the package gguf is not installed.
+    """
+    request.refuse_revision("a GGUF file")
+    require_package("gguf", "a GGUF file")
+    file_types(find_file(request.path))
+
+
+def find_file(path: Path) -> Path:
+    """The one GGUF file at `path`."""
+    if not path.is_dir():
+        if not path.is_file():
+            raise ModelError(f"no such file: {path}")
+        found = [path]
+    else:
+        found = sorted(path.glob("*.gguf"))
+    if SPLIT.search(found[0].name):
+        raise ModelError(
+            f"{found[0]} is one part of a split GGUF file: merge the parts first (llama-gguf-split --merge)"
+        )
+    if len(found) > 1:
+        raise InputError(
+            f"{path} holds {len(found)} GGUF files, give one of them: {', '.join(f.name for f in found[:6])}"
+        )
+    return found[0]
+
+
+def file_types(path: Path) -> dict[str, int]:
+    """How many tensors of each GGUF type the file holds, read from its header.
+
+    Raises:
+        ModelError: not a GGUF file, damaged or cut short.
+    """
+    from gguf import GGUFReader
+
+    with path.open("rb") as file:
+        if file.read(4) != b"GGUF":
+            raise ModelError(f"{path} is not a GGUF file: it does not begin with GGUF")
+    try:
+        reader = GGUFReader(path)
+    except Exception as error:  # it reads a memory map without looking where that ends
+        raise ModelError(f"{path} is damaged or cut short: {one_line(error)}") from error
+    return dict(Counter(tensor.tensor_type.name for tensor in reader.tensors))
+
+
+def load(request: Request, progress: Progress) -> LoadedModel:
+    """Load and dequantize; dtype `auto` is float32, or the file's own half precision if nothing in it is quantized."""
+    path = find_file(request.path)
+    types = file_types(path)
+    model, tokenizer = read_gguf(request, path, types)
+    if request.quantize is not None:
+        model = model_from_state(request, model.config, model.state_dict(), model.dtype)
+    source = {"format": "gguf", "types": types, "dequantized_to": str(model.dtype).removeprefix("torch.")}
+    return LoadedModel(model, tokenizer, path.name, None, {"source": source})
+
+
+def read_gguf(request: Request, path: Path, types: dict[str, int]) -> tuple[Any, Any]:
+    """The dequantized model, plain as if it had been loaded from a checkpoint of that dtype, and its tokenizer."""
+    import torch
+    import transformers
+
+    own = {HALF[name] for name in types if name in HALF} if set(types) <= {*HALF, "F32"} else set()
+    dtype = request.torch_dtype() or (getattr(torch, own.pop()) if len(own) == 1 else torch.float32)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+    unquantized = Request(request.name, request.dtype, "cpu" if request.quantize else request.device)
+    options = load_options(unquantized, dtype)
+    if hasattr(transformers, "GgufConfig"):  # where it is known, its default keeps the blocks if it finds a kernel
+        options["quantization_config"] = transformers.GgufConfig(dequantize=True)
+    model, info = transformers.AutoModelForCausalLM.from_pretrained(
+        path.parent, gguf_file=path.name, dtype=dtype, **options
+    )
+    require_all_weights(path.name, info)
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+    if getattr(model, "hf_quantizer", None) is not None:
+        model.hf_quantizer = None
+    return model, tokenizer

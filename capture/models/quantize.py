@@ -1,0 +1,88 @@
+"""`--quantize`: 8-bit and 4-bit weights by bitsandbytes, on GPU and CPU, and what the store says about them."""
+
+from __future__ import annotations
+
+import logging
+from importlib.metadata import version
+from typing import Any
+
+from attnlens.capture.extra import require_package
+from attnlens.capture.models.request import Request
+from attnlens.schemas.errors import ModelError
+
+FOUR_BIT_TYPE = "nf4"
+OUTLIER_THRESHOLD = 6.0
+
+
+def require_bitsandbytes(request: Request) -> None:
+    """Return if nothing is to be quantized, or if it can be.
+
+    Raises:
+        MissingExtraError: bitsandbytes or accelerate is not installed.
+    """
+    if request.quantize is not None:
+        require_package("bitsandbytes", f"--quantize {request.quantize}")
+        require_package("accelerate", f"--quantize {request.quantize}")
+
+
+def bitsandbytes_config(request: Request, checkpoint_dtype: Any) -> Any:
+    """The configuration for `from_pretrained`. `checkpoint_dtype` computes unless a dtype was asked for."""
+    from transformers import BitsAndBytesConfig
+
+    # It repeats one line at every product, long after loading.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    if request.quantize == "8bit":
+        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_threshold=OUTLIER_THRESHOLD)
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type=FOUR_BIT_TYPE,
+        bnb_4bit_compute_dtype=request.torch_dtype() or checkpoint_dtype,
+    )
+
+
+def keep_layout(model: Any) -> None:
+    """Stop bitsandbytes from repacking 4-bit weights at their first use on some CPUs.
+
+    Repacked weights have scales rounded to bfloat16, so logits would depend on the processor; and layers whose rows are
+    no multiple of 32 fail.
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+
+
+def describe(request: Request, model: Any) -> dict[str, Any]:
+    """What the metadata say about a model that bitsandbytes quantized.
+
+    Raises:
+        ModelError: nothing was quantized.
+    """
+    import bitsandbytes
+    from torch import nn
+
+    kinds = {"8bit": bitsandbytes.nn.Linear8bitLt, "4bit": bitsandbytes.nn.Linear4bit}
+    quantized_kind = kinds[str(request.quantize)]
+    linear = {path: module for path, module in model.named_modules() if isinstance(module, nn.Linear)}
+    quantized = [path for path, module in linear.items() if isinstance(module, quantized_kind)]
+    if not quantized:
+        raise ModelError(f"{type(model).__name__} has no linear layer that bitsandbytes could quantize")
+    described = {
+        "version": version("bitsandbytes"),
+        "quantized_modules": len(quantized),
+        "kept_modules": sorted(set(linear) - set(quantized)),
+    }
+    if request.quantize == "8bit":
+        # LLM.int8(): inputs are rounded to float16, and to int8 where they are below the threshold.
+        int8 = {"method": "bitsandbytes", "bits": 8, "type": "int8", "compute_dtype": "float16"}
+        return {**int8, "threshold": OUTLIER_THRESHOLD, **described}
+    compute = str(linear[quantized[0]].compute_dtype).removeprefix("torch.")
+    nf4 = {"method": "bitsandbytes", "bits": 4, "type": FOUR_BIT_TYPE, "compute_dtype": compute}
+    return {**nf4, "double_quantized": False, **described}
+
+
+def describe_checkpoint(given: Any) -> dict[str, Any]:
+    """What the metadata say about a checkpoint quantized before we saw it. `given`: its quantization config."""
+    config = given if isinstance(given, dict) else given.to_dict()
+    method = config.get("quant_method", "unknown")
+    plain = {key: value for key, value in config.items() if isinstance(value, (str, int, float, bool, type(None)))}
+    return {**plain, "method": str(getattr(method, "value", method)), "in_checkpoint": True}

@@ -1,0 +1,75 @@
+"""What a person asks of the loader, and what the loader hands back."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from attnlens.schemas.errors import InputError
+
+if TYPE_CHECKING:
+    import torch
+
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+QUANTIZE = ("8bit", "4bit")
+DEVICE = re.compile(r"(auto|cpu|cuda|mps|xpu)(:\d+)?")
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model in eval mode with eager attention, and its tokenizer.
+
+    `id` is a hub name, a built-in name or the last part of a path, never a local path. `revision` is a hub commit.
+    `quantization` says what the weights went through, None for weights as they were trained.
+    """
+
+    model: Any
+    tokenizer: Any
+    id: str
+    revision: str | None = None
+    quantization: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class Request:
+    """The options of one load, checked for their spelling."""
+
+    name: str
+    dtype: str = "auto"
+    device: str = "auto"
+    quantize: Literal["8bit", "4bit"] | None = None
+    trust_remote_code: bool = False
+    revision: str | None = None
+
+    def __post_init__(self) -> None:
+        if not self.name.strip():
+            raise InputError("the model's name is empty: give a hub name, a folder, a .gguf file or smollm2-135m")
+        if self.dtype not in DTYPES:
+            raise InputError(f"unknown dtype {self.dtype!r}: expected one of {', '.join(DTYPES)}")
+        if self.quantize is not None and self.quantize not in QUANTIZE:
+            raise InputError(f"unknown quantization {self.quantize!r}: expected one of {', '.join(QUANTIZE)}")
+        if not DEVICE.fullmatch(self.device) or self.device.startswith("auto:"):
+            raise InputError(f"unknown device {self.device!r}: expected auto, cpu, cuda or, for one of several, cuda:1")
+
+    @property
+    def path(self) -> Path:
+        """The name read as a path of this machine."""
+        return Path(self.name).expanduser()
+
+    @property
+    def short_name(self) -> str:
+        """The last part of the path: what a store may say about a local model."""
+        return self.path.resolve().name
+
+    def torch_dtype(self) -> torch.dtype | None:
+        """The dtype that was asked for, None for `auto`."""
+        import torch
+
+        return None if self.dtype == "auto" else getattr(torch, self.dtype)
+
+    def refuse_revision(self, what: str) -> None:
+        """Only hub models have revisions."""
+        if self.revision is not None:
+            raise InputError(f"{what} has no revisions: leave out the revision {self.revision!r}")

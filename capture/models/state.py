@@ -1,0 +1,51 @@
+"""From a configuration and tensors in memory to a model on its device, quantized if asked."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from attnlens.capture.models.device import device_map
+from attnlens.capture.models.quantize import bitsandbytes_config
+from attnlens.capture.models.request import Request
+from attnlens.schemas.errors import ModelError
+
+
+def load_options(request: Request, checkpoint_dtype: Any) -> dict[str, Any]:
+    """Keyword arguments of `from_pretrained` that every source shares."""
+    options: dict[str, Any] = {
+        "attn_implementation": "eager",  # the capture overrides this entry, see docs/design.md
+        "device_map": device_map(request.device, explicit=request.quantize is not None),
+        "output_loading_info": True,
+    }
+    if request.quantize is not None:
+        options["quantization_config"] = bitsandbytes_config(request, checkpoint_dtype)
+    return options
+
+
+def require_all_weights(name: str, info: dict[str, Any]) -> None:
+    """Return if no weight of the model had to be made up.
+
+    Raises:
+        ModelError: the checkpoint lacks weights, or holds some of another shape; transformers fills these at random.
+    """
+    for what in ("missing", "mismatched"):
+        keys = sorted(key if isinstance(key, str) else key[0] for key in info.get(f"{what}_keys") or ())
+        if keys:
+            more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
+            problem = "has no weights for" if what == "missing" else "has weights of another shape for"
+            raise ModelError(f"{name} {problem} {', '.join(keys[:3])}{more}: the checkpoint does not fit its config")
+
+
+def model_from_state(request: Request, config: Any, state: dict[str, Any], checkpoint_dtype: Any) -> Any:
+    """The causal LM of `config` with the tensors of `state`, under the names transformers gives them.
+
+    Tensors that already have the right dtype and device are used, not copied.
+    """
+    from transformers import AutoModelForCausalLM
+
+    model_class = AutoModelForCausalLM._model_mapping[type(config)]
+    options = load_options(request, checkpoint_dtype)
+    dtype = request.torch_dtype() or checkpoint_dtype
+    model, info = model_class.from_pretrained(None, config=config, state_dict=state, dtype=dtype, **options)
+    require_all_weights(request.short_name, info)
+    return model

@@ -1,0 +1,324 @@
+"""Before a capture: does the tap change nothing, and does what it takes mean what a store says it means?
+
+A few tokens go through the model untapped and tapped. Every doubt is a refusal by name, before anything is written.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from attnlens.capture.forward import CallStyle, attempt, forward, logits_of, style_of
+from attnlens.capture.lenses.logit import LogitLens, find_logit_lens, relative_error, tolerance
+from attnlens.capture.override import eager_configuration, hooks_kept, tapped
+from attnlens.capture.residual import LayerTracker, find_layers
+from attnlens.capture.tap import AttentionTap, Block, Call
+from attnlens.schemas.errors import ModelError
+from attnlens.schemas.metadata import LayerInfo, LayerKind, SelfCheck
+
+PROBE_TOKENS = 16
+BLOCK_ROWS = 5
+"""Rows a block in the probe, so that a mistake in cutting blocks shows here."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Probed:
+    """What the probe learnt about a model."""
+
+    path: str
+    layers: nn.ModuleList
+    table: tuple[LayerInfo, ...]
+    style: CallStyle
+    lens: LogitLens | None
+    lens_absent: str | None
+    vocabulary_size: int
+    checks: tuple[SelfCheck, ...]
+
+
+def probe(model: nn.Module, prompt: Tensor, *, lens: bool = True) -> Probed:
+    """Runs the checks on the first tokens of `prompt` int64 (token).
+
+    Raises:
+        ModelError: the model cannot be captured truthfully; the message names the model, the layer and the reason.
+    """
+    if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
+        raise ModelError(f"{type(model).__name__} is an encoder-decoder; attnlens captures decoder-only models")
+    ids = prompt.repeat(-(-PROBE_TOKENS // len(prompt)))[:PROBE_TOKENS][None]
+    style = style_of(model)
+    with eager_configuration(model), hooks_kept(model):
+        plain = attempt(model, ids, style, output_attentions=True)
+        expected = logits_of(model, plain)
+    path, layers = _locate(model, ids, style)
+
+    checks = []
+    tracker = LayerTracker(path, layers)
+    blocks: list[Block] = []
+    calls: list[Call] = []
+    tap = AttentionTap(tracker, blocks.append, max_rows=BLOCK_ROWS, observe=calls.append, native=True)
+    with tracker, tapped(model, tap):
+        tracker.begin(ids.shape[1])
+        tapped_logits = logits_of(model, attempt(model, ids, style))
+        tracker.end()
+    rows = _check_calls(tracker, calls, blocks)
+    checks.append(
+        _check(
+            "probe: logits",
+            relative_error(tapped_logits, expected),
+            tolerance(expected.dtype),
+            f"{type(model).__name__}: the tap changes the model's logits",
+        )
+    )
+    checks.append(_check_attentions(rows, plain, expected.dtype, tracker))
+    checks.extend(_check_rows(tracker, rows, calls))
+    style, check = _check_cached(model, path, layers, ids, style, expected)
+    checks.append(check)
+    found, absent = None, "not asked for"
+    if lens:
+        found, absent = _find_lens(model, path, layers, ids, style)
+    return Probed(
+        path=path,
+        layers=layers,
+        table=_table(model, path, layers, calls),
+        style=style,
+        lens=found,
+        lens_absent=absent,
+        vocabulary_size=expected.shape[-1],
+        checks=tuple(checks),
+    )
+
+
+def _locate(model: nn.Module, ids: Tensor, style: CallStyle) -> tuple[str, nn.ModuleList]:
+    """Where the layers are, from which modules call attention through transformers' attention functions."""
+    calling: list[nn.Module] = []
+
+    def note(own: Any, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        calling.append(module)
+        return own(module, *args, **kwargs)
+
+    with tapped(model, note):
+        attempt(model, ids, style)
+    if not calling:
+        raise ModelError(
+            f"{type(model).__name__}: its attention does not go through transformers' attention functions, so it "
+            "cannot be captured (attnlens never guesses attention)"
+        )
+    return find_layers(model, calling)
+
+
+def _check_calls(tracker: LayerTracker, calls: list[Call], blocks: list[Block]) -> dict[int, Tensor]:
+    """One attention call a layer, equal head counts; returns float32 (head, query, key) of each layer."""
+    seen: set[int] = set()
+    for call in calls:
+        if call.layer in seen:
+            raise ModelError(
+                f"{tracker.name(call.layer)} computes attention more than once a pass; "
+                "which one a picture should show is not defined, so it is refused"
+            )
+        seen.add(call.layer)
+    heads = {call.query.shape[1] for call in calls}
+    if len(heads) > 1:
+        raise ModelError(
+            f"its layers have different numbers of heads ({', '.join(map(str, sorted(heads)))}); "
+            "format version 1 stores one head axis, so this model is refused"
+        )
+    rows: dict[int, list[Tensor]] = {}
+    for block in blocks:
+        n_column = tracker.seen
+        full = block.weights.new_zeros((*block.weights.shape[:2], n_column))
+        full[..., block.first_key : block.first_key + block.weights.shape[2]] = block.weights
+        rows.setdefault(block.layer, []).append(full)
+    return {layer: torch.cat(parts, dim=1) for layer, parts in rows.items()}
+
+
+def _check(name: str, value: float, limit: float, complaint: str) -> SelfCheck:
+    if not value <= limit:
+        raise ModelError(
+            f"{complaint} ({name} is off by {value:.2g}, limit {limit:.2g}); it cannot be captured truthfully"
+        )
+    return SelfCheck(name=name, passed=True, value=value, limit=limit)
+
+
+def _check_attentions(rows: dict[int, Tensor], plain: Any, dtype: torch.dtype, tracker: LayerTracker) -> SelfCheck:
+    """The tap's rows against the model's own `output_attentions`."""
+    own = [weights for weights in getattr(plain, "attentions", None) or () if isinstance(weights, Tensor)]
+    limit = 2e-5 if dtype == torch.float32 else 2e-2
+    if len(own) != len(rows):
+        return SelfCheck(
+            name="probe: attention",
+            passed=True,
+            limit=limit,
+            detail=f"the model reports {len(own)} attentions itself, {len(rows)} were taken; not compared",
+        )
+    worst = 0.0
+    for layer, weights in zip(sorted(rows), own, strict=True):
+        error = (
+            float((rows[layer].float() - weights[0].float()).abs().max())
+            if weights[0].shape == rows[layer].shape
+            else 1.0
+        )
+        _check(
+            "probe: attention",
+            error,
+            limit,
+            f"{tracker.name(layer)}: attention differs from the model's own output_attentions",
+        )
+        worst = max(worst, error)
+    return SelfCheck(name="probe: attention", passed=True, value=worst, limit=limit)
+
+
+def _check_rows(tracker: LayerTracker, rows: dict[int, Tensor], calls: list[Call]) -> list[SelfCheck]:
+    """Rows are distributions over the past, and are what the values are mixed with."""
+    worst_sum = worst_mix = 0.0
+    by_layer = {call.layer: call for call in calls}
+    sum_limit = 1e-4 if calls[0].query.dtype == torch.float32 else 2e-2
+    for layer, weights in rows.items():
+        name, call = tracker.name(layer), by_layer[layer]
+        future = torch.ones(weights.shape[1:], dtype=torch.bool, device=weights.device).triu(1)
+        leak = float(weights.masked_select(future).abs().max()) if weights.shape[1] > 1 else 0.0
+        _check("probe: causality", leak, 0.0, f"{name} attends to later tokens: it is no causal language model")
+        if not bool(torch.isfinite(weights).all()) or float(weights.min()) < 0:
+            raise ModelError(f"{name}: its attention has values that are negative or not finite")
+        total = weights.float().sum(dim=-1)
+        excess = (total - 1).clamp(min=0) if call.sinks else (total - 1).abs()
+        worst_sum = max(worst_sum, float(excess.max()))
+        _check("probe: row sums", worst_sum, sum_limit, f"{name}: rows of its attention do not sum to 1")
+        value = call.value[0].float().repeat_interleave(weights.shape[0] // call.value.shape[1], dim=0)
+        mixed = (weights.float() @ value).transpose(0, 1)
+        if mixed.shape == call.output.shape[1:]:
+            error = relative_error(call.output[0], mixed)
+            worst_mix = max(worst_mix, error)
+            _check(
+                "probe: attention × value",
+                error,
+                tolerance(call.query.dtype),
+                f"{name}: its attention weights are not what its values are mixed with",
+            )
+    limit = tolerance(calls[0].query.dtype)
+    return [
+        SelfCheck(name="probe: causality", passed=True, value=0.0, limit=0.0),
+        SelfCheck(name="probe: row sums", passed=True, value=worst_sum, limit=sum_limit),
+        SelfCheck(name="probe: attention × value", passed=True, value=worst_mix, limit=limit),
+    ]
+
+
+def _check_cached(
+    model: nn.Module, path: str, layers: nn.ModuleList, ids: Tensor, style: CallStyle, expected: Tensor
+) -> tuple[CallStyle, SelfCheck]:
+    """A prompt and one more token, as a generation runs them, against one pass over all tokens.
+
+    Some families differ there by themselves (state-space layers); that is recorded, not refused. What is refused is
+    a cache that cannot be used, or hands over keys that are no tokens.
+    """
+    best: tuple[float, CallStyle] | None = None
+    trouble: ModelError | None = None
+    for candidate in _styles(style):
+        tracker = LayerTracker(path, layers)
+        tap = AttentionTap(tracker, lambda block: None)
+        try:
+            with tracker, tapped(model, tap):
+                tracker.begin(ids.shape[1] - 1)
+                output = attempt(model, ids[:, :-1], candidate, use_cache=True, last=1)
+                tracker.end()
+                cache = getattr(output, "past_key_values", None)
+                if cache is None:
+                    raise ModelError(f"{type(model).__name__} returns no cache of keys and values")
+                tracker.begin(1)
+                output = attempt(
+                    model, ids[:, -1:], candidate, cache=cache, use_cache=True, first=ids.shape[1] - 1, last=1
+                )
+                tracker.end()
+        except ModelError as refusal:
+            trouble = trouble or refusal
+            continue
+        error = relative_error(logits_of(model, output)[:, -1], expected[:, -1])
+        if best is None or error < best[0] / 2:
+            best = (error, candidate)
+        if error <= tolerance(expected.dtype):
+            break
+    if best is None:
+        assert trouble is not None
+        raise trouble
+    error, style = best
+    return style, SelfCheck(
+        name="probe: cached = one pass",
+        passed=error <= tolerance(expected.dtype),
+        value=error,
+        limit=tolerance(expected.dtype),
+        detail="recorded only: families with a recurrent state differ by themselves",
+    )
+
+
+def _styles(style: CallStyle) -> list[CallStyle]:
+    styles = [style, replace(style, cached_positions=True)]
+    if style.keeps_logits:  # a few models cut queries, not only logits, when asked to keep the last ones
+        styles += [replace(one, keeps_logits=False) for one in styles]
+    return styles
+
+
+def _find_lens(
+    model: nn.Module, path: str, layers: nn.ModuleList, ids: Tensor, style: CallStyle
+) -> tuple[LogitLens | None, str | None]:
+    def run(tokens: Tensor) -> Tensor:
+        return logits_of(model, forward(model, tokens, style))
+
+    try:
+        with eager_configuration(model):
+            return find_logit_lens(model, path, layers, run, ids, ids.flip(1)), None
+    except ModelError as error:
+        return None, str(error)
+
+
+def _table(model: nn.Module, path: str, layers: nn.ModuleList, calls: list[Call]) -> tuple[LayerInfo, ...]:
+    """The per-layer table."""
+    by_layer = {call.layer: call for call in calls}
+    config: Any = getattr(model, "config", None)
+    text = config.get_text_config() if hasattr(config, "get_text_config") else config
+    types = getattr(text, "layer_types", None) or []
+    table = []
+    for index in range(len(layers)):
+        call = by_layer.get(index)
+        if call is None:
+            table.append(
+                LayerInfo(
+                    index=index,
+                    path=f"{path}.{index}",
+                    kind="none",
+                    n_head=0,
+                    n_kv_head=0,
+                    key_features=0,
+                    value_features=0,
+                )
+            )
+            continue
+        kind, window = _kind(types[index] if index < len(types) else "", call, text)
+        table.append(
+            LayerInfo(
+                index=index,
+                path=f"{path}.{index}",
+                kind=kind,
+                n_head=call.query.shape[1],
+                n_kv_head=call.key.shape[1],
+                key_features=call.key.shape[3],
+                value_features=call.value.shape[3],
+                window=window,
+                scaling=call.scaling,
+                softcap=call.softcap,
+                sinks=call.sinks,
+            )
+        )
+    return tuple(table)
+
+
+def _kind(declared: str, call: Call, config: Any) -> tuple[LayerKind, int | None]:
+    """Full, sliding or chunked attention, and its window in tokens, as the model declares it."""
+    if declared == "full_attention":
+        return "full", None
+    if declared == "chunked_attention":
+        return "chunked", getattr(config, "attention_chunk_size", None)
+    window = call.window if call.window is not None else getattr(call.module, "sliding_window", None)
+    if declared == "sliding_attention" and window is None:
+        window = getattr(config, "sliding_window", None)
+    return ("sliding", window) if isinstance(window, int) and window > 0 else ("full", None)

@@ -1,0 +1,121 @@
+"""`lens capture`: from options to a store. Everything cheap is checked before the model is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from attnlens.capture.engine import MIB, CaptureReport, capture, check_options
+from attnlens.capture.models import load
+from attnlens.capture.prompt import read_messages, read_prompt_file, read_token_ids
+from attnlens.progress import Progress
+from attnlens.schemas.errors import InputError
+from attnlens.store.writer import StoreWriter
+
+Text = str | Sequence[Mapping[str, Any]] | Sequence[int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CaptureOptions:
+    """The options of `lens capture`, named as there."""
+
+    model: str
+    output: Path
+    prompt: str | None = None
+    prompt_file: Path | None = None
+    messages: Path | None = None
+    system: str | None = None
+    raw: bool = False
+    overwrite: bool = False
+    append: bool = False
+    max_new_tokens: int = 256
+    temperature: float = 0.1
+    top_p: float = 0.9
+    seed: int = 0
+    completion: str | None = None
+    token_ids: Path | None = None
+    dtype: str = "auto"
+    device: str = "auto"
+    quantize: str | None = None
+    trust_remote_code: bool = False
+    revision: str | None = None
+    top_k: int = 5
+    lens: bool = True
+    buffer_mib: int = 64
+
+
+def run(options: CaptureOptions, progress: Progress) -> CaptureReport:
+    """Loads the model and captures one prompt.
+
+    Raises:
+        AttnlensError: an input, the model or the store cannot be used; nothing is left half-written.
+    """
+    check_options(
+        max_new_tokens=options.max_new_tokens, temperature=options.temperature, top_p=options.top_p, top_k=options.top_k
+    )
+    if options.buffer_mib < 1:
+        raise InputError(f"--buffer is {options.buffer_mib} MiB, expected 1 or more")
+    prompt, token_ids = _text(options)
+    StoreWriter.create(options.output, overwrite=options.overwrite, append=options.append)  # checks, writes nothing
+    loaded = load(
+        options.model,
+        dtype=options.dtype,
+        device=options.device,
+        quantize=options.quantize,
+        trust_remote_code=options.trust_remote_code,
+        revision=options.revision,
+        progress=progress,
+    )
+    return capture(
+        loaded.model,
+        loaded.tokenizer,
+        prompt,
+        options.output,
+        system=options.system,
+        raw=options.raw,
+        completion=options.completion,
+        token_ids=token_ids,
+        max_new_tokens=options.max_new_tokens,
+        temperature=options.temperature,
+        top_p=options.top_p,
+        seed=options.seed,
+        lens=options.lens,
+        top_k=options.top_k,
+        overwrite=options.overwrite,
+        append=options.append,
+        buffer_bytes=options.buffer_mib * MIB,
+        model_id=loaded.id,
+        revision=loaded.revision,
+        quantization=loaded.quantization,
+        progress=progress,
+    )
+
+
+def _text(options: CaptureOptions) -> tuple[Text, Sequence[int] | None]:
+    """The one prompt that was given, and the token ids to go on with (None: generate)."""
+    prompts = {"--prompt": options.prompt, "--prompt-file": options.prompt_file, "--messages": options.messages}
+    named = [name for name, value in prompts.items() if value is not None]
+    if len(named) > 1:
+        raise InputError(f"{' and '.join(named)} were given; expected one prompt")
+    if options.completion is not None and options.token_ids is not None:
+        raise InputError("--completion and --token-ids were given; expected one of them")
+    given = read_token_ids(options.token_ids) if options.token_ids is not None else None
+    completion = given.completion or None if given is not None else None
+    if given is not None and (given.prompt is not None or not named):
+        if named:
+            raise InputError(f"{named[0]} was given, and {options.token_ids} holds a prompt too; expected one prompt")
+        if options.system is not None:
+            raise InputError("--system was given with a prompt of token ids; write its ids into the file")
+        # A bare list of ids is a whole text: its first token is the prompt, and pictures exist for the rest.
+        return (given.prompt, completion) if given.prompt is not None else (given.completion[:1], given.completion[1:])
+    if not named:
+        raise InputError("no prompt; give one with -p TEXT, --prompt-file FILE, --messages FILE or --token-ids FILE")
+    if options.messages is not None:
+        if options.system is not None:
+            raise InputError("--system and --messages were given; put the system message into the messages file")
+        return read_messages(options.messages), completion
+    if options.prompt_file is not None:
+        return read_prompt_file(options.prompt_file), completion
+    return options.prompt or "", completion

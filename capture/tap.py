@@ -1,0 +1,250 @@
+"""Takes attention out of a running model without changing what it computes.
+
+The tap calls the model's own eager function on blocks of query rows, so that soft-caps, sinks and masks are what the
+model means by them and nothing of size T² exists. In float32 its weights are kept as they are; in a smaller dtype the
+block is computed once more in float32 from the model's own query and key, because a softmax rounded to bfloat16 has
+three digits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from attnlens.capture.override import Attention
+from attnlens.capture.residual import LayerTracker
+from attnlens.schemas.errors import ModelError
+
+BLOCK_BYTES = 8 << 20
+"""Scores (head, query, key) in float32 that one block may have. Eager holds about four copies of it."""
+
+HARMLESS_TENSORS = frozenset(
+    {"position_ids", "cache_position", "position_embeddings", "cu_seq_lens_q", "cu_seq_lens_k"}
+)
+"""Tensor arguments that eager functions take and ignore."""
+PER_HEAD_TENSORS = frozenset({"s_aux", "sinks"})
+"""Tensor arguments with one number a head, the same for every query: safe to pass on with a block of rows."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Block:
+    """Attention of some query rows of one layer.
+
+    weights: float32 (head, query, key); row 0 is timeline position `first_query`, column 0 is `first_key`. Every
+    column that is not here is masked: attention 0.
+    """
+
+    layer: int
+    first_query: int
+    first_key: int
+    weights: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Call:
+    """What one attention call was given, for the per-layer table and the probe."""
+
+    layer: int
+    module: nn.Module
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    mask: Tensor | None
+    scaling: float | None
+    softcap: float | None
+    window: int | None
+    sinks: bool
+    output: Tensor
+
+
+class AttentionTap:
+    """The function that stands in for `eager` while a capture runs; hands every block of rows to `receive`.
+
+    `native`: hand on the weights that the model itself used, rounded to its dtype, instead of float32 ones.
+    """
+
+    def __init__(
+        self,
+        tracker: LayerTracker,
+        receive: Callable[[Block], None],
+        *,
+        max_rows: int | None = None,
+        observe: Callable[[Call], None] | None = None,
+        native: bool = False,
+    ) -> None:
+        self._tracker = tracker
+        self._receive = receive
+        self._max_rows = max_rows
+        self._observe = observe
+        self._native = native
+        self._causal: tuple[Tensor, bool] | None = None
+
+    def __call__(
+        self,
+        own: Attention,
+        module: nn.Module,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: Tensor | None,
+        *args: Any,
+        **kwargs: Any,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Shapes as transformers': query (1, head, query, feature), key and value (1, kv_head, key, feature).
+
+        Raises:
+            ModelError: an argument could change the result in a way that blocks of rows would miss.
+        """
+        layer = self._tracker.running
+        if layer is None:
+            return own(module, query, key, value, attention_mask, *args, **kwargs)
+        name = self._tracker.name(layer)
+        refuse_unknown(name, kwargs, n_head=query.shape[1])
+        n_row, n_key, seen = query.shape[2], key.shape[2], self._tracker.seen
+        self._check_axes(name, n_row, n_key, attention_mask)
+
+        def run(first: int, last: int, n_column: int) -> Tensor:
+            mask = _cut(attention_mask, first, last, n_row, n_column)
+            return self._rows(
+                own,
+                module,
+                (query[:, :, first:last], key[:, :, :n_column], value[:, :, :n_column]),
+                mask,
+                Block(layer=layer, first_query=seen - n_row + first, first_key=seen - n_key, weights=query),
+                args,
+                kwargs,
+            )
+
+        height = self._max_rows or max(1, BLOCK_BYTES // (4 * query.shape[1] * n_key))
+        if n_row <= height:
+            output = run(0, n_row, n_key)
+        else:
+            causal = self._is_causal(attention_mask, n_row, n_key, height)
+            output = torch.empty(0)
+            for first in range(0, n_row, height):
+                last = min(first + height, n_row)
+                part = run(first, last, n_key - n_row + last if causal else n_key)
+                if first == 0:
+                    output = part.new_empty((part.shape[0], n_row, *part.shape[2:]))
+                output[:, first:last] = part
+        if self._observe is not None:
+            window = kwargs.get("sliding_window")
+            self._observe(
+                Call(
+                    layer=layer,
+                    module=module,
+                    query=query,
+                    key=key,
+                    value=value,
+                    mask=attention_mask,
+                    scaling=_number(kwargs.get("scaling", args[0] if args else None)),
+                    softcap=_number(kwargs.get("softcap")),
+                    window=window if isinstance(window, int) else None,
+                    sinks=any(kwargs.get(word) is not None for word in PER_HEAD_TENSORS),
+                    output=output,
+                )
+            )
+        return output, None
+
+    def _rows(
+        self,
+        own: Attention,
+        module: nn.Module,
+        qkv: tuple[Tensor, Tensor, Tensor],
+        mask: Tensor | None,
+        place: Block,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+    ) -> Tensor:
+        """Runs one block of rows, hands its weights on, returns the output (1, query, head, feature)."""
+        query, key, value = qkv
+        output, weights = own(module, query, key, value, mask, *args, **kwargs)
+        if weights is not None and weights.dtype != torch.float32 and not self._native:
+            # One column of values is enough: only the weights of this second run are wanted.
+            floating = mask.float() if mask is not None and mask.is_floating_point() else mask
+            _, weights = own(module, query.float(), key.float(), value[..., :1].float(), floating, *args, **kwargs)
+        if weights is None or weights.shape != (1, query.shape[1], query.shape[2], key.shape[2]):
+            found = "nothing" if weights is None else f"shape {tuple(weights.shape)}"
+            raise ModelError(
+                f"{self._tracker.name(place.layer)}: its eager attention returns {found} for the weights, expected "
+                f"(1, head {query.shape[1]}, query {query.shape[2]}, key {key.shape[2]}); this model cannot be captured"
+            )
+        self._receive(
+            Block(layer=place.layer, first_query=place.first_query, first_key=place.first_key, weights=weights[0])
+        )
+        return output
+
+    def _check_axes(self, name: str, n_row: int, n_key: int, mask: Tensor | None) -> None:
+        seen, n_new = self._tracker.seen, self._tracker.n_new
+        if n_row != n_new or n_key > seen or (n_new == seen and n_key != seen):
+            raise ModelError(
+                f"{name}: attention with {n_row} queries and {n_key} keys for {n_new} new tokens of {seen}; its axes "
+                "are not the tokens of the text, so its rows cannot be stored"
+            )
+        if mask is None and n_row > 1:
+            raise ModelError(f"{name}: attention over {n_row} queries came without a mask; cannot tell it is causal")
+        if mask is not None and mask.dim() != 4:
+            raise ModelError(f"{name}: attention mask with {mask.dim()} axes, expected 4 (batch, head, query, key)")
+
+    def _is_causal(self, mask: Tensor | None, n_row: int, n_key: int, height: int) -> bool:
+        """Whether keys after a block's last query are masked for the whole block; asked once per mask and pass."""
+        if mask is None or mask.shape[-2] != n_row:
+            return False
+        if self._causal is None or self._causal[0] is not mask:
+            hidden = (
+                _hidden(mask[..., first : first + height, n_key - n_row + first + height : n_key])
+                for first in range(0, n_row, height)
+            )
+            self._causal = (mask, all(hidden))
+        return self._causal[1]
+
+    def forget_mask(self) -> None:
+        """Drops the mask of the pass that ended, which may be large."""
+        self._causal = None
+
+
+def _hidden(mask: Tensor) -> bool:
+    """Whether every entry of a mask forbids its key, so far down that its softmax is exactly 0."""
+    if mask.dtype == torch.bool:
+        return not bool(mask.any())
+    return bool((mask <= torch.finfo(mask.dtype).min / 2).all())
+
+
+def _cut(mask: Tensor | None, first: int, last: int, n_row: int, n_column: int) -> Tensor | None:
+    if mask is None:
+        return None
+    rows = mask[..., first:last, :] if mask.shape[-2] == n_row else mask
+    return rows[..., :n_column]
+
+
+def _number(value: object) -> float | None:
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+
+
+def refuse_unknown(name: str, kwargs: Mapping[str, Any], n_head: int) -> None:
+    """Refuses, by name, any argument with tensors in it whose effect on single rows is not known.
+
+    Raises:
+        ModelError: as said.
+    """
+    for word, value in kwargs.items():
+        if word in HARMLESS_TENSORS or not _has_tensor(value):
+            continue
+        if word in PER_HEAD_TENSORS and isinstance(value, Tensor) and value.numel() == n_head:
+            continue
+        raise ModelError(
+            f"{name}: its attention takes the tensor argument {word!r}, which attnlens does not know how to store; "
+            "this model cannot be captured"
+        )
+
+
+def _has_tensor(value: object) -> bool:
+    if isinstance(value, Tensor):
+        return True
+    if isinstance(value, Mapping):
+        return any(_has_tensor(item) for item in value.values())
+    return isinstance(value, tuple | list) and any(_has_tensor(item) for item in value)

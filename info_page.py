@@ -1,0 +1,121 @@
+"""The page that `lens info` shows: one block a capture, what it is made of, what it lacks. Fits 80 columns."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from rich.console import Console, Group, RenderableType
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from attnlens.console import human_bytes, one_line
+from attnlens.store.info import ArrayInfo, CaptureDescription, StoreDescription
+
+LONGEST = 280
+"""Characters of a prompt or answer that are shown."""
+
+STYLES = {"complete": "green", "partial": "yellow", "planned": "yellow", "failed": "red"}
+
+
+def print_page(store: StoreDescription, console: Console | None = None) -> None:
+    """Print the page. Nothing that a store holds is read as markup or reaches the terminal as control codes."""
+    console = console or Console(highlight=False, markup=False)
+    console.print(Text(one_line(store.path), style="bold"))
+    console.print(
+        f"attnlens store, format {store.version}, {one_line(store.writer)}, {_day(store.created)}, "
+        f"{human_bytes(store.stored_bytes)} in {store.files} files, {_count(len(store.captures), 'capture')}"
+    )
+    for capture in store.captures:
+        console.print()
+        console.print(_block(capture))
+
+
+def _block(capture: CaptureDescription) -> RenderableType:
+    title = Text.assemble((capture.id, "bold"), "  ", (capture.status, STYLES.get(capture.status, "")))
+    facts = Table.grid(padding=(0, 2))
+    facts.add_column(style="dim")
+    facts.add_column(overflow="fold")
+    for name, value in _facts(capture):
+        facts.add_row(name, Text(one_line(value)))
+    return Group(title, Padding(facts, (0, 0, 1, 2)), Padding(_arrays(capture.arrays), (0, 0, 0, 2)))
+
+
+def _facts(capture: CaptureDescription) -> Iterator[tuple[str, str]]:
+    model, sampling = capture.model, capture.sampling
+    yield "model", " ".join(str(part) for part in (model["id"], model["revision"]) if part)
+    kinds = ", ".join(f"{count} {kind}" for kind, count in capture.layers.items())
+    yield (
+        "",
+        f"{model['architecture']}, {model['dtype']}, {model['n_layer']} layers ({kinds}) × {model['n_head']} heads",
+    )
+    if model["quantization"]:
+        yield "", f"weights: {_pairs(model['quantization'])}"
+    yield "prompt", _short(capture.prompt)
+    yield "given" if sampling["forced"] else "answer", _short(capture.completion)
+    yield "tokens", f"{capture.n_prompt} prompt + {capture.n_generated} after it; {capture.committed} rows committed"
+    if not sampling["forced"]:
+        yield "sampling", _sampling(sampling)
+    yield "attention", capture.attention or "none"
+    yield "lens", capture.lens or "none"
+    yield "captured", f"{_day(capture.created)} on {capture.device}{_seconds(capture.timings)}"
+    failed = [str(check["name"]) for check in capture.self_checks if not check["passed"]]
+    passed = len(capture.self_checks) - len(failed)
+    if capture.self_checks:
+        yield (
+            "checks",
+            f"{passed} of {len(capture.self_checks)} passed" + "".join(f"; failed: {name}" for name in failed),
+        )
+    if capture.error:
+        yield "ended by", capture.error
+    for name, why in capture.absent.items():
+        yield "absent", f"{name}: {why}"
+
+
+def _arrays(arrays: list[ArrayInfo]) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 1))
+    table.add_column("array", no_wrap=True)
+    table.add_column("axes", overflow="fold")
+    table.add_column("dtype", no_wrap=True)
+    table.add_column("in memory", justify="right", no_wrap=True)
+    table.add_column("on disk", justify="right", no_wrap=True)
+    small = [array for array in arrays if len(array.axes) < 2]
+    for array in sorted((array for array in arrays if len(array.axes) > 1), key=lambda array: -array.raw_bytes):
+        axes = " × ".join(f"{axis} {size}" for axis, size in array.axes.items())
+        row = (array.name, axes, array.dtype, human_bytes(array.raw_bytes), human_bytes(array.stored_bytes))
+        table.add_row(*(Text(one_line(cell)) for cell in row))
+    raw, stored = sum(array.raw_bytes for array in small), sum(array.stored_bytes for array in small)
+    table.add_row(
+        f"and {len(small)} more", "tokens, text, coordinates", "", human_bytes(raw), human_bytes(stored)
+    )
+    return table
+
+
+def _sampling(sampling: dict[str, object]) -> str:
+    if not sampling["temperature"]:
+        return f"greedy, up to {sampling['max_new_tokens']} tokens"
+    return (
+        f"temperature {sampling['temperature']}, top-p {sampling['top_p']}, seed {sampling['seed']}, "
+        f"up to {sampling['max_new_tokens']} tokens"
+    )
+
+
+def _seconds(timings: dict[str, float]) -> str:
+    return f" in {timings['total_s']:.1f} s" if "total_s" in timings else ""
+
+
+def _pairs(values: dict[str, object]) -> str:
+    return ", ".join(f"{name} {_pairs(value) if isinstance(value, dict) else value}" for name, value in values.items())
+
+
+def _short(text: str) -> str:
+    line = one_line(text)
+    return line if len(line) <= LONGEST else f"{line[:LONGEST]} …"
+
+
+def _day(moment: str) -> str:
+    return one_line(moment[:16].replace("T", " "))
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"

@@ -1,0 +1,141 @@
+"""Metadata of a store and of a capture: what sits under the attribute key `attnlens`.
+
+Unknown keys are kept and ignored, so that a later writer of the same format version may add some.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from attnlens.schemas.version import FORMAT_VERSION
+
+Status = Literal["planned", "partial", "complete", "failed"]
+LayerKind = Literal["full", "sliding", "chunked", "none"]
+Mode = Literal["dense", "qk"]
+
+
+class Record(BaseModel):
+    """Base of all metadata: frozen, strict about what it knows, silent about what it does not."""
+
+    model_config = ConfigDict(frozen=True, extra="allow", strict=True, allow_inf_nan=False)
+
+
+class LayerInfo(Record):
+    """One row of the per-layer table: what the attention of this layer is."""
+
+    index: int = Field(ge=0)
+    path: str
+    kind: LayerKind
+    n_head: int = Field(ge=0)
+    n_kv_head: int = Field(ge=0)
+    key_features: int = Field(ge=0)
+    value_features: int = Field(ge=0)
+    window: int | None = Field(default=None, ge=1)
+    scaling: float | None = None
+    softcap: float | None = None
+    sinks: bool = False
+
+
+class ModelInfo(Record):
+    """The model that ran. `id` is a hub name, a built-in name or the last part of a folder, never a local path."""
+
+    id: str
+    revision: str | None = None
+    architecture: str
+    config: dict[str, Any]
+    dtype: str
+    quantization: dict[str, Any] | None = None
+    n_layer: int = Field(ge=1)
+    n_head: int = Field(ge=1)
+    vocabulary_size: int = Field(ge=1)
+    layers: list[LayerInfo]
+
+
+class LensInfo(Record):
+    """How residuals were read: modules called, then logits × scale, then soft-cap · tanh(logits / soft-cap)."""
+
+    name: str
+    modules: list[str]
+    scale: float = 1.0
+    softcap: float | None = None
+    hash: str
+    top_k: int = Field(ge=1)
+
+
+class Sampling(Record):
+    """How the generated tokens came to be. `forced`: they were given, not generated."""
+
+    forced: bool
+    max_new_tokens: int = Field(ge=0)
+    temperature: float = Field(ge=0)
+    top_p: float = Field(gt=0, le=1)
+    seed: int
+    generation_config: dict[str, Any] = Field(default_factory=dict)
+
+
+class SelfCheck(Record):
+    """One check made while capturing: what was measured, against which limit."""
+
+    name: str
+    passed: bool
+    value: float | None = None
+    limit: float | None = None
+    detail: str = ""
+
+
+class CaptureMetadata(Record):
+    """Everything about one capture that is not an array.
+
+    `n_token` is T, the length of the timeline known so far; `n_fed` of these tokens went through the model, and
+    `committed` ≤ n_fed rows are safe in every array. While the capture is not complete its arrays may be longer than T.
+    """
+
+    id: str
+    status: Status
+    committed: int = Field(ge=0)
+    n_prompt: int = Field(ge=1)
+    n_token: int = Field(ge=1)
+    n_fed: int = Field(ge=0)
+    prompt: str
+    completion: str = ""
+    messages: list[dict[str, Any]] | None = None
+    attention: Mode | None
+    attention_absent: str | None = None
+    model: ModelInfo
+    lens: LensInfo | None
+    lens_absent: str | None = None
+    sampling: Sampling
+    versions: dict[str, str]
+    device: str
+    created: str
+    timings: dict[str, float] = Field(default_factory=dict)
+    self_checks: list[SelfCheck] = Field(default_factory=list)
+    error: str | None = None
+    manifest: str | None = None
+    digest: str | None = None
+
+
+class IndexEntry(Record):
+    """One line of the store's derived index, so that a list of captures costs one read."""
+
+    id: str
+    status: Status
+    n_prompt: int = Field(ge=1)
+    n_token: int = Field(ge=1)
+    prompt: str
+    completion: str = ""
+    digest: str | None = None
+
+
+class StoreMetadata(Record):
+    """The store itself."""
+
+    format: Literal["attnlens"] = "attnlens"
+    version: int = FORMAT_VERSION
+    created: str
+    writer: str
+    planned: list[str]
+    index: list[IndexEntry] | None = None
+    digest: str | None = None

@@ -1,0 +1,214 @@
+"""Checking metadata and array descriptions against the contract: every problem at once, no I/O.
+
+Not checked here: values inside arrays, files, hashes. `store.verify` does that. Arrays and metadata fields that the
+contract does not know are allowed.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from attnlens.schemas.arrays import ARRAYS, TIMELINE, ArraySpec, wanted
+from attnlens.schemas.metadata import CaptureMetadata, StoreMetadata
+from attnlens.schemas.problems import Kind, Problem
+from attnlens.schemas.version import FORMAT, FORMAT_VERSION, NAMESPACE
+
+CAPTURE_NAME = re.compile(r"[0-9]{4,12}")
+"""Name of a capture's group."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArrayDescription:
+    """What an array's own metadata say. `chunk` is what one read decodes; `shard` is a file, None without shards."""
+
+    shape: tuple[int, ...]
+    dtype: str
+    axes: tuple[str | None, ...]
+    chunk: tuple[int, ...]
+    shard: tuple[int, ...] | None = None
+
+
+def version_problem(attributes: Mapping[str, Any]) -> Problem | None:
+    """The one problem of a store in another format or format version, or None."""
+    ours = attributes.get(NAMESPACE)
+    if not isinstance(ours, Mapping):
+        return Problem(where="", kind="format", message=f"not an attnlens store: no attribute {NAMESPACE!r}")
+    if ours.get("format") != FORMAT:
+        found = ours.get("format")
+        return Problem(where="", kind="format", message=f"not an attnlens store: format is {found!r}, not {FORMAT!r}")
+    version = ours.get("version")
+    if not isinstance(version, int) or isinstance(version, bool) or version < 1:
+        return Problem(where="", kind="format", message=f"format version is {version!r}, expected {FORMAT_VERSION}")
+    if version == FORMAT_VERSION:
+        return None
+    reads = f"store has format version {version}, this attnlens reads version {FORMAT_VERSION}"
+    remedy = (
+        "upgrade attnlens to read it"
+        if version > FORMAT_VERSION
+        else "read it with the attnlens version that wrote it, or capture again"
+    )
+    return Problem(where="", kind="format", message=f"{reads}: {remedy}")
+
+
+def validate_store(attributes: Mapping[str, Any]) -> list[Problem]:
+    """Problems of the attributes of the store's group. A foreign or other version is the only problem reported."""
+    other = version_problem(attributes)
+    if other is not None:
+        return [other]
+    problems = _model_problems(StoreMetadata, attributes[NAMESPACE], "")
+    planned = attributes[NAMESPACE].get("planned")
+    names = [name for name in planned if isinstance(name, str)] if isinstance(planned, list) else []
+    if len(set(names)) != len(names):
+        problems.append(_at("", "metadata", "planned: a capture is named twice"))
+    for name in names:
+        if not CAPTURE_NAME.fullmatch(name):
+            problems.append(
+                _at("", "metadata", f"planned: {_short(name)} is no capture name, expected 4 or more digits")
+            )
+    return problems
+
+
+def validate_capture(
+    attributes: Mapping[str, Any], arrays: Mapping[str, ArrayDescription], *, where: str = ""
+) -> list[Problem]:
+    """Problems of one capture: the attributes of its group, and what its arrays say of themselves.
+
+    Args:
+        attributes: Attributes of the capture's group.
+        arrays: Array name → description, for every array in the group.
+        where: Name of the capture, which begins every problem's path.
+    """
+    ours = attributes.get(NAMESPACE)
+    if not isinstance(ours, Mapping):
+        return [Problem(where=where, kind="metadata", message=f"no attribute {NAMESPACE!r}")]
+    problems = _model_problems(CaptureMetadata, ours, where)
+    if problems:
+        return problems
+    about = CaptureMetadata.model_validate(ours)
+    problems += [_at(where, "metadata", message) for message in _disagreements(about, where)]
+    sizes = _expected_sizes(about)
+    seen: dict[str, tuple[int, str]] = {}
+    for spec in ARRAYS:
+        here = f"{where}/{spec.name}" if where else spec.name
+        found = arrays.get(spec.name)
+        if found is None:
+            complete = about.status == "complete"
+            if _expected_now(about, spec, complete):
+                problems.append(_at(here, "array", "is missing"))
+            continue
+        problems += [_at(here, "array", message) for message in _array_problems(spec, found, sizes, about, seen)]
+    return problems
+
+
+def _expected_now(about: CaptureMetadata, spec: ArraySpec, complete: bool) -> bool:
+    """A planned capture may lack any array: it may have been cut short while they were made. So may a failed one."""
+    if about.status in ("planned", "failed"):
+        return False
+    return wanted(spec, mode=about.attention, lens=about.lens is not None, complete=complete)
+
+
+def _array_problems(
+    spec: ArraySpec,
+    found: ArrayDescription,
+    sizes: Mapping[str, int],
+    about: CaptureMetadata,
+    seen: dict[str, tuple[int, str]],
+) -> list[str]:
+    problems = []
+    if found.dtype != spec.dtype:
+        problems.append(f"dtype is {found.dtype}, expected {spec.dtype}")
+    if found.axes != spec.axes:
+        names = ", ".join(map(str, found.axes))
+        return [*problems, f"axes are ({names}), expected ({', '.join(spec.axes)})"]
+    if len(found.shape) != len(spec.axes):
+        return [*problems, f"has {len(found.shape)} dimensions, expected {len(spec.axes)}"]
+    if len(found.chunk) != len(found.shape) or min(found.chunk, default=1) < 1:
+        problems.append(f"chunk shape {found.chunk} does not fit shape {found.shape}")
+    elif found.shard is not None and (
+        len(found.shard) != len(found.chunk) or any(s % c for s, c in zip(found.shard, found.chunk, strict=True))
+    ):
+        problems.append(f"chunk shape {found.chunk} does not divide shard shape {found.shard}")
+    growing = about.status != "complete"
+    for axis, size in zip(spec.axes, found.shape, strict=True):
+        least = sizes.get(axis)
+        timeline = axis in TIMELINE or axis in ("edge", "generated")
+        if least is not None and (size < least if growing and timeline else size != least):
+            bound = "at least " if growing and timeline else ""
+            problems.append(f"axis {axis} has {size} entries, expected {bound}{least}")
+            continue
+        if axis in ("entry", "byte") and growing:
+            continue  # columns are made longer one after the other while a capture runs
+        if axis == "byte":
+            continue
+        first = seen.setdefault(axis, (size, spec.name))
+        if size != first[0]:
+            problems.append(f"axis {axis} has {size} entries, but {first[0]} in {first[1]}")
+    return problems
+
+
+def _expected_sizes(about: CaptureMetadata) -> dict[str, int]:
+    length, n_layer = about.n_token, about.model.n_layer
+    sizes: dict[str, int] = dict.fromkeys(map(str, TIMELINE), length)
+    sizes |= {"edge": length + 1, "generated": length - about.n_prompt + 1}
+    sizes |= {"layer": n_layer, "head": about.model.n_head, "depth": n_layer + 1}
+    if about.lens is not None:
+        sizes["rank"] = about.lens.top_k
+    return sizes
+
+
+def _disagreements(about: CaptureMetadata, where: str) -> list[str]:
+    """Fields of the metadata that contradict each other."""
+    problems = []
+    if where and about.id != where.rsplit("/", 1)[-1]:
+        problems.append(f"id is {about.id!r}, but the group is named {where!r}")
+    if about.committed > about.n_fed:
+        problems.append(f"committed is {about.committed}, more than n_fed, {about.n_fed}")
+    if about.n_fed > about.n_token:
+        problems.append(f"n_fed is {about.n_fed}, more than n_token, {about.n_token}")
+    if about.status != "planned" and about.n_prompt > about.n_token:
+        problems.append(f"n_prompt is {about.n_prompt}, more than n_token, {about.n_token}")
+    if about.status == "planned" and about.committed:
+        problems.append(f"status is planned, but {about.committed} rows are committed")
+    if about.status == "complete" and about.committed != about.n_fed:
+        problems.append(f"status is complete, but {about.committed} of {about.n_fed} rows are committed")
+    if about.status == "complete" and (about.manifest is None or about.digest is None):
+        problems.append("status is complete, but manifest or digest is missing")
+    indices = [layer.index for layer in about.model.layers]
+    if indices != list(range(about.model.n_layer)):
+        problems.append(f"model.layers describes layers {_shown(indices)}, expected 0 … {about.model.n_layer - 1}")
+    if about.attention is not None and not any(layer.kind != "none" for layer in about.model.layers):
+        problems.append("attention is stored, but model.layers has no layer with attention")
+    if about.attention is None and about.attention_absent is None:
+        problems.append("attention is absent, but attention_absent does not say why")
+    if about.lens is None and about.lens_absent is None:
+        problems.append("lens is absent, but lens_absent does not say why")
+    return problems
+
+
+def _shown(indices: list[int]) -> str:
+    return str(indices) if len(indices) <= 8 else f"[{indices[0]}, … {len(indices)} of them]"
+
+
+def _model_problems(model: type[BaseModel], values: Mapping[str, Any], where: str) -> list[Problem]:
+    try:
+        model.model_validate(dict(values))
+    except ValidationError as error:
+        return [
+            _at(where, "metadata", f"{'.'.join(map(str, item['loc']))}: {item['msg']}, found {_short(item['input'])}")
+            for item in error.errors()
+        ]
+    return []
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}…"
+
+
+def _at(where: str, kind: Kind, message: str) -> Problem:
+    return Problem(where=where, kind=kind, message=message)

@@ -1,0 +1,101 @@
+"""Attention of a capture, by rows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from attnlens.schemas.errors import AbsentError, InputError
+
+if TYPE_CHECKING:
+    from attnlens.store.reader import Capture
+
+Reduction = Literal["max", "mean"]
+Positions = int | slice | Sequence[int] | NDArray[np.integer[Any]]
+
+
+class Attention:
+    """Where tokens looked. Rows of layers without attention are NaN."""
+
+    def __init__(self, capture: Capture) -> None:
+        self._capture = capture
+
+    def rows(
+        self, queries: Positions, layers: Positions | None = None, heads: Positions | None = None
+    ) -> NDArray[np.float32]:
+        """Attention (layer, head, query, key), float32 of the float16 stored, keys 0 … n_token - 1.
+
+        Args:
+            queries: Timeline positions of the tokens that look; one read covers neighbours.
+            layers: Layers, all if None.
+            heads: Heads, all if None.
+
+        Raises:
+            AbsentError: a query was not fed or not committed, or the store keeps no attention of every head.
+            InputError: a position outside the timeline, the layers or the heads.
+            StoreError: a chunk is damaged.
+        """
+        weight = self._capture["attention_weight"]
+        layer, head, query, _ = (_listed(part, size) for part, size in
+                                 zip((layers, heads, queries, None), weight.shape, strict=True))  # fmt: skip
+        if len(query) == 0:
+            raise InputError("attention rows: no query was named")
+        parts = [weight[layer, head, run] for run in _runs(query)]
+        rows = parts[0] if len(parts) == 1 else np.concatenate(parts, axis=2)
+        return rows.astype(np.float32)
+
+    def reduced(self, name: Reduction, queries: Positions, layers: Positions | None = None) -> NDArray[np.float32]:
+        """Maximum or mean over heads (layer, query, key), float32 of a float16 value.
+
+        Queries from the last prompt token on are read from the reductions that the capture stored, others are made
+        from the rows of all heads.
+
+        Raises:
+            AbsentError: a query was not fed or not committed.
+            InputError: a name or position that does not exist.
+            StoreError: a chunk is damaged.
+        """
+        if name not in ("max", "mean"):
+            raise InputError(f"attention is reduced by max or mean, not {name!r}")
+        capture = self._capture
+        stored = capture[f"attention_{name}"]
+        origin = capture.n_prompt - 1
+        query, layer = _listed(queries, capture.n_token), _listed(layers, capture.metadata.model.n_layer)
+        if len(query) == 0:
+            raise InputError("attention rows: no query was named")
+        if int(query.min()) >= origin:
+            parts = [stored[run - origin, layer] for run in _runs(query)]
+            rows = parts[0] if len(parts) == 1 else np.concatenate(parts, axis=0)
+            return np.ascontiguousarray(rows.swapaxes(0, 1), np.float32)
+        weights = self.rows(query, layer)
+        values = weights.max(axis=1) if name == "max" else weights.mean(axis=1, dtype=np.float32)
+        rounded: NDArray[np.float32] = values.astype(np.float16).astype(np.float32)
+        return rounded
+
+
+def attention_of(capture: Capture) -> Attention:
+    """The attention of `capture`.
+
+    Raises:
+        AbsentError: it has none; the reason is named.
+    """
+    if capture.metadata.attention is None:
+        raise AbsentError(f"capture {capture.id} has no attention: {capture.metadata.attention_absent or 'not stored'}")
+    return Attention(capture)
+
+
+def _listed(part: Positions | None, size: int) -> NDArray[np.intp]:
+    """Positions as a list; negative ones are counted from the end by slices only."""
+    if part is None:
+        return np.arange(size)
+    if isinstance(part, slice):
+        return np.arange(size)[part]
+    return np.atleast_1d(np.asarray(part)).astype(np.intp)
+
+
+def _runs(positions: NDArray[np.intp]) -> list[NDArray[np.intp]]:
+    """Neighbours together."""
+    return np.split(positions, np.flatnonzero(np.diff(positions) != 1) + 1)

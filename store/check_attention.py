@@ -1,0 +1,122 @@
+"""Is what an attention array holds attention? Checked block of rows by block of rows, without the model."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
+from attnlens.progress import Progress
+from attnlens.schemas.errors import StoreError
+from attnlens.schemas.metadata import LayerInfo
+from attnlens.store.findings import Findings
+from attnlens.store.named import NamedArray
+from attnlens.store.reader import Capture
+
+SUM_TOLERANCE = 1e-3
+"""Float16 keeps a weight to half a thousandth; a row of such weights adds up to 1 as closely."""
+SUBNORMAL = 2.0**-25
+"""The most that rounding takes from a weight near 0, once a key."""
+REDUCTION_TOLERANCE = 1e-3
+
+
+def check_attention(capture: Capture, findings: Findings, progress: Progress) -> None:
+    """Weights in 0 … 1, causal and inside the window, rows that sum to 1 (less with sinks), reductions that agree."""
+    if "attention_weight" not in capture or not capture.committed:
+        return
+    weight = capture["attention_weight"]
+    progress.stage(f"{capture.id} attention", capture.committed, "rows")
+    done = 0
+    for lanes, rows in _blocks(weight, capture.committed):
+        try:
+            block = weight[lanes, :, rows]
+            _check_reductions(capture, lanes, rows, block, findings)
+        except StoreError as error:
+            findings.add(f"{capture.id}/attention_weight", "value", _reason(error))
+            continue
+        finally:
+            progress.advance(max(0, rows.stop - done))
+            done = max(done, rows.stop)
+        for layer in range(lanes.start, lanes.stop):
+            info = capture.metadata.model.layers[layer]
+            if info.kind != "none":
+                _check_layer(weight, info, rows.start, block[layer - lanes.start].astype(np.float32), findings)
+                findings.count("attention rows", (rows.stop - rows.start) * weight.shape[1])
+
+
+def _check_layer(
+    weight: NamedArray, info: LayerInfo, start: int, values: NDArray[np.float32], findings: Findings
+) -> None:
+    """Values (head, query, key) of one layer, queries from `start` on."""
+    path = weight.path
+
+    def tell(head: int, row: int, key: int = -1) -> tuple[str, str]:
+        at = f", key {key}" if key >= 0 else ""
+        where = f"{path}/{weight.chunk_key((info.index, head, start + row, max(0, key)))}"
+        return where, f"layer {info.index}, head {head}, query {start + row}{at}"
+
+    query = np.arange(start, start + values.shape[1])[:, None]
+    key = np.arange(values.shape[2])[None, :]
+    findings.cells(path, "weight outside 0 … 1", ~((values >= 0) & (values <= 1)), tell)
+    findings.cells(path, "looks at a later token", (values != 0) & (key > query), tell)
+    if info.kind == "sliding" and info.window is not None:
+        outside = key <= query - info.window
+        findings.cells(path, f"looks beyond the window of {info.window}", (values != 0) & outside, tell)
+    if info.kind == "chunked" and info.window is not None:
+        outside = key < query // info.window * info.window
+        findings.cells(path, f"looks out of its chunk of {info.window}", (values != 0) & outside, tell)
+    sums = values.sum(axis=-1)
+    tolerance = SUM_TOLERANCE + values.shape[2] * SUBNORMAL
+    wrong = sums > 1 + tolerance if info.sinks else ~(np.abs(sums - 1) <= tolerance)
+    findings.cells(path, "row does not sum to 1", wrong, tell)
+
+
+def _check_reductions(
+    capture: Capture, lanes: slice, rows: slice, block: NDArray[np.float16], findings: Findings
+) -> None:
+    """Do attention_max and attention_mean agree with the rows (layer, head, query, key)?"""
+    origin = capture.n_prompt - 1
+    start = max(rows.start, origin)
+    if start >= rows.stop:
+        return
+    layers = capture.attention_layers[lanes]
+    weights = block[layers][:, :, start - rows.start :].astype(np.float32)
+    for name, expected in (("attention_max", weights.max(axis=1)), ("attention_mean", weights.mean(axis=1))):
+        if name not in capture:
+            continue
+        array = capture[name]
+        found = array[start - origin : rows.stop - origin, lanes].astype(np.float32).swapaxes(0, 1)[layers]
+        numbers = np.flatnonzero(layers) + lanes.start
+        _check_equal(array, found, expected, numbers, start, origin, findings)
+
+
+def _check_equal(
+    array: NamedArray,
+    found: NDArray[np.float32],
+    expected: NDArray[np.float32],
+    numbers: NDArray[np.intp],
+    start: int,
+    origin: int,
+    findings: Findings,
+) -> None:
+    def tell(layer: int, row: int, key: int) -> tuple[str, str]:
+        number = int(numbers[layer])
+        where = f"{array.path}/{array.chunk_key((start + row - origin, number, key))}"
+        return where, f"layer {number}, query {start + row}, key {key}"
+
+    bad = ~(np.abs(found - expected) <= REDUCTION_TOLERANCE)
+    findings.cells(array.path, "differs from the heads' weights", bad, tell)
+    findings.count("reduced rows", found.shape[0] * found.shape[1])
+
+
+def _blocks(weight: NamedArray, committed: int) -> Iterator[tuple[slice, slice]]:
+    """(layers, queries) of the files, so that each is read once."""
+    layers, _, rows, _ = weight.files
+    for row, layer in itertools.product(range(0, committed, rows), range(0, weight.shape[0], layers)):
+        yield slice(layer, min(weight.shape[0], layer + layers)), slice(row, min(committed, row + rows))
+
+
+def _reason(error: StoreError) -> str:
+    return f"rows cannot be checked: {str(error).split('; run ')[0]}"

@@ -1,0 +1,106 @@
+"""Are the bytes those that were written? Digests of metadata, the manifest, and whether every chunk decodes."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import zarr
+
+from attnlens.progress import Progress
+from attnlens.schemas.errors import AttnlensError
+from attnlens.schemas.metadata import CaptureMetadata
+from attnlens.schemas.version import NAMESPACE
+from attnlens.store.faults import DECODE_ERRORS
+from attnlens.store.files import GROUP_DOCUMENT, PARTIAL, read_document, walk
+from attnlens.store.findings import Findings
+from attnlens.store.manifest import MANIFEST_ARRAYS, document_digest, file_hash, listed, manifest_hash
+from attnlens.store.reader import Capture
+
+
+def check_digest(document: Mapping[str, Any], where: str, findings: Findings) -> None:
+    """Does the zarr.json still have the digest that it states?"""
+    stated = document["attributes"][NAMESPACE].get("digest")
+    if stated is None:
+        return
+    findings.count("digests")
+    if stated != document_digest(document):
+        findings.add(where, "manifest", "metadata were changed after they were written: they do not have their digest")
+
+
+def check_consolidated(folder: Path, document: Mapping[str, Any], findings: Findings) -> None:
+    """Does the group's copy of each array's metadata equal the original?"""
+    copies = document.get("consolidated_metadata")
+    if not isinstance(copies, Mapping) or not isinstance(copies.get("metadata"), Mapping):
+        return
+    names = {path.parent.name for path in folder.glob(f"*/{GROUP_DOCUMENT}")}
+    for name in sorted(names | set(copies["metadata"])):
+        where = f"{folder.name}/{name}/{GROUP_DOCUMENT}"
+        if name not in copies["metadata"]:
+            findings.add(where, "metadata", "is not in the capture's consolidated metadata")
+            continue
+        try:
+            same = read_document(folder / name) == copies["metadata"][name]
+        except (OSError, ValueError) as error:
+            findings.add(where, "metadata", f"cannot be read ({getattr(error, 'strerror', None) or error})")
+            continue
+        if not same:
+            findings.add(where, "metadata", "differs from the capture's consolidated metadata")
+
+
+def check_manifest(store: Path, capture: Capture, findings: Findings, progress: Progress) -> None:
+    """Is every file of a complete capture there, unchanged, and no other?"""
+    about: CaptureMetadata = capture.metadata
+    folder = store / capture.id
+    try:
+        names, hashes = ([str(text) for text in capture[name][:]] for name in MANIFEST_ARRAYS)
+    except AttnlensError as error:
+        findings.add(f"{capture.id}/manifest_file", "manifest", f"the manifest cannot be read ({error})")
+        return
+    expected = dict(zip(names, hashes, strict=True))
+    if manifest_hash(expected) != about.manifest:
+        findings.add(f"{capture.id}/manifest_sha256", "manifest", "is not the manifest that the metadata name")
+    present = set(listed(folder))
+    for name in sorted(present - expected.keys()):
+        findings.add(f"{capture.id}/{name}", "manifest", "is not in the manifest")
+    for name, _ in walk(folder):
+        if name.endswith(PARTIAL):
+            findings.add(f"{capture.id}/{name}", "manifest", "is a leftover of a write; delete it")
+    progress.stage(f"{capture.id} files", len(expected), "files")
+    for name, digest in sorted(expected.items()):
+        progress.advance()
+        findings.count("files")
+        if name not in present:
+            findings.add(f"{capture.id}/{name}", "manifest", "is missing")
+            continue
+        try:
+            found = file_hash(folder / name)
+        except OSError as error:
+            findings.add(f"{capture.id}/{name}", "manifest", f"cannot be read ({error.strerror})")
+            continue
+        if found != digest:
+            findings.add(f"{capture.id}/{name}", "manifest", "its bytes are not those that were written")
+
+
+def check_chunks(array: zarr.Array[Any], findings: Findings, progress: Progress) -> bool:
+    """Does every file of an array decode? One file at a time is in memory."""
+    step = array.shards or array.chunks
+    whole = True
+    blocks = [range(-(-length // size)) for length, size in zip(array.shape, step, strict=True)]
+    for block in itertools.product(*blocks):
+        progress.advance()
+        findings.count("files decoded")
+        part = tuple(
+            slice(index * size, min((index + 1) * size, length))
+            for index, size, length in zip(block, step, array.shape, strict=True)
+        )
+        try:
+            array[part]
+        except DECODE_ERRORS as error:
+            key = array.metadata.encode_chunk_key(block)
+            reason = " ".join(str(error).split()) or type(error).__name__
+            findings.add(f"{array.path}/{key}", "chunk", f"cannot be decoded ({reason})")
+            whole = False
+    return whole

@@ -1,0 +1,251 @@
+"""One capture on the disk: its arrays, its metadata, and the order in which they are written.
+
+Arrays first, the capture's zarr.json last: `committed` never promises a row that is not in every array.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zarr
+from numpy.typing import NDArray
+
+from attnlens.schemas.arrays import ARRAY, ARRAYS, TIMELINE, wanted
+from attnlens.schemas.metadata import CaptureMetadata
+from attnlens.schemas.version import NAMESPACE
+from attnlens.store import layout
+from attnlens.store.columns import Column, TextColumn
+from attnlens.store.create import CountingStore, create_array
+from attnlens.store.files import clean, group_document, read_document, remove_partials, write_document
+from attnlens.store.manifest import document_digest, file_hashes, listed, manifest_hash
+from attnlens.store.shards import ShardedRows
+from attnlens.store.sinks import AttentionSink, DepthSink, ReductionSink, ValueSink
+
+LENS_ARRAYS = ("lens_token", "lens_probability", "lens_entropy", "next_rank", "next_probability")
+COORDINATES = "token_text token_special"
+"""The CF attribute that makes xarray show these arrays as coordinates."""
+
+
+class CaptureFile:
+    """The writing end of one capture, used by one thread. Creating it writes the planned capture."""
+
+    def __init__(self, root: Path, metadata: CaptureMetadata, *, capacity: int, key_rows_hold: int) -> None:
+        self.metadata = metadata
+        self.folder = root / metadata.id
+        self.fed = 0
+        self.oldest: float | None = None
+        self._store = CountingStore(root)
+        self._capacity = capacity
+        self.folder.mkdir()
+        self._write_metadata()
+        self._arrays: dict[str, zarr.Array[Any]] = {}
+        self._create(key_rows_hold)
+        self._open_sinks()
+
+    @property
+    def bytes_written(self) -> int:
+        """Bytes put into files of this capture, rewritten ones counted each time."""
+        return self._store.written
+
+    # What the model's thread hands over, already in this thread.
+
+    def tokens(self, ids: Sequence[int], texts: Sequence[str], raw: Sequence[bytes], special: Sequence[bool]) -> None:
+        """Append to the timeline."""
+        self._token_id.extend(ids)
+        self._token_text.extend(texts)
+        self._token_special.extend(special)
+        for part in raw:
+            self._bytes.extend(part)
+            self._offset.extend([len(self._bytes)])
+
+    def vocabulary(self, ids: Sequence[int], texts: Sequence[str]) -> None:
+        """Append entries of the vocabulary."""
+        self._vocabulary_id.extend(ids)
+        self._vocabulary_text.extend(texts)
+
+    def attention(self, layer: int, first_query: int, first_key: int, weights: NDArray[np.float16]) -> None:
+        """Rows (head, query, key) of one layer."""
+        self._attention.add(layer, first_query, first_key, weights)
+
+    def reductions(self, layer: int, first_query: int, first_key: int, *values: NDArray[np.float16]) -> None:
+        """Maximum and mean over heads, each (query, key), of one layer."""
+        self._reductions.add(layer, first_query, first_key, values)
+
+    def lens(self, first_token: int, depths: slice, arrays: Mapping[str, NDArray[Any]]) -> None:
+        """What the lens read from some depths of some tokens."""
+        for name, values in arrays.items():
+            self._lens[name].add(first_token, depths, values)
+
+    def model_probability(self, first_token: int, values: NDArray[np.float32]) -> None:
+        """The model's own probability of the tokens that came next."""
+        self._model_probability.add(first_token, values)
+
+    def rows(self, count: int) -> None:
+        """Everything of the first `count` rows has been handed over."""
+        if count > self.fed:
+            self.oldest = self.oldest or time.monotonic()
+            self.fed = count
+
+    # What this thread does with it.
+
+    def commit(self) -> None:
+        """Write every row handed over, then say so in the capture's zarr.json."""
+        start, stop = self.metadata.committed, self.fed
+        if stop == start:
+            return
+        for column in self._columns:
+            column.flush()
+        for sink in self._sinks:
+            sink.commit(start, stop)
+        self._model_probability.commit()
+        self._update(status="partial", committed=stop, n_fed=stop, n_token=max(len(self._token_id), stop))
+        self.oldest = None
+
+    def finish(self, update: Mapping[str, Any]) -> None:
+        """Commit, cut the arrays to the timeline, prove them by a manifest, mark the capture complete."""
+        self.commit()
+        for column in self._columns:
+            column.flush()
+        self._model_probability.commit()
+        self._cut()
+        remove_partials(self.folder)
+        names = listed(self.folder)
+        hashes = file_hashes(self.folder, names)
+        for name, values in (("manifest_file", names), ("manifest_sha256", hashes)):
+            array = create_array(self._store, self.metadata.id, name, (len(values),), layout.list_layout(len(values)))
+            array[:] = np.asarray(values, dtype=np.dtypes.StringDType())
+        self._update(
+            **{"n_fed": self.fed, "n_token": len(self._token_id), **update},
+            status="complete",
+            committed=self.fed,
+            manifest=manifest_hash(dict(zip(names, hashes, strict=True))),
+        )
+
+    def abandon(self, message: str) -> None:
+        """Keep what was committed and say why it ends there."""
+        self._update(status="partial" if self.metadata.committed else "failed", error=message)
+        remove_partials(self.folder)
+
+    def _update(self, **changes: Any) -> None:
+        """Replace the metadata, on disk first."""
+        values = {**self.metadata.model_dump(mode="json"), **clean(_plain(changes))}
+        metadata = CaptureMetadata.model_validate(values)
+        self._write_metadata(metadata)
+
+    def _write_metadata(self, metadata: CaptureMetadata | None = None) -> None:
+        metadata = metadata or self.metadata
+        values = clean(metadata.model_dump(mode="json", exclude={"digest"}))
+        attributes: dict[str, Any] = {NAMESPACE: values, "coordinates": COORDINATES}
+        if metadata.status == "complete":
+            names = sorted(path.name for path in self.folder.iterdir() if path.is_dir())
+            document = group_document(attributes, {name: read_document(self.folder / name) for name in names})
+            values["digest"] = document_digest(document)
+        else:
+            document = group_document(attributes)
+        write_document(self.folder, document)
+        self.metadata = metadata.model_copy(update={"digest": values.get("digest")})
+
+    def _create(self, key_rows_hold: int) -> None:
+        """Create every array of the table that this capture wants, and fill the coordinates."""
+        about = self.metadata
+        ranks = about.lens.top_k if about.lens else 0
+        n_layer, n_head, length = about.model.n_layer, about.model.n_head, self._capacity
+        generated = length - about.n_prompt + 1
+        sizes: dict[str, int] = {str(axis): length for axis in TIMELINE} | {
+            "layer": n_layer, "head": n_head, "depth": n_layer + 1, "generated": generated, "rank": ranks,
+            "entry": about.model.vocabulary_size, "edge": length + 1, "byte": max(16 * length, 1 << 12),
+        }  # fmt: skip
+        attention = layout.attention_layout(
+            n_layer=n_layer,
+            n_head=n_head,
+            n_prompt=about.n_prompt,
+            capacity=length,
+            key_rows_hold=key_rows_hold,
+        )
+        self._order = attention.order
+        reduction = layout.reduction_layout(n_layer=n_layer, generated=generated, capacity=length)
+        for spec in ARRAYS:
+            if not wanted(spec, mode=about.attention, lens=about.lens is not None, complete=False):
+                continue
+            shape = tuple(sizes[axis] for axis in spec.axes)
+            if spec.name == "attention_weight":
+                chunks = attention.weight
+            elif spec.name in ("attention_max", "attention_mean"):
+                chunks = reduction
+            elif spec.axes[0] == "depth" and len(shape) > 1:
+                chunks = layout.lens_layout(
+                    depths=n_layer + 1, capacity=length, ranks=ranks if "rank" in spec.axes else None
+                )
+            else:
+                chunks = layout.list_layout(
+                    shape[0], layout.BYTES_CHUNK if spec.dtype == "uint8" else layout.LIST_CHUNK
+                )
+            array = create_array(self._store, about.id, spec.name, shape, chunks)
+            if spec.axes == (spec.name,):
+                first = about.n_prompt - 1 if spec.name == "generated" else 0
+                array[:] = np.arange(first, first + shape[0], dtype=np.int32)
+            self._arrays[spec.name] = array
+
+    def _open_sinks(self) -> None:
+        arrays, about = self._arrays, self.metadata
+        layers = [info.index for info in about.model.layers if info.kind != "none"]
+        self._token_id = self._column("token_id")
+        self._token_text = self._column("token_text")
+        self._token_special = self._column("token_special")
+        self._bytes = self._column("token_bytes")
+        self._offset = self._column("token_byte_offset")
+        self._offset.extend([0])
+        self._columns = [self._token_id, self._token_text, self._token_special, self._bytes, self._offset]
+        self._model_probability = ValueSink(arrays["model_probability"])
+        self._sinks: list[AttentionSink | ReductionSink | DepthSink] = []
+        if about.attention == "dense":
+            rows = self._sharded("attention_weight", 2, keep_tail=False)
+            self._attention = AttentionSink(rows, self._order, about.n_prompt, layers)
+            self._sinks.append(self._attention)
+        if about.attention is not None:
+            maximum, mean = self._sharded("attention_max", 0), self._sharded("attention_mean", 0)
+            self._reductions = ReductionSink(maximum, mean, about.n_prompt - 1, layers)
+            self._sinks.append(self._reductions)
+        if about.lens is not None:
+            self._lens = {name: DepthSink(name, self._sharded(name, 1)) for name in LENS_ARRAYS}
+            self._sinks.extend(self._lens.values())
+            self._vocabulary_id = self._column("vocabulary_id")
+            self._vocabulary_text = self._column("vocabulary_text")
+            self._columns += [self._vocabulary_id, self._vocabulary_text]
+
+    def _column(self, name: str) -> Column:
+        kind = TextColumn if ARRAY[name].dtype == "string" else Column
+        return kind(self._arrays[name], self.folder.parent, self._store.count)
+
+    def _sharded(self, name: str, axis: int, *, keep_tail: bool = True) -> ShardedRows:
+        root, array = self.folder.parent, self._arrays[name]
+        return ShardedRows(array, root, axis, keep_tail=keep_tail, wrote=self._store.count)
+
+    def _cut(self) -> None:
+        """Make every array as long as what it holds."""
+        length = len(self._token_id)
+        for column in self._columns:
+            column.cut()
+        sizes: dict[str, int] = {str(axis): length for axis in TIMELINE} | {
+            "generated": length - self.metadata.n_prompt + 1
+        }
+        columns = {"token_id", "token_text", "token_special"}
+        for name, array in self._arrays.items():
+            axes = ARRAY[name].axes
+            if name not in columns and any(axis in sizes for axis in axes):
+                array.resize(tuple(sizes.get(axis, size) for axis, size in zip(axes, array.shape, strict=True)))
+
+
+def _plain(value: Any) -> Any:
+    """Metadata records inside an update as JSON values."""
+    if hasattr(value, "model_dump"):
+        return value.model_dump(mode="json")
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value

@@ -1,0 +1,109 @@
+"""What the zarr.json of an array says, read without zarr, and the limits that a hostile store runs into."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from attnlens.schemas.validate import ArrayDescription
+
+CODECS = frozenset(
+    {"bytes", "zstd", "gzip", "blosc", "crc32c", "transpose", "vlen-utf8", "sharding_indexed"},
+)
+"""Codecs that may run. zarr would import any that is installed, and some run what they read."""
+
+ITEM_BYTES = {"bool": 1, "uint8": 1, "int32": 4, "float16": 2, "float32": 4, "string": 8}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """The largest things a reader will touch. A store beyond them was not made by a capture."""
+
+    axis: int = 1 << 26
+    chunk_bytes: int = 1 << 30
+    shard_chunks: int = 1 << 22
+    chunks: int = 1 << 40
+
+
+def raw_bytes(dtype: str, shape: Sequence[int]) -> int:
+    """Bytes of an array in memory; strings count as 8 bytes each."""
+    return ITEM_BYTES.get(dtype, 8) * math.prod(shape)
+
+
+def describe_array(document: Mapping[str, Any], limits: Limits) -> ArrayDescription:
+    """The description in an array's zarr.json.
+
+    Raises:
+        ValueError: it is not the metadata of a Zarr v3 array that this reader can read, or beyond the limits.
+    """
+    if document.get("zarr_format") != 3 or document.get("node_type") != "array":
+        raise ValueError("its zarr.json does not describe a Zarr 3 array")
+    shape = _sizes(document.get("shape"), "shape", least=0)
+    dtype = document.get("data_type")
+    if not isinstance(dtype, str):
+        raise ValueError(f"data_type is {dtype!r}")
+    grid = document.get("chunk_grid")
+    if not isinstance(grid, Mapping) or grid.get("name") != "regular":
+        raise ValueError("its chunk grid is not regular")
+    outer = _sizes(_configuration(grid).get("chunk_shape"), "chunk_shape", least=1)
+    chunk, shard = outer, None
+    for codec in _codecs(document.get("codecs")):
+        if codec["name"] == "sharding_indexed":
+            chunk, shard = _sizes(_configuration(codec).get("chunk_shape"), "chunk_shape", least=1), outer
+    names = document.get("dimension_names")
+    axes = tuple(names) if isinstance(names, Sequence) and not isinstance(names, str) else (None,) * len(shape)
+    description = ArrayDescription(shape=shape, dtype=dtype, axes=axes, chunk=chunk, shard=shard)
+    _check_limits(description, limits)
+    return description
+
+
+def _codecs(codecs: object) -> list[Mapping[str, Any]]:
+    """The codecs, those inside shards included."""
+    if not isinstance(codecs, Sequence) or isinstance(codecs, str):
+        raise ValueError(f"codecs is {codecs!r}")
+    found: list[Mapping[str, Any]] = []
+    for codec in codecs:
+        if not isinstance(codec, Mapping) or not isinstance(codec.get("name"), str):
+            raise ValueError(f"codec {codec!r} has no name")
+        if codec["name"] not in CODECS:
+            raise ValueError(f"codec {codec['name']!r} is unknown; known: {', '.join(sorted(CODECS))}")
+        found.append(codec)
+        if codec["name"] == "sharding_indexed":
+            inner = [*_codecs(_configuration(codec).get("codecs")), *_codecs(_configuration(codec).get("index_codecs"))]
+            if any(item["name"] == "sharding_indexed" for item in inner):
+                raise ValueError("shards inside shards are not read")
+    return found
+
+
+def _configuration(part: Mapping[str, Any]) -> Mapping[str, Any]:
+    configuration = part.get("configuration", {})
+    if not isinstance(configuration, Mapping):
+        raise ValueError(f"configuration is {configuration!r}")
+    return configuration
+
+
+def _sizes(value: object, name: str, *, least: int) -> tuple[int, ...]:
+    if not isinstance(value, Sequence) or isinstance(value, str):
+        raise ValueError(f"{name} is {value!r}")
+    for size in value:
+        if not isinstance(size, int) or isinstance(size, bool) or size < least:
+            raise ValueError(f"{name} is {list(value)!r}")
+    return tuple(value)
+
+
+def _check_limits(found: ArrayDescription, limits: Limits) -> None:
+    if max(found.shape, default=0) > limits.axis:
+        raise ValueError(f"shape {found.shape} has an axis longer than {limits.axis}")
+    size = math.prod(found.chunk) * ITEM_BYTES.get(found.dtype, 8)
+    if size > limits.chunk_bytes:
+        raise ValueError(f"one chunk {found.chunk} of {found.dtype} is {size} bytes, more than {limits.chunk_bytes}")
+    if len(found.chunk) != len(found.shape) or (found.shard is not None and len(found.shard) != len(found.chunk)):
+        raise ValueError(f"shape {found.shape} and chunk {found.chunk} have different numbers of dimensions")
+    if found.shard is not None:
+        inside = math.prod(math.ceil(s / c) for s, c in zip(found.shard, found.chunk, strict=True))
+        if inside > limits.shard_chunks:
+            raise ValueError(f"one shard holds {inside} chunks, more than {limits.shard_chunks}")
+    if math.prod(math.ceil(s / c) for s, c in zip(found.shape, found.chunk, strict=True)) > limits.chunks:
+        raise ValueError(f"shape {found.shape} in chunks {found.chunk} is more than {limits.chunks} chunks")

@@ -1,0 +1,36 @@
+"""The codecs of a chunk, called directly: for small chunks the way through zarr's event loop costs more than the work."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import google_crc32c
+import numpy as np
+from numcodecs.vlen import VLenUTF8
+from numcodecs.zstd import Zstd
+from numpy.typing import NDArray
+
+ZSTD_LEVEL = 1
+"""Level 3 saved 0.1 % of softmax rows in float16 and took 1.5 times as long."""
+
+CRC_BYTES = 4
+_zstd = Zstd(level=ZSTD_LEVEL)
+_text = VLenUTF8()
+
+
+def checksum(data: bytes) -> bytes:
+    """The crc32c of `data`, as the codec crc32c appends it."""
+    return int(google_crc32c.value(data)).to_bytes(CRC_BYTES, "little")
+
+
+def encode_numbers(values: NDArray[Any]) -> bytes:
+    """One chunk of numbers: bytes (little endian), zstd, crc32c."""
+    plain = np.ascontiguousarray(values, values.dtype.newbyteorder("<"))
+    data = bytes(_zstd.encode(plain.view(np.uint8).reshape(-1)))
+    return data + checksum(data)
+
+
+def encode_texts(values: list[str]) -> bytes:
+    """One chunk of strings: vlen-utf8, zstd, crc32c."""
+    data = bytes(_zstd.encode(_text.encode(np.array(values, dtype=object))))
+    return data + checksum(data)

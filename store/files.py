@@ -1,0 +1,90 @@
+"""Small files of a store: JSON documents replaced atomically, leftovers of a killed writer, sizes."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+GROUP_DOCUMENT = "zarr.json"
+PARTIAL = ".partial"
+"""Ending of a file that is still being written. A killed process may leave some; no reader looks at them."""
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Replace `path` by `data` so that a reader sees the old content or the new, never a mixture."""
+    temporary = path.with_name(f"{path.stem}.{secrets.token_hex(8)}{PARTIAL}")
+    try:
+        temporary.write_bytes(data)
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def group_document(attributes: Mapping[str, Any], consolidated: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """The zarr.json of a Zarr v3 group. `consolidated`: array name → that array's zarr.json."""
+    document: dict[str, Any] = {"zarr_format": 3, "node_type": "group", "attributes": dict(attributes)}
+    if consolidated is not None:
+        document["consolidated_metadata"] = {
+            "kind": "inline",
+            "must_understand": False,
+            "metadata": dict(consolidated),
+        }
+    return document
+
+
+def write_document(folder: Path, document: Mapping[str, Any]) -> None:
+    """Write `folder`/zarr.json atomically."""
+    text = json.dumps(document, ensure_ascii=True, allow_nan=False, indent=1)
+    write_atomic(folder / GROUP_DOCUMENT, text.encode())
+
+
+def read_document(folder: Path) -> dict[str, Any]:
+    """The JSON object in `folder`/zarr.json.
+
+    Raises:
+        OSError: there is none, or it cannot be read.
+        ValueError: it is not a JSON object.
+    """
+    data = json.loads((folder / GROUP_DOCUMENT).read_bytes())
+    if not isinstance(data, dict):
+        raise ValueError("not a JSON object")
+    return data
+
+
+def walk(folder: Path) -> Iterator[tuple[str, Path]]:
+    """Every file below `folder` as (path relative to it with slashes, path), sorted."""
+    for parent, folders, names in os.walk(folder):
+        folders.sort()
+        for name in sorted(names):
+            path = Path(parent, name)
+            yield path.relative_to(folder).as_posix(), path
+
+
+def remove_partials(folder: Path) -> None:
+    """Delete half-written files that a killed or failed writer left."""
+    for _, path in walk(folder):
+        if path.name.endswith(PARTIAL):
+            path.unlink(missing_ok=True)
+
+
+def clean_text(text: str) -> str:
+    """`text` with lone surrogates, which UTF-8 cannot hold, replaced by question marks."""
+    return text.encode("utf-8", "replace").decode("utf-8")
+
+
+def clean(value: Any) -> Any:
+    """`value`, a JSON value, with every string made valid UTF-8."""
+    match value:
+        case str():
+            return clean_text(value)
+        case Mapping():
+            return {clean_text(str(key)): clean(item) for key, item in value.items()}
+        case list() | tuple():
+            return [clean(item) for item in value]
+        case _:
+            return value

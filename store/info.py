@@ -1,0 +1,166 @@
+"""What a store holds, as plain data. Reads metadata only, and does not import zarr."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+from attnlens.schemas.arrays import ARRAY, ARRAYS, wanted
+from attnlens.store.descriptions import raw_bytes
+from attnlens.store.files import walk
+from attnlens.store.reader import Capture, open_store
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArrayInfo:
+    """One array: its axes with their sizes, and its bytes in memory and on disk."""
+
+    name: str
+    axes: dict[str, int]
+    dtype: str
+    unit: str
+    raw_bytes: int
+    stored_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class CaptureDescription:
+    """One capture. `absent`: what it does not hold, and why."""
+
+    id: str
+    status: str
+    error: str | None
+    model: dict[str, Any]
+    prompt: str
+    completion: str
+    n_prompt: int
+    n_generated: int
+    n_token: int
+    n_fed: int
+    committed: int
+    attention: str | None
+    lens: str | None
+    layers: dict[str, int]
+    sampling: dict[str, Any]
+    device: str
+    created: str
+    versions: dict[str, str]
+    timings: dict[str, float]
+    self_checks: list[dict[str, Any]]
+    arrays: list[ArrayInfo]
+    absent: dict[str, str]
+    raw_bytes: int
+    stored_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoreDescription:
+    """A store: who wrote it, how large it is, and its captures."""
+
+    path: str
+    format: str
+    version: int
+    created: str
+    writer: str
+    files: int
+    stored_bytes: int
+    raw_bytes: int
+    captures: list[CaptureDescription]
+
+    def to_json(self) -> dict[str, Any]:
+        """The description as JSON values."""
+        return dataclasses.asdict(self)
+
+
+def describe(path: str | PathLike[str]) -> StoreDescription:
+    """What the store at `path` holds.
+
+    Raises:
+        StoreError: it is not a store, is damaged, or has another format version.
+    """
+    store = open_store(path)
+    captures = [_capture(store.path, capture) for capture in store]
+    sizes = [file.stat().st_size for _, file in walk(store.path)]
+    about = store.metadata
+    return StoreDescription(
+        path=str(path),
+        format=about.format,
+        version=about.version,
+        created=about.created,
+        writer=about.writer,
+        files=len(sizes),
+        stored_bytes=sum(sizes),
+        raw_bytes=sum(capture.raw_bytes for capture in captures),
+        captures=captures,
+    )
+
+
+def _capture(store: Path, capture: Capture) -> CaptureDescription:
+    about = capture.metadata
+    stored: dict[str, int] = {}
+    for name, file in walk(store / capture.id):
+        array = name.split("/", 1)[0]
+        stored[array] = stored.get(array, 0) + file.stat().st_size
+    arrays = [_array(capture, name, stored.get(name, 0)) for name in capture.names]
+    kinds = [layer.kind for layer in about.model.layers]
+    return CaptureDescription(
+        id=capture.id,
+        status=about.status,
+        error=about.error,
+        model=about.model.model_dump(mode="json", exclude={"layers", "config"}),
+        prompt=about.prompt,
+        completion=about.completion,
+        n_prompt=about.n_prompt,
+        n_generated=max(0, about.n_token - about.n_prompt),
+        n_token=about.n_token,
+        n_fed=about.n_fed,
+        committed=about.committed,
+        attention=about.attention,
+        lens=about.lens.name if about.lens else None,
+        layers={kind: kinds.count(kind) for kind in dict.fromkeys(kinds)},
+        sampling=about.sampling.model_dump(mode="json"),
+        device=about.device,
+        created=about.created,
+        versions=about.versions,
+        timings=about.timings,
+        self_checks=[check.model_dump(mode="json") for check in about.self_checks],
+        arrays=arrays,
+        absent=_absent(capture),
+        raw_bytes=sum(array.raw_bytes for array in arrays),
+        stored_bytes=sum(stored.values()),
+    )
+
+
+def _array(capture: Capture, name: str, stored: int) -> ArrayInfo:
+    found = capture.descriptions[name]
+    shape = capture.shape_of(name)
+    return ArrayInfo(
+        name=name,
+        axes={str(axis): size for axis, size in zip(found.axes, shape, strict=True)},
+        dtype=found.dtype,
+        unit=ARRAY[name].unit if name in ARRAY else "",
+        raw_bytes=raw_bytes(found.dtype, shape),
+        stored_bytes=stored,
+    )
+
+
+def _absent(capture: Capture) -> dict[str, str]:
+    about = capture.metadata
+    complete = about.status == "complete"
+    absent = {
+        spec.name: capture.why_absent(spec.name)
+        for spec in ARRAYS
+        if spec.name not in capture
+        and not wanted(spec, mode=about.attention, lens=about.lens is not None, complete=complete)
+    }
+    for layer in about.model.layers:
+        if layer.kind == "none":
+            absent[f"layer {layer.index}"] = "this layer has no attention"
+    if about.n_fed < about.n_token:
+        first, last = about.n_fed, about.n_token - 1
+        rows = f"row {last}" if first == last else f"rows {first} … {last}"
+        absent[rows] = "not fed to the model"
+    return absent

@@ -1,0 +1,123 @@
+"""How arrays are cut into chunks and shards. Pure: sizes in, shapes out.
+
+Chunks belong to the writer; a reader takes them from the array's metadata and assumes nothing. Two layouts of
+`attention_weight` follow the order in which rows arrive:
+
+- *rows*: one query row of as many layers and heads as fit 1 MiB is a chunk, so one picture reads one chunk;
+- *layers*: one layer is a shard, for prompts whose rows are too large to hold until the last layer is done.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+KIB, MIB = 1 << 10, 1 << 20
+KEY_BLOCK = 1024
+SHARD_ROWS = 64
+SHARD_BYTES = 64 * MIB
+ROW_CHUNK_BYTES = MIB
+LAYER_CHUNK_BYTES = 256 * KIB
+REDUCTION_CHUNK_BYTES = 64 * KIB
+SMALL_SHARD_BYTES = 4 * MIB
+LENS_TOKENS = 32
+LENS_SHARD_TOKENS = 512
+LIST_CHUNK = 16 * KIB
+BYTES_CHUNK = 64 * KIB
+
+AttentionOrder = Literal["rows", "layers"]
+
+
+@dataclass(frozen=True)
+class ChunkLayout:
+    """Shape of the inner chunk and, when the array is sharded, of the shard. The chunk divides the shard."""
+
+    chunk: tuple[int, ...]
+    shard: tuple[int, ...] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttentionLayout:
+    """Layout of `attention_weight` (layer, head, query, key), and the order in which its rows can be written."""
+
+    order: AttentionOrder
+    weight: ChunkLayout
+
+    @property
+    def shard_rows(self) -> int:
+        """Query rows in one shard."""
+        assert self.weight.shard is not None
+        return self.weight.shard[2]
+
+
+def even(length: int, most: int) -> int:
+    """The smallest block that cuts `length` into as few pieces as blocks of at most `most` do."""
+    return math.ceil(length / math.ceil(length / max(1, min(most, length))))
+
+
+def power_of_two(most: int, length: int) -> int:
+    """The largest power of two ≤ `most` that is not twice as long as `length` needs; at least 1."""
+    size = 1
+    while size * 2 <= most and size < length:
+        size *= 2
+    return size
+
+
+def _grow(chunk: tuple[int, ...], shape: tuple[int, ...], itemsize: int, limit: int, axes: tuple[int, ...],
+          rows: int, most_rows: int) -> tuple[int, ...]:  # fmt: skip
+    """Shard shape: whole multiples of `chunk` along `axes` in that order, then powers of two along axis `rows`."""
+    shard = list(chunk)
+    for axis in axes:
+        room = limit // (math.prod(shard) * itemsize)
+        shard[axis] *= even(math.ceil(shape[axis] / chunk[axis]), max(1, room))
+    room = limit // (math.prod(shard) * itemsize)
+    most = min(room, most_rows // chunk[rows])
+    shard[rows] *= power_of_two(most, math.ceil(shape[rows] / chunk[rows]))
+    return tuple(shard)
+
+
+def attention_layout(*, n_layer: int, n_head: int, n_prompt: int, capacity: int, key_rows_hold: int) -> AttentionLayout:
+    """Layout for a timeline of up to `capacity` tokens, `n_prompt` of which run in one pass.
+
+    `key_rows_hold` is the number of bytes of prompt rows that may wait in memory until the last layer is done; more
+    than that is written layer by layer.
+    """
+    shape = (n_layer, n_head, capacity, capacity)
+    keys = even(capacity, KEY_BLOCK)
+    if 2 * n_layer * n_head * n_prompt * n_prompt <= key_rows_hold:
+        heads = even(n_head, ROW_CHUNK_BYTES // (2 * keys))
+        layers = even(n_layer, ROW_CHUNK_BYTES // (2 * keys * heads))
+        chunk = (layers, heads, 1, keys)
+        shard = _grow(chunk, shape, 2, SHARD_BYTES, (3, 1, 0), rows=2, most_rows=SHARD_ROWS)
+        return AttentionLayout(order="rows", weight=ChunkLayout(chunk, shard))
+    heads = even(n_head, LAYER_CHUNK_BYTES // (2 * keys))
+    rows = power_of_two(min(8, LAYER_CHUNK_BYTES // (2 * keys * heads)), capacity)
+    chunk = (1, heads, rows, keys)
+    shard = _grow(chunk, shape, 2, SHARD_BYTES, (3, 1), rows=2, most_rows=SHARD_ROWS)
+    return AttentionLayout(order="layers", weight=ChunkLayout(chunk, shard))
+
+
+def reduction_layout(*, n_layer: int, generated: int, capacity: int) -> ChunkLayout:
+    """`attention_max` and `attention_mean` (generated, layer, key): one query of all layers is one small chunk."""
+    keys = even(capacity, KEY_BLOCK)
+    row = 2 * n_layer * keys
+    rows = power_of_two(min(8, REDUCTION_CHUNK_BYTES // row), generated)
+    chunk = (rows, n_layer, keys)
+    shape = (generated, n_layer, capacity)
+    return ChunkLayout(chunk, _grow(chunk, shape, 2, SMALL_SHARD_BYTES, (2,), rows=0, most_rows=SHARD_ROWS))
+
+
+def lens_layout(*, depths: int, capacity: int, ranks: int | None, itemsize: int = 4) -> ChunkLayout:
+    """Lens arrays (depth, token[, rank]): all depths and ranks of 32 tokens are one chunk."""
+    width = depths * (ranks or 1) * itemsize
+    tokens = power_of_two(min(LENS_TOKENS, SMALL_SHARD_BYTES // width), capacity)
+    tail = () if ranks is None else (ranks,)
+    chunk = (depths, tokens, *tail)
+    shape = (depths, capacity, *tail)
+    return ChunkLayout(chunk, _grow(chunk, shape, itemsize, SMALL_SHARD_BYTES, (), rows=1, most_rows=LENS_SHARD_TOKENS))
+
+
+def list_layout(length: int, chunk: int = LIST_CHUNK) -> ChunkLayout:
+    """One-dimensional arrays: one chunk while they are small, no shards."""
+    return ChunkLayout((max(1, min(length, chunk)),))

@@ -1,0 +1,244 @@
+"""An array of a capture with named axes, read lazily."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, SupportsIndex
+
+import numpy as np
+from numpy.typing import NDArray
+
+from attnlens.schemas.arrays import ARRAY, FILL
+from attnlens.schemas.errors import AbsentError, InputError
+
+if TYPE_CHECKING:
+    import zarr
+
+    from attnlens.store.reader import Capture
+
+Index = SupportsIndex | slice | Sequence[int] | NDArray[np.integer[Any]]
+ROW_AXES = ("query", "generated", "token")
+"""Axes whose rows a capture commits."""
+NOT_ROWS = frozenset({"token", "token_id", "token_text", "token_special", "query", "generated"})
+"""Arrays with such an axis that are known for every token, fed or not."""
+NEVER_FILL = frozenset({"attention_weight", "attention_max", "attention_mean", "lens_token", "lens_probability",
+                        "lens_entropy"})  # fmt: skip
+"""Arrays in which a committed row cannot hold the fill value, so that one there means a missing chunk."""
+
+
+class NamedArray:
+    """One array of a capture. Indexing reads it and returns a numpy array; nothing is kept.
+
+    Rows that are not committed are never shown: asked for by number they raise AbsentError, inside a slice they are
+    fill values (NaN, -1). An integer index removes its axis, as in numpy.
+    """
+
+    def __init__(
+        self, capture: Capture, name: str, array: zarr.Array[Any], folder: Path, shape: tuple[int, ...]
+    ) -> None:
+        self.name = name
+        self.axes: tuple[str, ...] = tuple(map(str, capture.descriptions[name].axes))
+        self.dtype = "string" if name in ARRAY and ARRAY[name].dtype == "string" else str(array.dtype)
+        self.shape = shape
+        self.unit: str = _unit(array)
+        self._capture = capture
+        self._array = array
+        self._folder = folder
+
+    def __repr__(self) -> str:
+        sizes = ", ".join(f"{axis} {size}" for axis, size in zip(self.axes, self.shape, strict=True))
+        return f"<{self.name} ({sizes}) {self.dtype}, {self.unit}>"
+
+    @property
+    def path(self) -> str:
+        """Where the array is in the store, as "0000/attention_weight"."""
+        return self._array.path
+
+    @property
+    def zarr(self) -> zarr.Array[Any]:
+        """The array as zarr sees it: not cut to the timeline, uncommitted rows and all."""
+        return self._array
+
+    @property
+    def chunks(self) -> tuple[int, ...]:
+        """Shape of what one read decodes."""
+        return self._array.chunks
+
+    @property
+    def files(self) -> tuple[int, ...]:
+        """Shape of what one file holds."""
+        return self._array.shards or self._array.chunks
+
+    def chunk_key(self, cell: Sequence[int]) -> str:
+        """Name of the file that holds a cell, as "c/0/0/3/0"."""
+        return self._array.metadata.encode_chunk_key(
+            tuple(at // size for at, size in zip(cell, self.files, strict=True))
+        )
+
+    def isel(self, **indices: Index) -> NDArray[Any]:
+        """Cells by position: `isel(layer=3, query=slice(0, 8))`. Axes not named are taken whole.
+
+        Raises:
+            InputError: no such axis, or a position outside it.
+            AbsentError: a position that is not committed.
+            StoreError: a chunk is damaged.
+        """
+        self._check_axes(indices)
+        return self[tuple(indices.get(axis, slice(None)) for axis in self.axes)]
+
+    def sel(self, **labels: Index) -> NDArray[Any]:
+        """Cells by the numbers of the coordinate arrays, which a cropped store keeps. Slices include their end.
+
+        Raises:
+            InputError: no such axis, or a number that the axis does not have.
+            AbsentError: a row that is not committed.
+            StoreError: a chunk is damaged.
+        """
+        self._check_axes(labels)
+        return self.isel(**{axis: self._positions(axis, label) for axis, label in labels.items()})
+
+    def __getitem__(self, index: Any) -> NDArray[Any]:
+        parts = self._expand(index if isinstance(index, tuple) else (index,))
+        selection: list[slice | NDArray[np.intp]] = []
+        dropped: list[int] = []
+        row, committed = self._row_axis()
+        for number, (part, size) in enumerate(zip(parts, self.shape, strict=True)):
+            cells = self._cells(part, number, size)
+            if number == row and not isinstance(part, slice) and max(cells, default=-1) >= committed:
+                raise AbsentError(self._absent(int(max(cells))))
+            if not isinstance(part, slice) and np.ndim(part) == 0:
+                dropped.append(number)
+            selection.append(_as_slice(cells))
+        values = self._read(tuple(selection), row, committed)
+        return values.reshape([size for number, size in enumerate(values.shape) if number not in dropped])
+
+    def _read(self, selection: tuple[slice | NDArray[np.intp], ...], row: int | None, committed: int) -> NDArray[Any]:
+        """Read committed rows; the others are fill values."""
+        from attnlens.store.chunks import missing_chunk, read
+        from attnlens.store.faults import damaged
+
+        shape = tuple(_count(part) for part in selection)
+        known = list(selection)
+        if row is not None:
+            part = known[row]
+            if isinstance(part, slice):
+                known[row] = slice(part.start, max(part.start, min(part.stop, committed)), part.step)
+        if 0 in (counts := tuple(_count(part) for part in known)):
+            return np.full(shape, self._fill(), self._array.dtype)
+        values = read(self._array, self._folder, tuple(known))
+        if self.name in NEVER_FILL and self._has_fill(values, known):
+            key = missing_chunk(self._array, self._folder, tuple(known))
+            raise damaged(self._array.path, key, reason="a committed row is missing from it")
+        if counts == shape:
+            return values
+        whole = np.full(shape, self._fill(), values.dtype)
+        whole[tuple(slice(0, count) for count in counts)] = values
+        return whole
+
+    def _has_fill(self, values: NDArray[Any], selection: list[slice | NDArray[np.intp]]) -> bool:
+        """Whether a cell that must hold data is missing. One column of each block of keys tells."""
+        if "layer" in self.axes:
+            layers = self._capture.attention_layers
+            axis = self.axes.index("layer")
+            part = selection[axis]
+            chosen = np.arange(self.shape[axis])[part]
+            values = values.compress(layers[chosen], axis=axis)
+        if self.axes[-1] == "key":
+            part = selection[-1]
+            columns = np.arange(self.shape[-1])[part]
+            _, first = np.unique(columns // self._array.chunks[-1], return_index=True)
+            values = values[..., first]
+        return bool((np.isnan(values) if values.dtype.kind == "f" else values == -1).any())
+
+    def _row_axis(self) -> tuple[int | None, int]:
+        """The axis along which rows are committed, and how many entries of it are."""
+        if self.name in NOT_ROWS:
+            return None, 0
+        for axis in ROW_AXES:
+            if axis in self.axes:
+                committed = self._capture.committed
+                if axis == "generated":
+                    committed = max(0, committed - self._capture.n_prompt + 1)
+                return self.axes.index(axis), committed
+        return None, 0
+
+    def _absent(self, position: int) -> str:
+        about = self._capture
+        if self.axes[self._row_axis()[0] or 0] == "generated":
+            position += about.n_prompt - 1
+        where = f"capture {about.id}: {self.name} has no row {position}"
+        if position >= about.n_fed:
+            return f"{where}: token {position} was not fed to the model ({about.n_fed} of {about.n_token} tokens were)"
+        return f"{where}: only {about.committed} rows were committed (status {about.status})"
+
+    def _fill(self) -> Any:
+        return FILL[ARRAY[self.name].dtype] if self.name in ARRAY else self._array.fill_value
+
+    def _expand(self, index: tuple[Any, ...]) -> tuple[Any, ...]:
+        """The index with one part for each axis."""
+        if sum(part is Ellipsis for part in index) > 1 or len([p for p in index if p is not Ellipsis]) > len(self.axes):
+            raise InputError(
+                f"{self.name} has {len(self.axes)} axes ({', '.join(self.axes)}), got {len(index)} indices"
+            )
+        at = next((number for number, part in enumerate(index) if part is Ellipsis), len(index))
+        before, after = index[:at], index[at + 1 :]
+        return (*before, *(slice(None),) * (len(self.axes) - len(before) - len(after)), *after)
+
+    def _cells(self, part: Any, number: int, size: int) -> NDArray[np.intp] | range:
+        """Positions that one part of an index selects."""
+        if isinstance(part, slice):
+            cells = range(*part.indices(size))
+            if cells.step < 1:
+                raise InputError(f"{self.name}: a slice along {self.axes[number]} must go forward")
+            return cells
+        chosen = np.asarray(part)
+        if chosen.dtype.kind not in "iu" and chosen.size:
+            raise InputError(f"{self.name}: index {part!r} along {self.axes[number]} is no position")
+        cells_list = np.atleast_1d(chosen).astype(np.intp)
+        wrong = cells_list[(cells_list < -size) | (cells_list >= size)]
+        if len(wrong):
+            raise InputError(f"{self.name}: {self.axes[number]} {int(wrong[0])} is outside 0 … {size - 1}")
+        return np.where(cells_list < 0, cells_list + size, cells_list)
+
+    def _positions(self, axis: str, label: Index) -> Index:
+        if axis not in self._capture.descriptions:
+            return label
+        numbers = self._capture[axis][:] if self.name != axis else np.asarray(self[:])
+        if isinstance(label, slice):
+            if label.step is not None:
+                raise InputError(f"{self.name}: a slice of numbers takes no step")
+            low = 0 if label.start is None else int(np.searchsorted(numbers, label.start, "left"))
+            high = len(numbers) if label.stop is None else int(np.searchsorted(numbers, label.stop, "right"))
+            return slice(low, high)
+        wanted = np.asarray(label)
+        found = np.searchsorted(numbers, wanted)
+        bad = (found >= len(numbers)) | (numbers[np.minimum(found, len(numbers) - 1)] != wanted)
+        if bad.any():
+            missing = int(np.atleast_1d(wanted)[np.atleast_1d(bad)][0])
+            raise InputError(f"{self.name}: no {axis} {missing}, there are {numbers[0]} … {numbers[-1]}")
+        return operator.index(found) if found.ndim == 0 else found
+
+    def _check_axes(self, names: Mapping[str, Index]) -> None:
+        for name in names:
+            if name not in self.axes:
+                raise InputError(f"{self.name} has no axis {name!r}; it has {', '.join(self.axes)}")
+
+
+def _unit(array: zarr.Array[Any]) -> str:
+    ours = array.attrs.asdict().get("attnlens", {})
+    return str(ours.get("unit", "")) if isinstance(ours, dict) else ""
+
+
+def _as_slice(cells: NDArray[np.intp] | range) -> slice | NDArray[np.intp]:
+    """Positions as a slice where they are evenly spaced."""
+    if isinstance(cells, range):
+        return slice(cells.start, cells.stop if len(cells) else cells.start, cells.step)
+    if len(cells) == 1 or (len(cells) and (np.diff(cells) == 1).all()):
+        return slice(int(cells[0]), int(cells[-1]) + 1, 1)
+    return cells
+
+
+def _count(part: slice | NDArray[np.intp]) -> int:
+    return len(range(part.start, part.stop, part.step)) if isinstance(part, slice) else len(part)

@@ -1,0 +1,311 @@
+"""Reading a store. Metadata are read when asked for and zarr is imported with the first array, so opening is fast."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from functools import cached_property
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from attnlens.schemas.arrays import ARRAY
+from attnlens.schemas.errors import AbsentError, StoreError
+from attnlens.schemas.metadata import CaptureMetadata, Status, StoreMetadata
+from attnlens.schemas.problems import Problem, summary
+from attnlens.schemas.validate import ArrayDescription, validate_capture
+from attnlens.schemas.version import NAMESPACE
+from attnlens.store.attention import Attention, attention_of
+from attnlens.store.descriptions import Limits, describe_array
+from attnlens.store.files import GROUP_DOCUMENT, read_document
+from attnlens.store.named import NamedArray
+from attnlens.store.root import read_root
+
+if TYPE_CHECKING:
+    from zarr.storage import LocalStore
+
+ARRAY_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
+
+
+def open_store(path: str | PathLike[str], *, limits: Limits | None = None) -> Store:
+    """Open the store at `path` for reading. A store that is being written may be opened at any moment.
+
+    Raises:
+        StoreError: `path` is not a store, is damaged, or has another format version.
+    """
+    return Store(Path(path), read_root(Path(path)), limits or Limits())
+
+
+class Store:
+    """A store: a sequence of captures, by number or by name."""
+
+    def __init__(self, path: Path, metadata: StoreMetadata, limits: Limits) -> None:
+        self.path = path
+        self.metadata = metadata
+        self._limits = limits
+        self._captures: dict[str, Capture] = {}
+
+    def __repr__(self) -> str:
+        return f"<Store {self.path}: {', '.join(self.ids) or 'no captures'}>"
+
+    @cached_property
+    def ids(self) -> list[str]:
+        """Names of the captures that have begun."""
+        return [name for name in self.metadata.planned if (self.path / name / GROUP_DOCUMENT).exists()]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __iter__(self) -> Iterator[Capture]:
+        return (self[name] for name in self.ids)
+
+    def __getitem__(self, key: int | str) -> Capture:
+        """A capture.
+
+        Raises:
+            AbsentError: there is none of that name or number.
+            StoreError: its metadata are damaged.
+        """
+        if isinstance(key, str):
+            name = key
+        elif -len(self.ids) <= key < len(self.ids):
+            name = self.ids[key]
+        else:
+            raise AbsentError(f"{self.path} has {len(self.ids)} captures, there is no number {key}")
+        if name not in self.ids:
+            raise AbsentError(f"{self.path} has no capture {name!r}; it has {', '.join(self.ids) or 'none'}")
+        if name not in self._captures:
+            self._captures[name] = Capture(self.path, name, self._limits)
+        return self._captures[name]
+
+
+class Capture:
+    """One prompt and what the model said, as it was committed when this object was made."""
+
+    def __init__(self, store: Path, name: str, limits: Limits) -> None:
+        self.id = name
+        self._path = store
+        attributes, documents, problems = read_capture(store, name, limits)
+        self.descriptions = {key: describe_array(document, limits) for key, document in documents.items()}
+        problems = problems or validate_capture(attributes, self.descriptions, where=name)
+        if problems:
+            raise StoreError(f"{store}: {summary(problems)}; run `lens verify`")
+        self.metadata = CaptureMetadata.model_validate(attributes[NAMESPACE])
+        self._documents = documents
+        self._arrays: dict[str, NamedArray] = {}
+
+    def __repr__(self) -> str:
+        about = f"{self.status}, {self.n_token} tokens, {self.committed} rows"
+        return f"<Capture {self.id}: {about}, {self.metadata.model.id}>"
+
+    @property
+    def status(self) -> Status:
+        """Planned, partial, complete or failed."""
+        return self.metadata.status
+
+    @property
+    def n_prompt(self) -> int:
+        """Tokens of the prompt."""
+        return self.metadata.n_prompt
+
+    @property
+    def n_token(self) -> int:
+        """Length of the timeline, prompt and generated tokens together."""
+        return self.metadata.n_token
+
+    @property
+    def n_fed(self) -> int:
+        """Tokens that went through the model."""
+        return self.metadata.n_fed
+
+    @property
+    def committed(self) -> int:
+        """Rows that are safe in every array."""
+        return self.metadata.committed
+
+    @cached_property
+    def token_id(self) -> NDArray[np.int32]:
+        """Vocabulary ids (token)."""
+        return self["token_id"][:]
+
+    @cached_property
+    def token_text(self) -> list[str]:
+        """Display text of each token."""
+        return [str(text) for text in self["token_text"][:]]
+
+    @cached_property
+    def token_special(self) -> NDArray[np.bool_]:
+        """Whether the tokenizer calls the token special (token)."""
+        return self["token_special"][:]
+
+    def token_bytes(self, token: int) -> bytes:
+        """The exact bytes of one token.
+
+        Raises:
+            AbsentError: the timeline has no such token.
+        """
+        if not 0 <= token < self.n_token:
+            raise AbsentError(f"capture {self.id} has no token {token}, its timeline is 0 … {self.n_token - 1}")
+        start, stop = self._byte_offset[token], self._byte_offset[token + 1]
+        return self._bytes[start:stop].tobytes()
+
+    @cached_property
+    def vocabulary(self) -> Mapping[int, str]:
+        """Display text of every token id that the lens arrays use.
+
+        Raises:
+            AbsentError: the capture has no lens.
+        """
+        ids, texts = self["vocabulary_id"][:], self["vocabulary_text"][:]
+        known = ids >= 0
+        return {int(number): str(text) for number, text in zip(ids[known], texts[known], strict=True)}
+
+    @cached_property
+    def attention(self) -> Attention:
+        """Rows of attention.
+
+        Raises:
+            AbsentError: the capture has none.
+        """
+        return attention_of(self)
+
+    @cached_property
+    def attention_layers(self) -> NDArray[np.bool_]:
+        """Which layers have attention (layer)."""
+        return np.asarray([layer.kind != "none" for layer in self.metadata.model.layers], np.bool_)
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the arrays."""
+        return sorted(self.descriptions)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.descriptions
+
+    def __getitem__(self, name: str) -> NamedArray:
+        """An array, read lazily, cut to the timeline.
+
+        Raises:
+            AbsentError: the capture does not have it; the reason is named.
+            StoreError: its metadata are damaged.
+        """
+        if name not in self.descriptions:
+            raise AbsentError(f"capture {self.id} has no {name}: {self.why_absent(name)}")
+        if name not in self._arrays:
+            self._arrays[name] = self._open(name)
+        return self._arrays[name]
+
+    def _open(self, name: str) -> NamedArray:
+        import zarr
+        from zarr.storage import StorePath
+
+        from attnlens.store.faults import DECODE_ERRORS
+
+        try:
+            document = {**self._documents[name], "storage_transformers": ()}
+            array = zarr.Array.from_dict(StorePath(self._zarr_store, f"{self.id}/{name}"), document)
+        except DECODE_ERRORS as error:
+            raise StoreError(f"{self.id}/{name}: zarr.json is damaged ({error}); run `lens verify`") from error
+        return NamedArray(self, name, array, self._path, self.shape_of(name))
+
+    def shape_of(self, name: str) -> tuple[int, ...]:
+        """Shape of an array of this capture, cut to the timeline."""
+        found = self.descriptions[name]
+        return tuple(self._length(axis, size) for axis, size in zip(found.axes, found.shape, strict=True))
+
+    def _length(self, axis: str | None, size: int) -> int:
+        """How much of an axis is known: arrays of a capture that is not complete may be longer."""
+        match axis:
+            case "token" | "query" | "key":
+                return min(size, self.n_token)
+            case "generated":
+                return min(size, max(0, self.n_token - self.n_prompt + 1))
+            case "edge":
+                return min(size, self.n_token + 1)
+            case _:
+                return size
+
+    def why_absent(self, name: str) -> str:
+        """Why the capture does not have an array."""
+        about = self.metadata
+        if name not in ARRAY:
+            return f"there is no such array; it has {', '.join(self.names)}"
+        match ARRAY[name].presence:
+            case "lens" if about.lens is None:
+                return f"it was captured without a lens ({about.lens_absent or 'no reason given'})"
+            case "attention" | "dense" if about.attention is None:
+                return f"it was captured without attention ({about.attention_absent or 'no reason given'})"
+            case "dense" if about.attention != "dense":
+                return f"attention was captured in mode {about.attention}"
+            case _:
+                return f"the capture is {about.status}"
+
+    @cached_property
+    def _zarr_store(self) -> LocalStore:
+        from zarr.storage import LocalStore
+
+        return LocalStore(self._path, read_only=True)
+
+    @cached_property
+    def _byte_offset(self) -> NDArray[np.int32]:
+        offset = self["token_byte_offset"][:]
+        if (np.diff(offset, prepend=0) < 0).any():
+            raise StoreError(f"{self.id}/token_byte_offset: offsets do not grow; run `lens verify`")
+        return offset
+
+    @cached_property
+    def _bytes(self) -> NDArray[np.uint8]:
+        return self["token_bytes"][: int(self._byte_offset[-1])]
+
+
+def read_capture(
+    store: Path, name: str, limits: Limits
+) -> tuple[dict[str, Any], dict[str, dict[str, Any]], list[Problem]]:
+    """Attributes of a capture's group, the zarr.json of each of its arrays, and what is wrong with them.
+
+    The group's consolidated metadata are used where it has some. Arrays with problems are left out.
+    """
+    problems: list[Problem] = []
+    try:
+        document = read_document(store / name)
+    except (OSError, ValueError, RecursionError) as error:
+        reason = getattr(error, "strerror", None) or error
+        return (
+            {},
+            {},
+            [Problem(where=f"{name}/{GROUP_DOCUMENT}", kind="metadata", message=f"cannot be read ({reason})")],
+        )
+    attributes = document.get("attributes")
+    if document.get("node_type") != "group" or not isinstance(attributes, dict):
+        return (
+            {},
+            {},
+            [Problem(where=f"{name}/{GROUP_DOCUMENT}", kind="metadata", message="is no group with attributes")],
+        )
+    found: dict[str, dict[str, Any]] = {}
+    for key, text in _array_documents(store / name, document):
+        try:
+            if not ARRAY_NAME.fullmatch(key):
+                raise ValueError("is no name of an array")
+            read = text if isinstance(text, dict) else read_document(store / name / key)
+            describe_array(read, limits)
+        except (OSError, ValueError, RecursionError) as error:
+            reason = getattr(error, "strerror", None) or error
+            problems.append(Problem(where=f"{name}/{key}", kind="array", message=str(reason)))
+        else:
+            found[key] = read
+    return attributes, found, problems
+
+
+def _array_documents(folder: Path, document: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    """Names of the arrays, each with its zarr.json where the group's document holds it."""
+    consolidated = document.get("consolidated_metadata")
+    if isinstance(consolidated, Mapping) and isinstance(consolidated.get("metadata"), Mapping):
+        return sorted((str(key), value) for key, value in consolidated["metadata"].items())
+    return [(path.parent.name, None) for path in sorted(folder.glob(f"*/{GROUP_DOCUMENT}"))]
+
+
+__all__ = ["ArrayDescription", "Capture", "Limits", "Store", "open_store", "read_capture"]

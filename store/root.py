@@ -1,0 +1,132 @@
+"""The store's own zarr.json, and what may be done to the path it is at."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from attnlens.schemas.errors import InputError, StoreError
+from attnlens.schemas.metadata import CaptureMetadata, IndexEntry, StoreMetadata
+from attnlens.schemas.problems import summary
+from attnlens.schemas.validate import CAPTURE_NAME, validate_store
+from attnlens.schemas.version import FORMAT, NAMESPACE
+from attnlens.store.files import GROUP_DOCUMENT, clean, group_document, read_document, write_document
+from attnlens.store.manifest import document_digest
+
+CONSOLIDATED_BYTES = 1 << 20
+"""The most that is copied into the store's zarr.json; some thirty captures."""
+
+
+def check_free(path: Path) -> None:
+    """Refuse a path where something is.
+
+    Raises:
+        InputError: something is there.
+    """
+    if path.exists() or path.is_symlink():
+        if path.is_dir() and not any(path.iterdir()):
+            return
+        raise InputError(f"{path} exists: give another -o, or --append to add a capture to it, or --overwrite")
+
+
+def replaceable(path: Path) -> None:
+    """Refuse to overwrite what is not an attnlens store, or a store folder that holds other things as well.
+
+    Raises:
+        InputError: deleting `path` could delete what attnlens never wrote.
+    """
+    refusal = f"will not overwrite {path}: it is not an attnlens store"
+    try:
+        attributes = read_document(path).get("attributes", {})
+    except (OSError, ValueError):
+        raise InputError(f"{refusal}; give another -o") from None
+    ours = attributes.get(NAMESPACE) if isinstance(attributes, dict) else None
+    if not isinstance(ours, dict) or ours.get("format") != FORMAT:
+        raise InputError(f"{refusal}; give another -o")
+    for entry in sorted(path.iterdir()):
+        capture = CAPTURE_NAME.fullmatch(entry.name) and entry.is_dir() and not entry.is_symlink()
+        if not capture and entry.name != GROUP_DOCUMENT and not entry.name.endswith(".partial"):
+            raise InputError(
+                f"will not overwrite {path}: it also holds {entry.name}; move that away, or give another -o"
+            )
+
+
+def read_root(path: Path) -> StoreMetadata:
+    """The metadata of the store at `path`.
+
+    Raises:
+        StoreError: `path` is not a store of this version, or its metadata is damaged.
+    """
+    if not path.exists():
+        raise StoreError(f"{path}: no such store")
+    if not path.is_dir():
+        raise StoreError(f"{path} is a file; a store is a folder with a zarr.json")
+    try:
+        document = read_document(path)
+    except FileNotFoundError:
+        raise StoreError(f"{path} is not a store: it has no zarr.json") from None
+    except OSError as error:
+        raise StoreError(f"{path}: cannot read zarr.json ({error.strerror or error})") from None
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError, ValueError) as error:
+        raise StoreError(f"{path}: zarr.json is damaged ({error})") from None
+    if document.get("zarr_format") != 3 or document.get("node_type") != "group":
+        found = f"{document.get('node_type')!r} of Zarr {document.get('zarr_format')!r}"
+        raise StoreError(f"{path} is not an attnlens store: its zarr.json describes {found}, expected a Zarr 3 group")
+    attributes = document.get("attributes")
+    if not isinstance(attributes, dict) or NAMESPACE not in attributes:
+        raise StoreError(f"{path} is a Zarr group, but not an attnlens store (it has no attribute {NAMESPACE!r})")
+    problems = validate_store(attributes)
+    if problems:
+        raise StoreError(f"{path}: {summary(problems)}")
+    return StoreMetadata.model_validate(attributes[NAMESPACE])
+
+
+def write_root(path: Path, metadata: StoreMetadata, *, running: bool) -> StoreMetadata:
+    """Replace the store's zarr.json atomically; the metadata returned has the new digest.
+
+    While a capture is `running` nothing is consolidated, because zarr would then not see the arrays that grow.
+    """
+    values = clean(metadata.model_dump(mode="json", exclude={"digest"}))
+    document = group_document({NAMESPACE: values}, None if running else consolidated(path, metadata.planned))
+    values["digest"] = document_digest(document)
+    write_document(path, document)
+    return StoreMetadata.model_validate(values)
+
+
+def consolidated(path: Path, planned: Sequence[str]) -> dict[str, Any] | None:
+    """The zarr.json of every capture and array by its path, or None when that is too much for one file.
+
+    A copy for clients that look for it at the root, such as xarray. Our own reader takes that of each capture.
+    """
+    found: dict[str, Any] = {}
+    size = 0
+    for name in planned:
+        for file in sorted((path / name).glob(f"*/{GROUP_DOCUMENT}")):
+            document = file.read_bytes()
+            size += len(document)
+            found[f"{name}/{file.parent.name}"] = json.loads(document)
+        try:
+            group = read_document(path / name)
+        except FileNotFoundError:
+            continue
+        found[name] = {**group, "consolidated_metadata": group_document({}, {})["consolidated_metadata"]}
+        size += len(json.dumps(found[name]))
+        if size > CONSOLIDATED_BYTES:
+            return None
+    return dict(sorted(found.items()))
+
+
+def root_entries(path: Path, planned: Sequence[str]) -> list[IndexEntry]:
+    """The derived index: one entry for each planned capture whose metadata can be read."""
+    entries = []
+    for name in planned:
+        try:
+            about = CaptureMetadata.model_validate(read_document(path / name)["attributes"][NAMESPACE])
+        except (OSError, LookupError, TypeError, ValueError, ValidationError):
+            continue
+        entries.append(IndexEntry.model_validate({key: getattr(about, key) for key in IndexEntry.model_fields}))
+    return entries

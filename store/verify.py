@@ -1,0 +1,127 @@
+"""Checking a store without the model: format, bytes, chunks, and whether the values can be what they claim to be."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+from attnlens.progress import Progress, Silent
+from attnlens.schemas.errors import AttnlensError
+from attnlens.schemas.metadata import StoreMetadata
+from attnlens.schemas.problems import Problem
+from attnlens.schemas.validate import CAPTURE_NAME, validate_capture
+from attnlens.store.check_attention import check_attention
+from attnlens.store.check_files import check_chunks, check_consolidated, check_digest, check_manifest
+from attnlens.store.check_lens import check_lens
+from attnlens.store.check_tokens import check_tokens
+from attnlens.store.descriptions import Limits, describe_array
+from attnlens.store.files import read_document
+from attnlens.store.findings import Findings
+from attnlens.store.reader import Store, open_store, read_capture
+from attnlens.store.root import root_entries
+
+
+@dataclass(frozen=True, kw_only=True)
+class VerifyReport:
+    """What `verify` found. `checked`: how many of what was looked at; `captures`: name → status."""
+
+    path: str
+    problems: list[Problem]
+    checked: dict[str, int]
+    captures: dict[str, str]
+
+    @property
+    def passed(self) -> bool:
+        """Whether nothing is wrong."""
+        return not self.problems
+
+    def to_json(self) -> dict[str, Any]:
+        """The report as JSON values."""
+        problems = [{"where": p.where, "kind": p.kind, "message": p.message} for p in self.problems]
+        return {"path": self.path, "passed": self.passed, "captures": self.captures,
+                "checked": self.checked, "problems": problems}  # fmt: skip
+
+
+def verify(path: str | PathLike[str], *, progress: Progress | None = None) -> VerifyReport:
+    """Check everything in the store at `path`, and report every problem at once.
+
+    A capture that is not complete is checked as far as it was committed.
+
+    Raises:
+        StoreError: `path` is not a store of this format version, so that there is nothing to check.
+    """
+    progress = progress or Silent()
+    findings = Findings()
+    store = open_store(path)
+    _check_root(store.path, store.metadata, findings)
+    captures: dict[str, str] = {}
+    for name in store.ids:
+        captures[name] = _check_capture(store, name, findings, progress)
+    progress.end()
+    return VerifyReport(path=str(path), problems=findings.problems(), checked=findings.checked, captures=captures)
+
+
+def _check_root(path: Path, about: StoreMetadata, findings: Findings) -> None:
+    """The store's own metadata: their digest, and that the index says what the captures say."""
+    check_digest(read_document(path), "", findings)
+    present = {entry.name for entry in path.iterdir() if entry.is_dir()}
+    for name in sorted(present - set(about.planned)):
+        problem = (
+            "is a capture that the store does not list" if CAPTURE_NAME.fullmatch(name) else "is not of the format"
+        )
+        findings.add(name, "format", problem)
+    current = {entry.id: entry for entry in root_entries(path, about.planned)}
+    for entry in about.index or []:
+        if entry.id not in current:
+            findings.add(entry.id, "metadata", "the store's index lists it, but it cannot be read")
+        elif entry != current[entry.id]:
+            findings.add(entry.id, "metadata", "differs from what the store's index says of it")
+
+
+def _check_capture(store: Store, name: str, findings: Findings, progress: Progress) -> str:
+    """One capture; returns its status."""
+    limits = Limits()
+    attributes, documents, problems = read_capture(store.path, name, limits)
+    descriptions = {key: describe_array(document, limits) for key, document in documents.items()}
+    if attributes:
+        problems += [
+            problem
+            for problem in validate_capture(attributes, descriptions, where=name)
+            if problem.where not in {known.where for known in problems}
+        ]
+    findings.count("arrays", len(documents))
+    findings.extend(problems)
+    if not attributes:
+        return "damaged"
+    document = read_document(store.path / name)
+    check_digest(document, name, findings)
+    if problems:
+        return "damaged"
+    check_consolidated(store.path / name, document, findings)
+    capture = store[name]
+    if capture.status == "complete":
+        check_manifest(store.path, capture, findings, progress)
+    if capture.status != "planned":
+        whole = _check_arrays(store, name, findings, progress)
+        check_tokens(capture, findings)
+        if "attention_weight" in whole:
+            check_attention(capture, findings, progress)
+        check_lens(capture, findings, progress)
+    return capture.status
+
+
+def _check_arrays(store: Store, name: str, findings: Findings, progress: Progress) -> set[str]:
+    """Decode every file of every array; returns the names of the arrays that could be opened."""
+    capture, opened = store[name], set()
+    progress.stage(f"{name} chunks", None, "files")
+    for key in capture.names:
+        try:
+            array = capture[key]
+        except AttnlensError as error:
+            findings.add(f"{name}/{key}", "array", str(error))
+            continue
+        opened.add(key)
+        check_chunks(array.zarr, findings, progress)
+    return opened

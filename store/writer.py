@@ -1,0 +1,285 @@
+"""Writing a store: the model's thread hands rows over and goes on; another thread writes and commits them."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
+from os import PathLike
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from attnlens import __version__
+from attnlens.schemas.errors import InputError, StoreError
+from attnlens.schemas.metadata import CaptureMetadata, StoreMetadata
+from attnlens.schemas.validate import CAPTURE_NAME
+from attnlens.store.commit import CaptureFile
+from attnlens.store.faults import write_error
+from attnlens.store.layout import MIB
+from attnlens.store.queue import ByteQueue
+from attnlens.store.root import check_free, read_root, replaceable, root_entries, write_root
+
+COMMIT_ROWS = 8
+COMMIT_SECONDS = 2.0
+Job = Callable[[CaptureFile], None]
+
+
+class StoreWriter:
+    """A store being written, one capture after another. Nothing is on disk before the first capture begins."""
+
+    def __init__(self, path: Path, metadata: StoreMetadata, *, exists: bool, replace: bool) -> None:
+        self.path = path
+        self._metadata = metadata
+        self._exists = exists
+        self._replace = replace
+
+    @classmethod
+    def create(cls, path: str | PathLike[str], *, overwrite: bool = False, append: bool = False) -> StoreWriter:
+        """Prepare a new store at `path`, or `append` to the one that is there, or `overwrite` it.
+
+        Raises:
+            InputError: something is at `path` and neither was asked for, or it is not an attnlens store.
+            StoreError: the store to append to has another format version or is damaged.
+        """
+        target = Path(path)
+        target = target.resolve() if target.is_symlink() else target
+        if append and target.exists():
+            return cls(target, read_root(target), exists=True, replace=False)
+        if overwrite and target.exists():
+            replaceable(target)
+        else:
+            check_free(target)
+        created = datetime.now(UTC).isoformat(timespec="seconds")
+        metadata = StoreMetadata(created=created, writer=f"attnlens {__version__}", planned=[])
+        return cls(target, metadata, exists=False, replace=overwrite and target.exists())
+
+    def new_id(self) -> str:
+        """Name of the next capture's group: "0000", "0001", …"""
+        taken = list(self._metadata.planned)
+        if self._exists:
+            taken += [entry.name for entry in self.path.iterdir()]
+        numbers = [int(name) for name in taken if CAPTURE_NAME.fullmatch(name)]
+        return f"{max(numbers, default=-1) + 1:04d}"
+
+    def capture(
+        self,
+        metadata: CaptureMetadata,
+        *,
+        capacity: int,
+        key_rows_hold: int = 64 * MIB,
+        buffer_bytes: int = 64 * MIB,
+    ) -> CaptureWriter:
+        """Begin a capture of up to `capacity` tokens, planned on disk when this returns.
+
+        Args:
+            metadata: Status "planned", `id` from `new_id`.
+            capacity: Prompt and new tokens together; arrays are cut to the real length at the end.
+            key_rows_hold: Bytes of prompt rows that may wait in memory for their last layer.
+            buffer_bytes: Bytes that may wait in the queue before the model has to.
+
+        Raises:
+            InputError: the path was taken meanwhile, or `capacity` is shorter than the prompt.
+            StoreError: the disk refuses.
+        """
+        if metadata.status != "planned" or metadata.committed:
+            raise InputError(f"capture {metadata.id} begins with status {metadata.status}, expected planned")
+        if capacity < metadata.n_prompt:
+            raise InputError(f"capacity {capacity} is less than the prompt's {metadata.n_prompt} tokens")
+        if metadata.id != self.new_id():
+            raise InputError(f"capture id {metadata.id} is not the next one of {self.path}, {self.new_id()}")
+        try:
+            aside = self._open(metadata.id)
+            file = CaptureFile(self.path, metadata, capacity=capacity, key_rows_hold=key_rows_hold)
+            if aside is not None:
+                shutil.rmtree(aside)
+        except OSError as error:
+            raise write_error(error, self.path, 0) from error
+        return CaptureWriter(file, self._index, buffer_bytes)
+
+    def _open(self, new: str) -> Path | None:
+        """Put the store's folder and its zarr.json in place; the store it replaces is moved to the path returned."""
+        aside: Path | None = None
+        if not self._exists:
+            if self._replace:
+                aside = self.path.with_name(f".{self.path.name}.{time.time_ns()}.replaced")
+                self.path.rename(aside)
+            check_free(self.path)
+            self.path.mkdir(parents=True, exist_ok=True)
+        changed = self._metadata.model_copy(update={"planned": [*self._metadata.planned, new]})
+        self._metadata = write_root(self.path, changed, running=True)
+        self._exists = True
+        return aside
+
+    def _index(self) -> None:
+        """Bring the list of captures in the store's zarr.json up to date."""
+        entries = root_entries(self.path, self._metadata.planned)
+        self._metadata = write_root(self.path, self._metadata.model_copy(update={"index": entries}), running=False)
+
+
+class CaptureWriter:
+    """One capture being written. Calls copy nothing and return at once, unless the queue is full.
+
+    Arrays that are handed over must not be changed afterwards. Every call raises StoreError once writing has failed.
+    As a context manager: leaving it on an exception, or without `finish`, keeps what was committed and says so.
+    """
+
+    def __init__(self, file: CaptureFile, index: Callable[[], None], buffer_bytes: int) -> None:
+        self._file = file
+        self._index = index
+        self._queue: ByteQueue[Job | None] = ByteQueue(buffer_bytes)
+        self._error: BaseException | None = None
+        self._ended = False
+        self._thread = threading.Thread(target=self._run, name="attnlens-writer", daemon=True)
+        self._thread.start()
+
+    @property
+    def committed(self) -> int:
+        """Rows that are safe on disk."""
+        return self._file.metadata.committed
+
+    @property
+    def bytes_written(self) -> int:
+        """Bytes written so far; a tail that is written again counts again."""
+        return self._file.bytes_written
+
+    @property
+    def queue_bytes(self) -> int:
+        """Bytes that wait to be written."""
+        return self._queue.bytes
+
+    @property
+    def metadata(self) -> CaptureMetadata:
+        """The metadata as it is on disk."""
+        return self._file.metadata
+
+    def tokens(self, ids: Sequence[int], texts: Sequence[str], raw: Sequence[bytes], special: Sequence[bool]) -> None:
+        """Append tokens to the timeline: id, display text, exact bytes, whether special."""
+        if not len(ids) == len(texts) == len(raw) == len(special):
+            raise ValueError(f"tokens: {len(ids)} ids, {len(texts)} texts, {len(raw)} bytes, {len(special)} flags")
+        self._put(lambda file: file.tokens(ids, texts, raw, special), 64 * len(ids))
+
+    def vocabulary(self, ids: Sequence[int], texts: Sequence[str]) -> None:
+        """Append vocabulary entries. Each id is sent once, before the lens rows that use it are committed."""
+        if len(ids) != len(texts):
+            raise ValueError(f"vocabulary: {len(ids)} ids, {len(texts)} texts")
+        self._put(lambda file: file.vocabulary(ids, texts), 64 * len(ids))
+
+    def attention(self, layer: int, first_query: int, first_key: int, weights: NDArray[np.float16]) -> None:
+        """Attention of one layer: `weights` (head, query, key), float16.
+
+        Rows first_query …, columns first_key …; all other columns of these rows are 0. A row of a layer comes in one
+        call with all its heads.
+        """
+        self._put(lambda file: file.attention(layer, first_query, first_key, weights), weights.nbytes)
+
+    def reductions(
+        self,
+        layer: int,
+        first_query: int,
+        first_key: int,
+        maximum: NDArray[np.float16],
+        mean: NDArray[np.float16],
+    ) -> None:
+        """Maximum and mean over heads (query, key), float16, of queries ≥ n_prompt - 1."""
+        size = maximum.nbytes + mean.nbytes
+        self._put(lambda file: file.reductions(layer, first_query, first_key, maximum, mean), size)
+
+    def lens(self, first_token: int, depths: slice, arrays: Mapping[str, NDArray[Any]]) -> None:
+        """What the lens reads: lens_token, lens_probability (depth, token, rank), lens_entropy, next_rank,
+        next_probability (depth, token), of tokens first_token … and the depths named.
+        """
+        size = sum(values.nbytes for values in arrays.values())
+        self._put(lambda file: file.lens(first_token, depths, arrays), size)
+
+    def model_probability(self, first_token: int, values: NDArray[np.float32]) -> None:
+        """The probability (token) that the model's own output gave to the token that came next."""
+        self._put(lambda file: file.model_probability(first_token, values), values.nbytes)
+
+    def rows(self, count: int) -> None:
+        """Everything of rows < `count` has been handed over; they may be committed."""
+        self._put(lambda file: file.rows(count), 0)
+
+    def finish(self, metadata_update: Mapping[str, Any] | None = None) -> None:
+        """Write everything, mark the capture complete with these metadata fields, update the store's index.
+
+        Raises:
+            StoreError: it could not all be written; what was committed is kept.
+        """
+        update = dict(metadata_update or {})
+        self._put(lambda file: file.finish(update), 0)
+        self._end()
+        if self._error is not None:
+            raise self._error
+
+    def fail(self, message: str) -> None:
+        """Commit what was handed over, keep it, record `message`. Does nothing after `finish`; never raises."""
+        if not self._ended:
+            self._queue.put(lambda file: self._abandon(file, message), 0)
+            self._end()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is None:
+            self.fail("the capture ended early")
+        elif isinstance(error, KeyboardInterrupt):
+            self.fail("interrupted")
+        else:
+            self.fail(f"{type(error).__name__}: {error}")
+
+    def _put(self, job: Job, size: int) -> None:
+        if self._ended:
+            raise self._error or StoreError(f"capture {self._file.metadata.id} is closed")
+        if not self._queue.put(job, size):
+            self._end()
+            raise self._error or StoreError(f"capture {self._file.metadata.id} is closed")
+
+    def _end(self) -> None:
+        self._queue.put(None, 0)
+        self._thread.join()
+        self._ended = True
+
+    def _run(self) -> None:
+        """The writing thread: take jobs, commit in time, stop at None or at the first error."""
+        file = self._file
+        try:
+            while True:
+                wait = None if file.oldest is None else max(0.0, file.oldest + COMMIT_SECONDS - time.monotonic())
+                with contextlib.suppress(TimeoutError):
+                    job = self._queue.get(wait)
+                    if job is None:
+                        break
+                    job(file)
+                due = file.oldest is not None and time.monotonic() - file.oldest >= COMMIT_SECONDS
+                # At multiples of 8, where chunks of several rows end, so that none is written twice.
+                if due or file.fed // COMMIT_ROWS > file.metadata.committed // COMMIT_ROWS:
+                    file.commit()
+            self._index()
+        except Exception as error:  # noqa: BLE001 - handed to the model's thread, whatever it is
+            self._error = write_error(error, file.folder.parent, file.metadata.committed)
+            self._give_up(str(self._error))
+        finally:
+            self._queue.close()
+
+    def _abandon(self, file: CaptureFile, message: str) -> None:
+        if file.metadata.status != "complete":
+            file.commit()
+            file.abandon(message)
+
+    def _give_up(self, message: str) -> None:
+        """After an error: say in the store what happened, if the disk still lets us."""
+        try:
+            self._file.abandon(message)
+            self._index()
+        except (OSError, ValueError):
+            return

@@ -1,0 +1,87 @@
+"""Every token becomes one line of visible characters."""
+
+from __future__ import annotations
+
+import unicodedata
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from attnlens.render.text import legible, legible_bytes
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("sister", "sister"),
+        (" sister", "·sister"),
+        ("a b", "a b"),
+        ("a  b ", "a··b·"),
+        (" ", "<space>"),
+        ("  ", "<space×2>"),
+        (" " * 300, "<space×300>"),
+        ("a" + " " * 16 + "b", "a<space×16>b"),
+        ("\n", r"\n"),
+        ("\r\n\t", r"\r\n\t"),
+        ("\x00\x1b\x7f", "<00><1B><7F>"),
+        ("\x85", "<U+0085>"),
+        ("a\u200bb", "a<U+200B>b"),
+        ("\u202eabc", "<U+202E>abc"),
+        ("\u00a0", "<U+00A0>"),
+        ("\u2764\ufe0f", "\u2764<U+FE0F>"),
+        ("\ud83d", "<U+D83D>"),
+        ("\ue000", "<U+E000>"),
+        ("e\u0301", "e\u0301"),
+        ("\u0301", "◌\u0301"),
+        ("e\u0301\u0301\u0301", "e\u0301\u0301<U+0301>"),
+        ("$$", "$$"),
+        (r"$\frac$", r"$\frac$"),
+        ("<b>&amp;", "<b>&amp;"),
+        ("\u05e9\u05dc", "\u05e9\u05dc"),
+        ("\ufffd", "\ufffd"),
+        ("", "<empty>"),
+    ],
+)
+def test_table(text: str, shown: str) -> None:
+    assert legible(text) == shown
+
+
+@pytest.mark.parametrize(
+    ("raw", "shown"),
+    [
+        (b" Bob", "·Bob"),
+        (b"\xe2\x80", "<E2><80>"),
+        ("中".encode()[:2], "<E4><B8>"),
+        (b"a\xffb", "a<FF>b"),
+        ("中".encode(), "中"),
+        (b"\xed\xa0\x80", "<ED><A0><80>"),
+        (b"\x00", "<00>"),
+        (b"", "·text"),
+    ],
+)
+def test_fragments_of_characters_show_their_bytes(raw: bytes, shown: str) -> None:
+    assert legible_bytes(raw, " text") == shown
+
+
+def visible(text: str) -> bool:
+    return bool(text) and all(
+        character == " " or unicodedata.category(character)[0] in "LMNPS" for character in text
+    ) and not text.startswith(" ")  # fmt: skip
+
+
+@given(st.text(st.characters(), min_size=0, max_size=120))
+def test_any_text_is_visible_and_short(text: str) -> None:
+    shown = legible(text)
+    assert visible(shown)
+    assert shown.endswith("…") or len(text) <= 96 or not text.strip(" ")
+
+
+@given(st.binary(max_size=600))
+def test_any_bytes_are_visible(raw: bytes) -> None:
+    assert visible(legible_bytes(raw, "text"))
+
+
+def test_long_tokens_are_cut() -> None:
+    assert legible("x" * 300) == "x" * 96 + "…"
+    assert legible_bytes("é".encode() * 3000, "") == "é" * 96 + "…"
