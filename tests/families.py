@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 import transformers as t
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 VOCABULARY = 300
 SMALL = {
@@ -94,3 +96,14 @@ def tiny_model(family: str, *, seed: int = 0, dtype: torch.dtype = torch.float32
             if name.endswith("sinks"):
                 parameter.copy_(torch.randn(parameter.shape, generator=generator))
     return model.eval()
+
+
+def byte_tokenizer() -> Any:
+    """One token a byte, and three special ones: any text fits the vocabulary of the tiny models."""
+    alphabet = bytes_to_unicode()
+    vocabulary = {"<pad>": 0, "<s>": 1, "</s>": 2} | {alphabet[byte]: 3 + byte for byte in range(256)}
+    backend = Tokenizer(models.BPE(vocabulary, []))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    backend.decoder = decoders.ByteLevel()
+    backend.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    return t.PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", eos_token="</s>", pad_token="<pad>")

@@ -16,8 +16,7 @@ from attnlens.capture import capture
 from attnlens.capture import tap as tap_module
 from attnlens.capture.override import tapped
 from attnlens.schemas.errors import Interrupted
-from families import tiny_model
-from tiny import byte_tokenizer
+from families import byte_tokenizer, tiny_model
 
 PROMPT = "The quick brown fox jumps over the lazy dog"
 

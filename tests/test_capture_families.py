@@ -11,8 +11,7 @@ import torch
 import zarr
 
 from attnlens.capture import capture
-from families import FAMILIES, tiny_model
-from tiny import byte_tokenizer
+from families import FAMILIES, byte_tokenizer, tiny_model
 
 N_NEW = 6
 PROMPT = "The quick brown fox"

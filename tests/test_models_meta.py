@@ -28,7 +28,7 @@ IDS = [300, 7, 260, 97, 98, 555, 3, 3, 271, 40]
 def logits_of(folder: Path, **options: Any) -> torch.Tensor:
     model = load(str(folder), device="cpu", **options).model
     with torch.no_grad():
-        return model(torch.tensor([IDS])).logits[0].double()
+        return model(torch.tensor([IDS])).logits[0].double()  # type: ignore[no-any-return]
 
 
 @pytest.mark.parametrize(
@@ -73,10 +73,12 @@ def test_checkpoint_dtype_and_asked_dtype(tmp_path: Path) -> None:
     assert loaded.quantization is None
 
 
-def test_context_length(tmp_path: Path) -> None:
-    for number, (changes, expected) in enumerate([({}, 8192), ({"use_scaled_rope": True}, 131072), ({"max_seq_len": 64}, 64)]):
-        write_meta(tmp_path / str(number), changes)
-        assert load(str(tmp_path / str(number)), device="cpu").model.config.max_position_embeddings == expected
+@pytest.mark.parametrize(
+    ("changes", "expected"), [({}, 8192), ({"use_scaled_rope": True}, 131072), ({"max_seq_len": 64}, 64)]
+)
+def test_context_length(tmp_path: Path, changes: dict[str, Any], expected: int) -> None:
+    write_meta(tmp_path, changes)
+    assert load(str(tmp_path), device="cpu").model.config.max_position_embeddings == expected
 
 
 def test_stop_tokens_and_chat_format(tmp_path: Path) -> None:
@@ -202,7 +204,7 @@ def test_shards_of_two_checkpoints(tmp_path: Path) -> None:
     write_meta(tmp_path / "a", ranks=2)
     write_meta(tmp_path / "b", ranks=2, seed=1)
     shutil.copy(tmp_path / "b" / "consolidated.01.pth", tmp_path / "a")
-    with pytest.raises(ModelError, match="shards disagree on norm.weight"):
+    with pytest.raises(ModelError, match=r"shards disagree on norm\.weight"):
         load(str(tmp_path / "a"), device="cpu")
 
 

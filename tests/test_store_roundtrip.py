@@ -322,3 +322,42 @@ def test_the_producer_waits_for_a_slow_disk(tmp_path: Path, monkeypatch: pytest.
         out.finish({})
     assert max(seen) <= max(limit, sample.weights[0, :, :4].nbytes)
     assert_plain_zarr(tmp_path / "run.zarr", sample)
+
+
+def test_a_failed_overwrite_gives_the_old_store_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "run.zarr"
+    Sample().write(path)
+    before = tree_hash(path)
+
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(CaptureFile, "_create", full)
+    with pytest.raises(StoreError, match=r"disk full while writing .*run.zarr: nothing was kept"):
+        StoreWriter.create(path, overwrite=True).capture(Sample().metadata(), capacity=9)
+    assert tree_hash(path) == before
+    assert [entry.name for entry in tmp_path.iterdir()] == ["run.zarr"]
+
+
+def test_an_empty_folder_is_free(tmp_path: Path) -> None:
+    (tmp_path / "run.zarr").mkdir()
+    Sample().write(StoreWriter.create(tmp_path / "run.zarr", overwrite=True))
+    assert attnlens.open(tmp_path / "run.zarr")[0].status == "complete"
+
+
+def test_a_capture_longer_than_one_chunk_of_every_list(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("attnlens.store.layout.LIST_CHUNK", 7)
+    monkeypatch.setattr("attnlens.store.layout.BYTES_CHUNK", 5)
+    sample = Sample(n_prompt=20, n_generated=9, vocabulary_size=31)
+    writer = StoreWriter.create(tmp_path / "run.zarr")
+    sample.write(writer)
+    assert_plain_zarr(tmp_path / "run.zarr", sample)
+    smaller = Sample(n_prompt=20, vocabulary_size=31, seed=2, name="0001")
+    model = smaller.metadata().model.model_copy(update={"vocabulary_size": 4})
+    with writer.capture(smaller.metadata(model=model.model_dump()), capacity=24) as out:
+        smaller.prompt(out)  # sends more entries than the vocabulary was said to have, and more bytes than were planned
+        out.tokens([1], ["x" * 5000], [b"x" * 5000], [False])
+        out.finish({})
+    capture = attnlens.open(tmp_path / "run.zarr")["0001"]
+    assert len(capture.vocabulary) == 31
+    assert capture.token_bytes(20) == b"x" * 5000

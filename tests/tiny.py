@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -135,7 +136,9 @@ def write_tiktoken(path: Path) -> dict[bytes, int]:
     return ranks
 
 
-def meta_state(params: dict[str, Any], vocabulary: int, seed: int = 0, *, tied: bool = False) -> dict[str, torch.Tensor]:
+def meta_state(
+    params: dict[str, Any], vocabulary: int, seed: int = 0, *, tied: bool = False
+) -> dict[str, torch.Tensor]:
     """Random tensors under Meta's names, float32."""
     generator = torch.Generator().manual_seed(seed)
     dim, features = params["dim"], params["dim"] // params["n_heads"]
@@ -144,7 +147,7 @@ def meta_state(params: dict[str, Any], vocabulary: int, seed: int = 0, *, tied: 
     hidden = -(-hidden // params["multiple_of"]) * params["multiple_of"]
 
     def random(*shape: int) -> torch.Tensor:
-        return torch.randn(shape, generator=generator) / shape[-1] ** 0.5
+        return torch.randn(shape, generator=generator) / math.sqrt(shape[-1])
 
     def norm() -> torch.Tensor:
         return 1 + 0.1 * torch.randn(dim, generator=generator)

@@ -19,7 +19,8 @@ def check_device(device: str) -> None:
     if kind in ("auto", "cpu"):
         return
     backend = getattr(torch, kind)
-    if not backend.is_available():
+    available = torch.backends.mps.is_available() if kind == "mps" else backend.is_available()
+    if not available:
         raise InputError(f"device {device!r} was asked for, but torch {torch.__version__} finds no {kind} device here")
     count = backend.device_count()
     if index and int(index) >= count:

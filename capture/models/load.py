@@ -11,7 +11,7 @@ from attnlens.capture.extra import require_capture_extra
 from attnlens.capture.models import builtin, gguf, hub, meta
 from attnlens.capture.models.device import check_device
 from attnlens.capture.models.failure import one_line
-from attnlens.capture.models.quantize import describe, keep_layout, require_bitsandbytes
+from attnlens.capture.models.quantize import describe, require_bitsandbytes, settle
 from attnlens.capture.models.quiet import quiet
 from attnlens.capture.models.request import LoadedModel, Request
 from attnlens.progress import Progress, Silent
@@ -91,8 +91,9 @@ def _finish(request: Request, loaded: LoadedModel) -> LoadedModel:
     model.eval()
     model.requires_grad_(False)
     model.config._name_or_path = loaded.id
+    model.name_or_path = loaded.id
     loaded.tokenizer.name_or_path = loaded.id
+    settle(model)
     if request.quantize is None:
         return loaded
-    keep_layout(model)
     return dataclasses.replace(loaded, quantization={**(loaded.quantization or {}), **describe(request, model)})

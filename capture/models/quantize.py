@@ -29,8 +29,6 @@ def bitsandbytes_config(request: Request, checkpoint_dtype: Any) -> Any:
     """The configuration for `from_pretrained`. `checkpoint_dtype` computes unless a dtype was asked for."""
     from transformers import BitsAndBytesConfig
 
-    # It repeats one line at every product, long after loading.
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     if request.quantize == "8bit":
         return BitsAndBytesConfig(load_in_8bit=True, llm_int8_threshold=OUTLIER_THRESHOLD)
     return BitsAndBytesConfig(
@@ -40,12 +38,15 @@ def bitsandbytes_config(request: Request, checkpoint_dtype: Any) -> Any:
     )
 
 
-def keep_layout(model: Any) -> None:
-    """Stop bitsandbytes from repacking 4-bit weights at their first use on some CPUs.
+def settle(model: Any) -> None:
+    """Stop bitsandbytes from repacking 4-bit weights at their first use on some CPUs, and from talking.
 
     Repacked weights have scales rounded to bfloat16, so logits would depend on the processor; and layers whose rows are
     no multiple of 32 fail.
     """
+    if any(type(module).__module__.startswith("bitsandbytes.") for module in model.modules()):
+        # It repeats one line at every product, long after loading.
+        logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False

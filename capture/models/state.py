@@ -16,6 +16,7 @@ def load_options(request: Request, checkpoint_dtype: Any) -> dict[str, Any]:
         "attn_implementation": "eager",  # the capture overrides this entry, see docs/design.md
         "device_map": device_map(request.device, explicit=request.quantize is not None),
         "output_loading_info": True,
+        "ignore_mismatched_sizes": True,  # they are reported then, and `require_all_weights` names them
     }
     if request.quantize is not None:
         options["quantization_config"] = bitsandbytes_config(request, checkpoint_dtype)
