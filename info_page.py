@@ -85,9 +85,7 @@ def _arrays(arrays: list[ArrayInfo]) -> Table:
         row = (array.name, axes, array.dtype, human_bytes(array.raw_bytes), human_bytes(array.stored_bytes))
         table.add_row(*(Text(one_line(cell)) for cell in row))
     raw, stored = sum(array.raw_bytes for array in small), sum(array.stored_bytes for array in small)
-    table.add_row(
-        f"and {len(small)} more", "tokens, text, coordinates", "", human_bytes(raw), human_bytes(stored)
-    )
+    table.add_row(f"and {len(small)} more", "tokens, text, coordinates", "", human_bytes(raw), human_bytes(stored))
     return table
 
 

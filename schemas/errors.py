@@ -29,7 +29,7 @@ class MissingExtraError(AttnlensError):
     """A command needs a package that is not installed."""
 
 
-class Interrupted(AttnlensError):
+class Interrupted(AttnlensError):  # noqa: N818 - it is not an error
     """Ctrl-C. The message says what was kept."""
 
     exit_code = 130

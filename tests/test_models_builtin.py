@@ -13,7 +13,7 @@ import torch
 
 from attnlens.capture.models import builtin, load
 from attnlens.capture.models.cache import sha256
-from attnlens.capture.models.gguf import file_types, read_gguf
+from attnlens.capture.models.gguf import read_gguf, read_header
 from attnlens.capture.models.request import Request
 from attnlens.capture.prompt import build_prompt
 from attnlens.progress import Silent
@@ -42,11 +42,13 @@ def test_it_answers() -> None:
 def test_the_cache_holds_what_transformers_dequantizes(tmp_path: Path) -> None:
     loaded = load("smollm2-135m", device="cpu")
     path = builtin._installed() or builtin._download(tmp_path, Silent())
-    assert file_types(path) == builtin.GGUF_TYPES
-    direct, tokenizer = read_gguf(Request("x", "float32", "cpu"), path, builtin.GGUF_TYPES)
+    header = read_header(path)
+    assert header.types == builtin.GGUF_TYPES
+    direct, tokenizer = read_gguf(Request("x", "float32", "cpu"), path, header)
     expected, found = direct.state_dict(), loaded.model.state_dict()
     assert expected.keys() == found.keys()
     assert all(torch.equal(expected[name], found[name]) for name in expected)
+    assert tokenizer.special_tokens_map == loaded.tokenizer.special_tokens_map
     assert tokenizer.get_vocab() == loaded.tokenizer.get_vocab()
     for text in (QUESTION, "1234 x  été\n\n今日は 🙂<|im_end|>"):
         assert tokenizer(text)["input_ids"] == loaded.tokenizer(text)["input_ids"]

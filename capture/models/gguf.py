@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,12 @@ from attnlens.progress import Progress
 from attnlens.schemas.errors import InputError, ModelError
 
 SPLIT = re.compile(r"-\d{5}-of-\d{5}\.gguf$")
+SPECIAL_KEYS = {
+    "bos_token": "tokenizer.ggml.bos_token_id",
+    "eos_token": "tokenizer.ggml.eos_token_id",
+    "unk_token": "tokenizer.ggml.unknown_token_id",
+    "pad_token": "tokenizer.ggml.padding_token_id",
+}
 HALF = {"F16": "float16", "BF16": "bfloat16"}
 
 
@@ -36,7 +43,7 @@ def check(request: Request) -> None:
     """
     request.refuse_revision("a GGUF file")
     require_package("gguf", "a GGUF file")
-    file_types(find_file(request.path))
+    read_header(find_file(request.path))
 
 
 def find_file(path: Path) -> Path:
@@ -58,8 +65,16 @@ def find_file(path: Path) -> Path:
     return found[0]
 
 
-def file_types(path: Path) -> dict[str, int]:
-    """How many tensors of each GGUF type the file holds, read from its header.
+@dataclass(frozen=True)
+class Header:
+    """What a GGUF file says of itself: how many tensors of each type, and the ids of special tokens by their role."""
+
+    types: dict[str, int]
+    special: dict[str, int]
+
+
+def read_header(path: Path) -> Header:
+    """Read it; the tensors are located, not read.
 
     Raises:
         ModelError: not a GGUF file, damaged or cut short.
@@ -71,30 +86,32 @@ def file_types(path: Path) -> dict[str, int]:
             raise ModelError(f"{path} is not a GGUF file: it does not begin with GGUF")
     try:
         reader = GGUFReader(path)
+        fields = {role: reader.get_field(key) for role, key in SPECIAL_KEYS.items()}
+        special = {role: int(field.contents()) for role, field in fields.items() if field is not None}
     except Exception as error:  # it reads a memory map without looking where that ends
         raise ModelError(f"{path} is damaged or cut short: {one_line(error)}") from error
-    return dict(Counter(tensor.tensor_type.name for tensor in reader.tensors))
+    return Header(dict(Counter(tensor.tensor_type.name for tensor in reader.tensors)), special)
 
 
 def load(request: Request, progress: Progress) -> LoadedModel:
     """Load and dequantize; dtype `auto` is float32, or the file's own half precision if nothing in it is quantized."""
     path = find_file(request.path)
-    types = file_types(path)
-    model, tokenizer = read_gguf(request, path, types)
+    header = read_header(path)
+    model, tokenizer = read_gguf(request, path, header)
     if request.quantize is not None:
         model = model_from_state(request, model.config, model.state_dict(), model.dtype)
-    source = {"format": "gguf", "types": types, "dequantized_to": str(model.dtype).removeprefix("torch.")}
+    source = {"format": "gguf", "types": header.types, "dequantized_to": str(model.dtype).removeprefix("torch.")}
     return LoadedModel(model, tokenizer, path.name, None, {"source": source})
 
 
-def read_gguf(request: Request, path: Path, types: dict[str, int]) -> tuple[Any, Any]:
+def read_gguf(request: Request, path: Path, header: Header) -> tuple[Any, Any]:
     """The dequantized model, plain as if it had been loaded from a checkpoint of that dtype, and its tokenizer."""
     import torch
     import transformers
 
-    own = {HALF[name] for name in types if name in HALF} if set(types) <= {*HALF, "F32"} else set()
+    own = {HALF[name] for name in header.types if name in HALF} if set(header.types) <= {*HALF, "F32"} else set()
     dtype = request.torch_dtype() or (getattr(torch, own.pop()) if len(own) == 1 else torch.float32)
-    tokenizer = transformers.AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+    tokenizer = _read_tokenizer(path, header)
     unquantized = Request(request.name, request.dtype, "cpu" if request.quantize else request.device)
     options = load_options(unquantized, dtype)
     if hasattr(transformers, "GgufConfig"):  # where it is known, its default keeps the blocks if it finds a kernel
@@ -108,3 +125,16 @@ def read_gguf(request: Request, path: Path, types: dict[str, int]) -> tuple[Any,
     if getattr(model, "hf_quantizer", None) is not None:
         model.hf_quantizer = None
     return model, tokenizer
+
+
+def _read_tokenizer(path: Path, header: Header) -> Any:
+    """The tokenizer in the file, with the special tokens that the file names.
+
+    Not by AutoTokenizer: some versions of transformers guess another family's class from the file, which adds tokens.
+    """
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(path.parent, gguf_file=path.name)
+    for role, token in header.special.items():
+        setattr(tokenizer, role, tokenizer.convert_ids_to_tokens(token))
+    return tokenizer
