@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from attnlens.capture.lenses.logit import LogitLens
-from attnlens.capture.lenses.readout import Readout, read_logits, rows_at_a_time
 from attnlens.capture.tap import Block
 from attnlens.capture.vocabulary import Vocabulary
 from attnlens.schemas.errors import ModelError
@@ -108,7 +107,6 @@ class LensEvidence:
         self._known = np.zeros(size, dtype=bool)
         self._n_depth = n_depth
         self._top_k = top_k
-        self._height = rows_at_a_time(size)
         self._first = 0
         self._following = torch.empty(0, dtype=torch.int64)
         self._read: dict[int, dict[str, np.ndarray[Any, Any]]] = {}
@@ -149,18 +147,14 @@ class LensEvidence:
         self._last.clear()
 
     def _lens_rows(self, residual: Tensor, following: Tensor) -> dict[str, np.ndarray[Any, Any]]:
-        """Readings of residuals (row, feature), some rows at a time so that logits stay small."""
-        parts: list[Readout] = []
-        for first in range(0, len(residual), self._height):
-            rows = slice(first, first + self._height)
-            logits = self._lens.logits(residual[rows])
-            parts.append(read_logits(logits, following[rows].to(logits.device), self._top_k))
+        """Readings of residuals (row, feature), as the store's arrays."""
+        read = self._lens.read(residual, following, self._top_k)
         return {
-            "lens_token": _host(torch.cat([part.token for part in parts])),
-            "lens_probability": _host(torch.cat([part.probability for part in parts])),
-            "lens_entropy": _host(torch.cat([part.entropy for part in parts])),
-            "next_rank": _host(torch.cat([part.next_rank for part in parts])),
-            "next_probability": _host(torch.cat([part.next_probability for part in parts])),
+            "lens_token": _host(read.token),
+            "lens_probability": _host(read.probability),
+            "lens_entropy": _host(read.entropy),
+            "next_rank": _host(read.next_rank),
+            "next_probability": _host(read.next_probability),
         }
 
     def _send(self, first_token: int, arrays: dict[str, np.ndarray[Any, Any]]) -> None:

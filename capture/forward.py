@@ -99,8 +99,11 @@ def logits_of(model: nn.Module, output: Any) -> Tensor:
 
 def input_device(model: nn.Module) -> torch.device:
     """Where token ids must be."""
-    embeddings = model.get_input_embeddings() if hasattr(model, "get_input_embeddings") else None
-    for parameter in (*(embeddings.parameters() if embeddings is not None else ()), *model.parameters()):
-        if not parameter.is_meta:
-            return parameter.device
+    get: Any = getattr(model, "get_input_embeddings", None)
+    embeddings = get() if callable(get) else None
+    parts = (embeddings, model) if isinstance(embeddings, nn.Module) else (model,)
+    for part in parts:
+        for parameter in part.parameters():
+            if not parameter.is_meta:
+                return parameter.device
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")

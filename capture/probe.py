@@ -75,7 +75,8 @@ def probe(model: nn.Module, prompt: Tensor, *, lens: bool = True) -> Probed:
     checks.extend(_check_rows(tracker, rows, calls))
     style, check = _check_cached(model, path, layers, ids, style, expected)
     checks.append(check)
-    found, absent = None, "not asked for"
+    found: LogitLens | None = None
+    absent: str | None = "not asked for"
     if lens:
         found, absent = _find_lens(model, path, layers, ids, style)
     return Probed(

@@ -19,8 +19,10 @@ from attnlens.capture.override import Attention
 from attnlens.capture.residual import LayerTracker
 from attnlens.schemas.errors import ModelError
 
-BLOCK_BYTES = 8 << 20
-"""Scores (head, query, key) in float32 that one block may have. Eager holds about four copies of it."""
+BLOCK_BYTES = {"cpu": 1 << 20}
+OTHER_BLOCK_BYTES = 64 << 20
+"""Scores (head, query, key) in float32 that one block may have; eager holds about four copies of it. On a processor
+blocks that fit its cache are fastest, on a GPU few large ones."""
 
 HARMLESS_TENSORS = frozenset(
     {"position_ids", "cache_position", "position_embeddings", "cu_seq_lens_q", "cu_seq_lens_k"}
@@ -119,7 +121,8 @@ class AttentionTap:
                 kwargs,
             )
 
-        height = self._max_rows or max(1, BLOCK_BYTES // (4 * query.shape[1] * n_key))
+        room = BLOCK_BYTES.get(query.device.type, OTHER_BLOCK_BYTES)
+        height = self._max_rows or max(1, room // (4 * query.shape[1] * n_key))
         if n_row <= height:
             output = run(0, n_row, n_key)
         else:

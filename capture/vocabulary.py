@@ -50,7 +50,7 @@ class Vocabulary:
         return found
 
     def text(self, token: int) -> str:
-        """A text to show: the bytes as UTF-8, U+FFFD for fragments of a character, `<unused 151700>` for unused ids.
+        """A text to show: the bytes as UTF-8, `<E2>` for bytes that are no character, `<unused 151700>` for unused ids.
 
         Raises:
             IndexError: no id of this vocabulary.
@@ -58,7 +58,7 @@ class Vocabulary:
         found = self._texts.get(token)
         if found is None:
             raw = self.bytes(token)
-            found = raw.decode("utf-8", errors="replace") if self.used(token) else f"<unused {token}>"
+            found = spelled(raw) if self.used(token) else f"<unused {token}>"
             self._texts[token] = found
         return found
 
@@ -90,6 +90,15 @@ class Vocabulary:
     def _decode(self, token: int) -> str:
         options = {"skip_special_tokens": False, "clean_up_tokenization_spaces": False}
         return str(self._tokenizer.decode([token], **options))
+
+
+def spelled(raw: builtins.bytes) -> str:
+    """Bytes as text; those that are no UTF-8 (parts of a character) as `<E2>`, so that they can be read.
+
+    `token_bytes` of the store keeps the difference between such a byte and a text that looks like one.
+    """
+    text = raw.decode("utf-8", errors="surrogateescape")
+    return "".join(f"<{ord(c) - 0xDC00:02X}>" if 0xDC80 <= ord(c) <= 0xDCFF else c for c in text)
 
 
 def _pieces(tokenizer: Any, size: int) -> dict[int, str]:

@@ -64,7 +64,7 @@ ARRAYS: tuple[ArraySpec, ...] = (
     ArraySpec(name="token_id", axes=("token",), dtype="int32", unit="vocabulary id", presence="always",
               meaning="the timeline: prompt, then generated, the stop token included; -1 = redacted or not yet known"),
     ArraySpec(name="token_text", axes=("token",), dtype="string", unit="text", presence="always",
-              meaning="display text of the token; bytes that are no UTF-8 on their own show as U+FFFD"),
+              meaning="display text of the token; bytes that are no UTF-8 on their own are spelled <E2>"),
     ArraySpec(name="token_special", axes=("token",), dtype="bool", unit="flag", presence="always",
               meaning="the tokenizer calls this token special (begin, end, role header, padding)"),
     ArraySpec(name="token_bytes", axes=("byte",), dtype="uint8", unit="byte", presence="always",

@@ -50,7 +50,7 @@ def assert_close(one: dict[str, Any], other: dict[str, Any]) -> None:
 @pytest.mark.parametrize("family", ["llama", "mistral", "gpt_oss"])
 def test_blocks_of_rows_change_nothing(family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = run(tmp_path / "whole.zarr", tiny_model(family))
-    monkeypatch.setattr(tap_module, "BLOCK_BYTES", 4 * 4 * 40 * 3)
+    monkeypatch.setitem(tap_module.BLOCK_BYTES, "cpu", 4 * 4 * 40 * 3)
     assert_close(run(tmp_path / "blocks.zarr", tiny_model(family)), whole)
 
 

@@ -18,6 +18,7 @@ import zarr
 import attnlens
 from attnlens.capture import capture
 from attnlens.render.pictures import RenderOptions, render
+from attnlens.schemas.errors import AttnlensError
 from attnlens.store.verify import verify
 from families import byte_tokenizer, tiny_model
 
@@ -54,7 +55,7 @@ capture(model, byte_tokenizer(), {PROMPT!r}, sys.argv[1], append=True, progress=
 def committed_rows(path: Path, name: str) -> int:
     try:
         return attnlens.open(path)[name].committed
-    except attnlens.schemas.errors.AttnlensError:
+    except AttnlensError:
         return 0
 
 

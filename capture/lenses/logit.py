@@ -9,12 +9,14 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from attnlens.capture.lenses.blocked import BLOCK_ROWS, can_walk, read_through
+from attnlens.capture.lenses.readout import Readout, joined, read_logits, rows_at_a_time
 from attnlens.capture.residual import LayerTracker
 from attnlens.schemas.errors import ModelError
 from attnlens.schemas.metadata import LensInfo
@@ -26,20 +28,46 @@ class LogitLens:
 
     paths: tuple[str, ...]
     modules: tuple[nn.Module, ...]
+    vocabulary_size: int
     scale: float = 1.0
     softcap: float | None = None
 
-    def logits(self, residual: Tensor) -> Tensor:
-        """Next-token logits (row, vocabulary) of residuals (row, feature), in the model's dtype."""
+    def read(self, residual: Tensor, following: Tensor, top_k: int) -> Readout:
+        """Readings of residuals (row, feature); `following` int64 (row): what came next, -1 for unknown.
+
+        Rows are taken some at a time, so that their logits stay small.
+        """
+        head = self.modules[-1]
+        walks = can_walk(head)
+        height = BLOCK_ROWS if walks else rows_at_a_time(self.vocabulary_size)
+        parts = []
+        for first in range(0, len(residual), height):
+            rows, after = residual[first : first + height], following[first : first + height]
+            if walks and isinstance(head, nn.Linear):
+                stream = self._through(rows, self.modules[:-1])
+                parts.append(
+                    read_through(stream, head, after.to(stream.device), top_k, scale=self.scale, softcap=self.softcap)
+                )
+            else:
+                logits = self.logits(rows)
+                parts.append(read_logits(logits, after.to(logits.device), top_k))
+        return joined(parts)
+
+    def _through(self, residual: Tensor, modules: tuple[nn.Module, ...]) -> Tensor:
         stream = residual[None]
         # Modules, not weights: hooks of accelerate bring offloaded weights in.
-        for module in self.modules:
+        for module in modules:
             stream = _first(module(stream))
+        return stream[0]
+
+    def logits(self, residual: Tensor) -> Tensor:
+        """Next-token logits (row, vocabulary) of residuals (row, feature), in the model's dtype."""
+        stream = self._through(residual, self.modules)
         if self.scale != 1.0:
             stream = stream * self.scale
         if self.softcap is not None:
             stream = torch.tanh(stream / self.softcap) * self.softcap
-        return stream[0]
+        return stream
 
     def info(self, top_k: int) -> LensInfo:
         """The record of this lens for the store."""
@@ -69,7 +97,7 @@ def _hash(modules: tuple[nn.Module, ...]) -> str:
                 continue
             digest.update(f"{name} {parameter.dtype} {tuple(parameter.shape)}\n".encode())
             flat = parameter.detach().reshape(-1)
-            for part in flat.split(8 << 20):
+            for part in torch.split(flat, 8 << 20):
                 digest.update(part.contiguous().view(torch.uint8).cpu().numpy().data)
     return digest.hexdigest()
 
@@ -145,7 +173,11 @@ def find_logit_lens(
     chain = _chain(residual, calls)
     if not chain:
         raise ModelError("no module takes the last layer's output, so the model's tail is unknown")
-    plain = LogitLens(paths=tuple(call.path for call in chain), modules=tuple(call.module for call in chain))
+    plain = LogitLens(
+        paths=tuple(call.path for call in chain),
+        modules=tuple(call.module for call in chain),
+        vocabulary_size=logits.shape[-1],
+    )
     raw = plain.logits(residual)
     if raw.shape != logits.shape:
         raise ModelError(
@@ -154,7 +186,7 @@ def find_logit_lens(
     residual, target, _ = _watch(model, path, layers, run, second)
     errors = []
     for scale, softcap in _forms(model, raw.float(), logits.float()):
-        lens = LogitLens(paths=plain.paths, modules=plain.modules, scale=scale, softcap=softcap)
+        lens = replace(plain, scale=scale, softcap=softcap)
         error = relative_error(lens.logits(residual), target)
         if error <= tolerance(logits.dtype):
             return lens

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
@@ -44,13 +45,21 @@ def read_logits(logits: Tensor, following: Tensor, top_k: int) -> Readout:
     target = logits.gather(-1, following.clamp(min=0)[:, None])
     rank = (logits > target).sum(dim=-1).int()
     next_probability = (target[:, 0] - total).exp()
-    # In place from here on: logits become probabilities. A logit of -inf is a token the model rules out: 0 · -inf = 0.
-    mean = torch.nan_to_num(logits, neginf=torch.finfo(torch.float32).min)
-    mean *= (logits - total[:, None]).exp_()
+    # One more tensor of this size is all there is: softmax(z)·z, where a ruled-out token (z = -inf) counts 0.
+    mean = torch.sub(logits, total[:, None]).exp_().mul_(logits)
+    if not bool(torch.isfinite(logits.min())):
+        mean.nan_to_num_(nan=0.0)
     return Readout(
         token=top.indices.int(),
         probability=(top.values - total[:, None]).exp(),
         entropy=(total - mean.sum(dim=-1)).clamp(min=0),
         next_rank=torch.where(known, rank, torch.full_like(rank, -1)),
         next_probability=torch.where(known, next_probability, torch.full_like(next_probability, torch.nan)),
+    )
+
+
+def joined(parts: Sequence[Readout]) -> Readout:
+    """Readings of consecutive rows as one."""
+    return Readout(
+        **{field.name: torch.cat([getattr(part, field.name) for part in parts]) for field in fields(Readout)}
     )

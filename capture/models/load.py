@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from attnlens.capture.extra import require_capture_extra
 from attnlens.capture.models import builtin, gguf, hub, meta
@@ -43,7 +43,7 @@ def load(
     *,
     dtype: str = "auto",
     device: str = "auto",
-    quantize: Literal["8bit", "4bit"] | None = None,
+    quantize: str | None = None,
     trust_remote_code: bool = False,
     revision: str | None = None,
     progress: Progress | None = None,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from attnlens.schemas.errors import InputError
 
@@ -39,7 +39,7 @@ class Request:
     name: str
     dtype: str = "auto"
     device: str = "auto"
-    quantize: Literal["8bit", "4bit"] | None = None
+    quantize: str | None = None
     trust_remote_code: bool = False
     revision: str | None = None
 

@@ -1,0 +1,131 @@
+"""The numbers of a lens reading against their definitions, in float64 by numpy."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from attnlens.capture.lenses.blocked import BLOCK_COLUMNS, can_walk, read_through
+from attnlens.capture.lenses.logit import LogitLens
+from attnlens.capture.lenses.readout import Readout, read_logits
+
+
+def expected(logits: Any, following: list[int], top_k: int) -> dict[str, Any]:
+    """The definitions."""
+    z = np.asarray(logits, dtype=np.float64)
+    p = np.exp(z - z.max(axis=1, keepdims=True))
+    p /= p.sum(axis=1, keepdims=True)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        entropy = -np.where(p > 0, p * np.log(p), 0).sum(axis=1)
+    order = np.argsort(-z, axis=1, kind="stable")[:, :top_k]
+    rows = np.arange(len(z))
+    known = np.asarray(following) >= 0
+    aim = np.where(known, following, 0)
+    return {
+        "token": order,
+        "probability": np.take_along_axis(p, order, axis=1),
+        "entropy": entropy,
+        "next_rank_range": [
+            np.where(known, (z > z[rows, aim][:, None] + slack).sum(axis=1), -1) for slack in (2e-5, -2e-5)
+        ],
+        "next_probability": np.where(known, p[rows, aim], np.nan),
+    }
+
+
+def check(read: Readout, truth: dict[str, Any], atol: float = 1e-5) -> None:
+    # Tokens whose probabilities are equal to within rounding may come in any order, and so may ranks among them.
+    clear = np.diff(truth["probability"], axis=1, append=-1) < -1e-5
+    clear &= np.diff(truth["probability"], axis=1, prepend=2) < -1e-5
+    clear[:, -1] = False  # the first token left out is not in this table
+    np.testing.assert_array_equal(read.token.numpy()[clear], truth["token"][clear])
+    np.testing.assert_allclose(read.probability.numpy(), truth["probability"], atol=atol)
+    np.testing.assert_allclose(read.entropy.numpy(), truth["entropy"], atol=1e-4)
+    low, high = truth["next_rank_range"]
+    assert ((low <= read.next_rank.numpy()) & (read.next_rank.numpy() <= high)).all()
+    np.testing.assert_allclose(read.next_probability.numpy(), truth["next_probability"], atol=atol)
+
+
+def head_of(size: int, *, bias: bool, seed: int) -> nn.Linear:
+    torch.manual_seed(seed)
+    head = nn.Linear(24, size, bias=bias).requires_grad_(requires_grad=False)
+    head.weight.mul_(8)
+    return head
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    size=st.sampled_from([3, 17, BLOCK_COLUMNS - 1, BLOCK_COLUMNS, BLOCK_COLUMNS + 1, 2 * BLOCK_COLUMNS + 77]),
+    rows=st.integers(1, 9),
+    top_k=st.integers(1, 7),
+    bias=st.booleans(),
+    scale=st.sampled_from([1.0, 0.25, 3.0]),
+    softcap=st.sampled_from([None, 30.0]),
+    seed=st.integers(0, 1000),
+)
+def test_both_ways_to_read_give_the_defined_numbers(
+    size: int, rows: int, top_k: int, bias: bool, scale: float, softcap: float | None, seed: int
+) -> None:
+    head = head_of(size, bias=bias, seed=seed)
+    stream = torch.randn(rows, 24)
+    logits = head(stream) * scale
+    if softcap is not None:
+        logits = torch.tanh(logits / softcap) * softcap
+    following = torch.randint(-1, size, (rows,))
+    truth = expected(logits, following.tolist(), min(top_k, size))
+    check(read_logits(logits, following, top_k), truth)
+    assert can_walk(head)
+    check(read_through(stream, head, following, top_k, scale=scale, softcap=softcap), truth)
+
+
+def test_tokens_that_are_ruled_out_count_nothing() -> None:
+    head = head_of(2000, bias=True, seed=1)
+    head.bias[100:1900] = -torch.inf
+    stream = torch.randn(4, 24)
+    following = torch.tensor([3, 1950, -1, 500])
+    truth = expected(head(stream), following.tolist(), 5)
+    check(read_logits(head(stream), following, 5), truth)
+    check(read_through(stream, head, following, 5, scale=1.0, softcap=None), truth)
+
+
+def test_a_sure_prediction_has_no_entropy() -> None:
+    logits = torch.full((1, 50), -200.0)
+    logits[0, 7] = 200.0
+    read = read_logits(logits, torch.tensor([7]), 2)
+    assert float(read.entropy) == 0.0
+    assert float(read.next_probability) == 1.0
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_heads_are_read_as_they_are(dtype: torch.dtype) -> None:
+    head = head_of(3000, bias=False, seed=2).to(dtype)
+    stream = torch.randn(6, 24).to(dtype)
+    following = torch.tensor([0, 5, 10, 2999, -1, 7])
+    truth = expected(head(stream).float(), following.tolist(), 3)
+    read = read_through(stream, head, following, 3, scale=1.0, softcap=None)
+    np.testing.assert_allclose(read.probability.numpy(), truth["probability"], atol=1e-2)
+    np.testing.assert_allclose(read.next_probability.numpy(), truth["next_probability"], atol=1e-2)
+    assert read.next_rank[4] == -1
+
+
+def test_a_head_with_a_hook_is_called_not_copied() -> None:
+    head = head_of(40, bias=False, seed=3)
+    lens = LogitLens(paths=("head",), modules=(head,), vocabulary_size=40)
+    stream, following = torch.randn(2, 24), torch.tensor([1, 2])
+    handle = head.register_forward_hook(lambda _, __, out: out.flip(-1))
+    assert not can_walk(head)
+    check(lens.read(stream, following, 3), expected(head(stream), [1, 2], 3))
+    handle.remove()
+
+
+def test_many_rows_are_read_in_parts() -> None:
+    head = head_of(60, bias=False, seed=4)
+    lens = LogitLens(paths=("head",), modules=(head,), vocabulary_size=60)
+    stream = torch.randn(700, 24)
+    following = torch.randint(0, 60, (700,))
+    check(lens.read(stream, following, 3), expected(head(stream), following.tolist(), 3))
