@@ -80,6 +80,11 @@ def _root(
 
 MODEL, PROMPT, STORE = "Model", "Prompt (one of -p, --prompt-file, --messages)", "Store"
 GENERATION, EVIDENCE = "Generation", "Evidence"
+SHOWN, FILES = "What is shown", "Files"
+HEADS = (
+    "max, mean, min or median over all heads; over some: 0,3,7 or 0:4:mean; kv-group:N, top:N:entropy, "
+    "top:N:induction, rollout; each for a picture a head."
+)
 
 Json = Annotated[bool, typer.Option("--json", help="Print the outcome as one JSON object.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
@@ -97,7 +102,8 @@ def demo(
     """Capture and draw a real 135M-parameter model answering a question, then say where to look."""
     from attnlens.capture.extra import require_capture_extra
     from attnlens.console import one_line, open_progress
-    from attnlens.render.pictures import RenderOptions, render
+    from attnlens.render.options import RenderOptions
+    from attnlens.render.pictures import render
 
     require_capture_extra()
     store, pictures = output / "run.zarr", output / "pictures"
@@ -107,7 +113,7 @@ def demo(
 
         options = CaptureOptions(model=DEMO_MODEL, prompt=DEMO_PROMPT, output=store, overwrite=True, temperature=0.0)
         captured = run(options, progress)
-        drawn = render(store, pictures, options=RenderOptions(), progress=progress)
+        drawn = render(store, pictures, options=RenderOptions(), progress=progress, gallery=True)
     typer.echo(f"""
     asked     {one_line(DEMO_PROMPT)}
     answered  {one_line(captured.completion)}
@@ -286,13 +292,14 @@ def capture(
     epilog="[bold]Examples[/bold]\n\n"
     "lens render run.zarr\n\n"
     "lens render run.zarr -o last --queries prompt --window 48\n\n"
-    "lens render run.zarr --layers 8:16 --heads 0,3,7 --cmap viridis"
+    "lens render run.zarr --layers 8:16 --heads 0,3,7 --cmap viridis\n\n"
+    "lens render run.zarr --from attn_3_4.png"
 )
 def render(
     store: Store,
     output: Annotated[
         Path | None,
-        typer.Option("-o", "--output", metavar="DIR", help="Folder for the PNGs.", show_default="STORE-pictures"),
+        typer.Option("-o", "--output", metavar="DIR", help="Folder for the pictures.", show_default="STORE-pictures"),
     ] = None,
     capture: Annotated[
         str | None, typer.Option("--capture", metavar="ID", help="Which capture.", show_default="all")
@@ -303,37 +310,245 @@ def render(
     window: Annotated[int, typer.Option("--window", metavar="N", help="Columns in a picture.")] = 32,
     step: Annotated[int, typer.Option("--step", metavar="N", help="Columns from one picture to the next.")] = 5,
     layers: Annotated[
-        str | None, typer.Option("--layers", metavar="WHICH", help="Some of the rows: 8:16.", show_default="all")
+        str | None,
+        typer.Option(
+            "--layers", metavar="WHICH", rich_help_panel=SHOWN, help="Some of the rows: 8:16.", show_default="all"
+        ),
     ] = None,
-    heads: Annotated[
+    tokens: Annotated[
+        str | None,
+        typer.Option(
+            "--tokens", metavar="WHICH", rich_help_panel=SHOWN, help="Some of the columns: 20:60.", show_default="all"
+        ),
+    ] = None,
+    heads: Annotated[str, typer.Option("--heads", metavar="HOW", rich_help_panel=SHOWN, help=HEADS)] = "max",
+    scale: Annotated[
         str,
         typer.Option(
-            "--heads", metavar="HOW", help="max, mean or min over all heads, or the maximum over some: 0,3,7."
+            "--scale",
+            metavar="NAME",
+            rich_help_panel=SHOWN,
+            help="raw (0 … 1), log, rank, drop-sink (without first and special tokens), value-norm.",
         ),
-    ] = "max",
+    ] = "raw",
+    text: Annotated[
+        str | None,
+        typer.Option(
+            "--text",
+            metavar="NAME",
+            rich_help_panel=SHOWN,
+            help="In the cells: token, probability, top-k, entropy, next-rank, weight.",
+            show_default="token; in maps weight",
+        ),
+    ] = None,
+    map: Annotated[
+        str | None,
+        typer.Option(
+            "--map", metavar="LAYER[:HEAD]", rich_help_panel=SHOWN, help="Queries × keys of one layer instead."
+        ),
+    ] = None,
     cmap: Annotated[str, typer.Option("--cmap", metavar="NAME", help="A colormap of matplotlib.")] = "coolwarm",
+    theme: Annotated[str, typer.Option("--theme", metavar="NAME", help="light or dark.")] = "light",
     dpi: Annotated[int, typer.Option("--dpi", metavar="N", help="Resolution.")] = 100,
+    palette: Annotated[
+        bool, typer.Option("--palette", help="PNGs of 256 colours: smaller, drawn faster, fills a little off.")
+    ] = False,
+    workers: Annotated[
+        int | None, typer.Option("--workers", metavar="N", help="Processes that draw.", show_default="all processors")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Keep pictures that are there, whole and the same.")] = False,
+    engine: Annotated[
+        str | None,
+        typer.Option("--engine", metavar="dask://HOST:PORT", help="Draw on a Dask cluster; dask://local starts one."),
+    ] = None,
+    format: Annotated[
+        str, typer.Option("--format", metavar="NAME", rich_help_panel=FILES, help="png, svg, pdf or webp.")
+    ] = "png",
+    sheet: Annotated[
+        bool,
+        typer.Option(
+            "--sheet", rich_help_panel=FILES, help="All windows of a token on one page; with --heads each, all heads."
+        ),
+    ] = False,
+    animate: Annotated[
+        str | None,
+        typer.Option(
+            "--animate",
+            metavar="NAME",
+            rich_help_panel=FILES,
+            help="One animation over the tokens instead: gif, apng, mp4.",
+        ),
+    ] = None,
+    fps: Annotated[
+        float, typer.Option("--fps", metavar="N", rich_help_panel=FILES, help="Tokens a second in an animation.")
+    ] = 2.0,
+    gallery: Annotated[
+        bool, typer.Option("--gallery/--no-gallery", rich_help_panel=FILES, help="index.html beside the pictures.")
+    ] = True,
+    again: Annotated[
+        Path | None,
+        typer.Option(
+            "--from",
+            metavar="PICTURE",
+            rich_help_panel=FILES,
+            help="Draw this one picture again, from the recipe inside it.",
+        ),
+    ] = None,
     quiet: Quiet = False,
     json: Json = False,
 ) -> None:
     """Draw pictures from a store: one for every generated token and window of columns. Needs no model and no torch."""
     from attnlens.console import one_line, open_progress, to_json
-    from attnlens.render.pictures import RenderOptions
+    from attnlens.render.options import RenderOptions, select_theme
     from attnlens.render.pictures import render as draw
 
     options = RenderOptions(
-        capture=capture, queries=queries, window=window, step=step, layers=layers, heads=heads, cmap=cmap, dpi=dpi
+        capture=capture,
+        queries=queries,
+        tokens=tokens,
+        window=window,
+        step=step,
+        layers=layers,
+        heads=heads,
+        scale=scale,
+        text=text,
+        map=map,
+        cmap=cmap,
+        theme=select_theme(theme),
+        dpi=dpi,
+        palette=palette,
+        format=format,
+        sheet=sheet,
     )
+    folder = output or Path(f"{store.stem}-pictures")
+    if again is not None:
+        from attnlens.render.again import draw_again
+
+        drawn = draw_again(again, store, folder)
+        typer.echo(to_json(drawn) if json else f"{drawn.path}: {'the same bytes as' if drawn.same else 'not'} {again}")
+        for note in drawn.notes:
+            typer.echo(f"note: {one_line(note)}", err=True)
+        return
     with open_progress(quiet) as progress:
-        report = draw(store, output or Path(f"{store.stem}-pictures"), options=options, progress=progress)
+        if animate is not None:
+            from attnlens.render.animate import render_films
+
+            report = render_films(store, folder, film=animate, fps=fps, options=options, progress=progress)
+        else:
+            report = draw(
+                store,
+                folder,
+                options=options,
+                progress=progress,
+                n_workers=workers,
+                resume=resume,
+                engine=_engine(engine),
+                gallery=gallery,
+            )
     if json:
         typer.echo(to_json(report))
         return
-    typer.echo(f"{report.folder}: {report.count} pictures in {report.seconds:.1f} s")
+    kept = f", {report.kept} were there" if resume else ""
+    typer.echo(f"{report.folder}: {report.count} pictures in {report.seconds:.1f} s{kept}")
     for note in report.notes:
         typer.echo(f"note: {one_line(note)}", err=True)
     if report.missing_characters:
         typer.echo(f"note: {report.missing_characters} of the characters are in no font here: drawn as U+…", err=True)
+
+
+def _engine(address: str | None) -> Any:
+    """What `--engine` names; None draws on this machine's processes."""
+    if address is None:
+        return None
+    from attnlens.render.cluster import Cluster
+
+    return Cluster(address)
+
+
+@app.command(
+    epilog="[bold]Examples[/bold]\n\n"
+    "lens diff float32.zarr bfloat16.zarr\n\n"
+    "lens diff run.zarr#0000 run.zarr#0001 --queries all -o two-prompts\n\n"
+    "lens diff llama.zarr qwen.zarr --align character --json"
+)
+def diff(
+    a: Annotated[str, typer.Argument(metavar="A", help="A store, or STORE#ID for one capture.", show_default=False)],
+    b: Annotated[str, typer.Argument(metavar="B", help="What to compare it with.", show_default=False)],
+    output: Annotated[Path, typer.Option("-o", "--output", metavar="DIR", help="Folder for the pictures.")] = Path(
+        "diff"
+    ),
+    capture_a: Annotated[
+        str | None, typer.Option("--capture-a", metavar="ID", help="Which capture of A.", show_default="the only one")
+    ] = None,
+    capture_b: Annotated[
+        str | None, typer.Option("--capture-b", metavar="ID", help="Which capture of B.", show_default="the only one")
+    ] = None,
+    align: Annotated[
+        str,
+        typer.Option("--align", metavar="HOW", help="token, character (across tokenizers), or auto."),
+    ] = "auto",
+    queries: Annotated[
+        str, typer.Option("--queries", metavar="WHICH", help="Of A: generated, prompt, all, or positions.")
+    ] = "generated",
+    window: Annotated[int, typer.Option("--window", metavar="N", help="Columns in a picture.")] = 32,
+    step: Annotated[int, typer.Option("--step", metavar="N", help="Columns from one picture to the next.")] = 5,
+    layers: Annotated[
+        str | None, typer.Option("--layers", metavar="WHICH", help="Some layers of A: 8:16.", show_default="all")
+    ] = None,
+    heads: Annotated[str, typer.Option("--heads", metavar="HOW", help="As for lens render.")] = "max",
+    scale: Annotated[str, typer.Option("--scale", metavar="NAME", help="As for lens render, then B less A.")] = "raw",
+    text: Annotated[str, typer.Option("--text", metavar="NAME", help="As for lens render.")] = "token",
+    limit: Annotated[
+        float | None,
+        typer.Option(
+            "--limit", metavar="X", help="Colours go from -X to X.", show_default="the largest difference, rounded up"
+        ),
+    ] = None,
+    cmap: Annotated[str, typer.Option("--cmap", metavar="NAME", help="A diverging colormap of matplotlib.")] = "RdBu_r",
+    theme: Annotated[str, typer.Option("--theme", metavar="NAME", help="light or dark.")] = "light",
+    dpi: Annotated[int, typer.Option("--dpi", metavar="N", help="Resolution.")] = 100,
+    format: Annotated[str, typer.Option("--format", metavar="NAME", help="png, svg, pdf or webp.")] = "png",
+    quiet: Quiet = False,
+    json: Json = False,
+) -> None:
+    """Compare two captures: pictures of B less A, and a table of numbers. Needs no model and no torch."""
+    from attnlens.console import one_line, open_progress, to_json
+    from attnlens.render.diff import diff as compare
+    from attnlens.render.difftable import summary, table
+    from attnlens.render.options import RenderOptions, select_theme
+
+    options = RenderOptions(
+        queries=queries,
+        window=window,
+        step=step,
+        layers=layers,
+        heads=heads,
+        scale=scale,
+        text=text,
+        cmap=cmap,
+        theme=select_theme(theme),
+        dpi=dpi,
+        format=format,
+    )
+    with open_progress(quiet) as progress:
+        report = compare(
+            a,
+            b,
+            output,
+            capture_a=capture_a,
+            capture_b=capture_b,
+            align=align,
+            limit=limit,
+            options=options,
+            progress=progress,
+        )
+    if json:
+        typer.echo(to_json(report))
+        return
+    for line in (*table(report), summary(report)):
+        typer.echo(line)
+    for note in report.notes:
+        typer.echo(f"note: {one_line(note)}", err=True)
 
 
 @app.command()

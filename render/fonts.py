@@ -1,50 +1,52 @@
-"""Text that fits, as pixels: measuring, condensing, cutting, and spelling out what the font cannot draw.
-
-Only the fonts inside matplotlib are used, by file, so that pictures do not depend on what a machine has installed.
-"""
+"""Text that fits, as pixels: measuring, condensing, cutting, finding a font, and spelling out what no font can draw."""
 
 from __future__ import annotations
 
+import unicodedata
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
 import numpy.typing as npt
-from matplotlib.backends.backend_agg import RendererAgg
-from matplotlib.font_manager import FontProperties, get_font
+from matplotlib import ft2font
 
+from attnlens.render.fontfiles import BOLD, REGULAR, bundled, extras
 from attnlens.render.text import CUT
 
-REGULAR = "DejaVuSans.ttf"
-BOLD = "DejaVuSans-Bold.ttf"
-
-SETTINGS: Any = {
-    key: matplotlib.rcParamsDefault[key]
-    for key in ("text.hinting", "text.hinting_factor", "text.kerning_factor", "text.antialiased")
-    if key in matplotlib.rcParamsDefault
-}
-"""Settings of matplotlib that change glyphs; drawing happens under these, whatever a user's matplotlibrc says."""
+__all__ = ["BOLD", "REGULAR", "Ink", "Typesetter", "drawable"]
 
 _STEP = 0.25
-_Renderer: Any = RendererAgg  # matplotlib ships no types for it
-
-
-def _file(name: str) -> str:
-    return str(Path(matplotlib.get_data_path(), "fonts", "ttf", name))
-
-
-@cache
-def _font(name: str, size: float) -> FontProperties:
-    return FontProperties(fname=_file(name), size=size)
+_HINTING: Any = getattr(ft2font, "LoadFlags", None)
+_HINTING = _HINTING.DEFAULT if _HINTING else 0  # whatever a user's matplotlibrc says
+_KEPT = 4096
 
 
 @cache
-def drawable(name: str = REGULAR) -> frozenset[int]:
-    """Code points that a bundled font has a glyph for."""
-    return frozenset(get_font(_file(name)).get_charmap())
+def _face(file: str, index: int = 0) -> Any:
+    return ft2font.FT2Font(file, face_index=index) if index else ft2font.FT2Font(file)
+
+
+@cache
+def _chain(name: str, behind: tuple[int, ...]) -> Any:
+    """A bundled font that asks these extra fonts for what it lacks."""
+    return ft2font.FT2Font(bundled(name), _fallback_list=[_face(*extras()[number]) for number in behind])
+
+
+@cache
+def _has(name: str, code: int) -> int | None:
+    """Who has a glyph for a code point: -1 the bundled font, else the number of an extra font, None nobody."""
+    if _face(bundled(name)).get_char_index(code):
+        return -1
+    for number, extra in enumerate(extras()):
+        if _face(*extra).get_char_index(code):
+            return number
+    return None
+
+
+def drawable(character: str, name: str = REGULAR) -> bool:
+    """Whether there is a glyph for a character."""
+    return _has(name, ord(character)) is not None
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,35 +65,47 @@ class Ink:
 
 
 class Typesetter:
-    """Turns texts into ink at one resolution, each once.
+    """Turns texts into ink at one resolution. Settings of matplotlib have no influence.
 
-    Everything must happen inside `matplotlib.rc_context(SETTINGS)`. `missing` collects the characters that the font
-    lacks and that were spelled out.
+    `missing` collects the characters that no font here has and that were spelled out.
     """
 
     def __init__(self, dpi: int) -> None:
         self._dpi = dpi
-        self._ruler = _Renderer(1, 1, dpi)
         self._inks: dict[tuple[str, str, int, int, float, float], Ink] = {}
+        self._widths: dict[tuple[str, float], float] = {}
         self.missing: set[str] = set()
 
     def fit(self, text: str, width: int, height: int, *, size: float, floor: float, name: str = REGULAR) -> Ink:
         """`text` at `size` points, condensed down to `floor` points and then cut with `…`, inside width × height."""
         key = (text, name, width, height, size, floor)
         if (ink := self._inks.get(key)) is None:
+            if len(self._inks) >= _KEPT:
+                self._inks.clear()
             ink = self._inks[key] = self._fit(self._spell(text, name), width, height, size, floor, name)
         return ink
 
     def width(self, text: str, size: float) -> float:
         """Pixels that `text` is wide, uncut."""
-        return self._measure(self._spell(text, REGULAR), size, REGULAR)[0]
+        if (found := self._widths.get((text, size))) is None:
+            if len(self._widths) >= _KEPT:
+                self._widths.clear()
+            found = self._widths[text, size] = self._set(self._spell(text, REGULAR), size, REGULAR)[1]
+        return found
 
     def _spell(self, text: str, name: str) -> str:
-        """`text` with characters that the font lacks as code points: `U+4E2D`, and `U+4E2D 56FD` for two in a row."""
+        """`text` with characters that no font has as code points: `U+4E2D`, and `U+4E2D 56FD` for two in a row.
+
+        So is a mark that the font of what it sits on does not have: both are shaped together, in one font.
+        """
         parts: list[str] = []
-        spelled = False
+        spelled, below = False, None
         for character in text:
-            there = ord(character) in drawable(name)
+            holder = _has(name, ord(character))
+            there = holder is not None and not (
+                holder != below and parts and unicodedata.category(character) in ("Mn", "Mc", "Me")
+            )
+            below = holder if there else None
             if there:
                 parts.append(character)
             else:
@@ -101,17 +115,22 @@ class Typesetter:
         return "".join(parts)
 
     def _fit(self, text: str, width: int, height: int, size: float, floor: float, name: str) -> Ink:
-        wide, high = self._measure(text, size, name)
+        font, wide, high, rise = self._set(text, size, name)
         if high > height:
             text = "".join(c if c.isascii() else f"U+{ord(c):04X}" for c in text)
-            wide, _ = self._measure(text, size, name)
+            font, wide, high, rise = self._set(text, size, name)
+        if wide <= width:
+            return self._ink(font, text, size, rise, width, height)
         # Hinting makes widths step, so the proportional guess may still be a little too wide.
-        trial = size if wide <= width else int(size * width / wide / _STEP) * _STEP
+        trial = int(size * width / wide / _STEP) * _STEP
         while trial >= floor:
-            if self._measure(text, trial, name)[0] <= width:
-                return self._ink(text, trial, name, width, height)
+            font, wide, high, rise = self._set(text, trial, name)
+            if wide <= width:
+                return self._ink(font, text, trial, rise, width, height)
             trial -= _STEP
-        return self._ink(self._cut(text, width, floor, name), floor, name, width, height)
+        text = self._cut(text, width, floor, name)
+        font, _, _, rise = self._set(text, floor, name)
+        return self._ink(font, text, floor, rise, width, height)
 
     def _cut(self, text: str, width: int, size: float, name: str) -> str:
         """The longest beginning of `text` that fits with `…` behind it."""
@@ -119,28 +138,30 @@ class Typesetter:
         kept, too_many = 0, len(text) + 1
         while too_many - kept > 1:
             middle = (kept + too_many) // 2
-            if self._measure(text[:middle] + CUT, size, name)[0] <= width:
+            if self._set(text[:middle] + CUT, size, name)[1] <= width:
                 kept = middle
             else:
                 too_many = middle
         return text[:kept].rstrip() + CUT
 
-    def _measure(self, text: str, size: float, name: str) -> tuple[float, float]:
-        width, height, _ = self._ruler.get_text_width_height_descent(text, _font(name, size), ismath=False)
-        return width, height
+    def _set(self, text: str, size: float, name: str) -> tuple[Any, float, float, int]:
+        """A font with `text` laid out in it, its width and height, and how much of it lies above the baseline."""
+        holders = {_has(name, ord(character)) for character in text}
+        behind = tuple(sorted(number for number in holders if number is not None and number >= 0))
+        font = _chain(name, behind)
+        font.clear()
+        font.set_size(size, self._dpi)  # of the fonts behind it too
+        font.set_text(text, 0.0, flags=_HINTING)
+        width, height = font.get_width_height()
+        return font, width / 64, height / 64, (height - font.get_descent()) // 64
 
-    def _ink(self, text: str, size: float, name: str, width: int, height: int) -> Ink:
-        font = _font(name, size)
-        wide, high, descent = self._ruler.get_text_width_height_descent(text, font, ismath=False)
-        margin = 4 + round(size * self._dpi / 72)
-        baseline = margin + round(high - descent)
-        page = _Renderer(round(wide) + 2 * margin, round(high) + 2 * margin, self._dpi)
-        page.draw_text(page.new_gc(), margin, baseline, text, font, 0, ismath=False)
-        coverage = np.asarray(page.buffer_rgba())[..., 3]
+    def _ink(self, font: Any, text: str, size: float, rise: int, width: int, height: int) -> Ink:
+        font.draw_glyphs_to_bitmap(antialiased=True)
+        coverage = np.asarray(font.get_image())
         rows, columns = np.flatnonzero(coverage.any(axis=1)), np.flatnonzero(coverage.any(axis=0))
         if not rows.size:
             return Ink(text, size, np.zeros((0, 0), np.uint8), 0)
         # Ink may pass the measured box by a pixel where a glyph leans over: the box holds all the same.
-        first = rows[0]
+        first = int(rows[0])
         mask = coverage[first : rows[-1] + 1, columns[0] : columns[-1] + 1][:height, :width].copy()
-        return Ink(text, size, mask, int(baseline - first))
+        return Ink(text, size, mask, rise + 1 - first)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -11,53 +11,38 @@ from typing import TYPE_CHECKING
 
 import attnlens
 from attnlens.progress import Progress, Silent
-from attnlens.render import files
+from attnlens.render import files, workers
 from attnlens.render.colour import Colours
-from attnlens.render.heads import Heads, select_heads
-from attnlens.render.layers import select_rows
+from attnlens.render.formats import Format, format_named
+from attnlens.render.index import write_contents, write_index
+from attnlens.render.jobs import Job, Outcome
 from attnlens.render.layout import lay_out
-from attnlens.render.paint import Painter
-from attnlens.render.queries import select_queries, stem
-from attnlens.render.scene import build_scene
-from attnlens.render.source import Source, timeline
-from attnlens.render.windows import Window, check_window, windows
+from attnlens.render.options import RenderOptions
+from attnlens.render.products import names
+from attnlens.render.recipe import of_run
+from attnlens.render.view import View
+from attnlens.render.views import open_view
+from attnlens.render.whole import is_there
 from attnlens.schemas.errors import AbsentError, InputError
 
 if TYPE_CHECKING:
     from attnlens.store.reader import Capture, Store
 
-
-@dataclass(frozen=True, kw_only=True)
-class RenderOptions:
-    """What is drawn and how.
-
-    capture: id of one capture; None draws all of them, each into a folder of its name if there are several.
-    queries: `generated`, `prompt`, `all`, or positions on the timeline (`57`, `40:60`, `-5:`, `3,5-7`).
-    window, step: columns of a picture, and how far the next picture moves.
-    layers: None for all, or a list or slice of layers.
-    heads: `max`, `mean`, `min`, or head numbers, which are reduced by max.
-    cmap: a colormap of matplotlib, over 0 … 1. dpi: pixels an inch; a cell is 0.78 × 0.34 inch.
-    """
-
-    capture: str | None = None
-    queries: str = "generated"
-    window: int = 32
-    step: int = 5
-    layers: str | None = None
-    heads: str = "max"
-    cmap: str = "coolwarm"
-    dpi: int = 100
+Engine = Callable[[Iterable[Job], int], Iterable[Outcome]]
+"""Draws jobs somewhere; the number says how many pictures they are. Outcomes may come in any order."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RenderReport:
     """What was drawn: number of pictures, where, how long it took in seconds.
 
-    `missing_characters` counts the different characters that the font lacks and that were drawn as code points.
-    `notes` are lines a person should read: captures left out, columns that no window shows.
+    `kept` counts the pictures that were there already and were not drawn again. `missing_characters` counts the
+    different characters that no font here has and that were drawn as code points. `notes` are lines a person should
+    read: captures left out, columns that no window shows.
     """
 
     count: int
+    kept: int
     folder: Path
     seconds: float
     missing_characters: int
@@ -65,18 +50,31 @@ class RenderReport:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Job:
+class Plan:
     """The pictures of one capture, checked and ready to draw."""
 
     capture: Capture
+    view: View
     folder: Path
-    queries: tuple[int, ...]
-    rows: tuple[int, ...]
-    heads: Heads
+    options: RenderOptions
 
-    def windows(self, options: RenderOptions) -> Iterator[tuple[int, tuple[Window, ...]]]:
-        for query in self.queries:
-            yield query, windows(query, options.window, options.step)
+    def count(self) -> int:
+        """Number of files."""
+        return sum(len(names(self.view, unit, self.options)) for unit in self.view.units)
+
+    def jobs(self, store: Path, left: Callable[[Plan, tuple[str, ...]], tuple[str, ...] | None]) -> Iterator[Job]:
+        """A job for every unit; `left` says which of its files are left to draw, None for all."""
+        for unit in self.view.units:
+            stems = left(self, names(self.view, unit, self.options))
+            if stems is None or stems:
+                yield Job(
+                    store=str(store),
+                    capture=self.capture.id,
+                    unit=unit,
+                    stems=stems,
+                    folder=str(self.folder),
+                    options=self.options,
+                )
 
 
 def render(
@@ -85,11 +83,26 @@ def render(
     *,
     options: RenderOptions | None = None,
     progress: Progress | None = None,
+    n_workers: int | None = 1,
+    resume: bool = False,
+    engine: Engine | None = None,
+    gallery: bool = False,
 ) -> RenderReport:
-    """Draw windowed pictures of a store as PNG files into `out_dir`, which is made if need be.
+    """Draw windowed pictures of a store into `out_dir`, which is made if need be.
 
     Files are `attn_{i}_{j}.png` for generated token i and window j, `attn_p{q}_{j}.png` for prompt position q, without
-    `_{j}` where one picture holds all columns. Everything is checked before the first picture is drawn.
+    `_{j}` where one picture holds all columns. Everything is checked before the first picture is drawn. A file appears
+    whole under its name or not at all. The bytes do not depend on how many processes draw.
+
+    Args:
+        store_path: a store.
+        out_dir: a folder.
+        options: what is drawn.
+        progress: where work is reported.
+        n_workers: processes that draw; None for one a processor.
+        resume: leave alone what is there, whole, and of this very run.
+        engine: draws in place of the processes here.
+        gallery: write an `index.html` beside the pictures.
 
     Raises:
         InputError: an option cannot be used, or the folder cannot be written.
@@ -98,56 +111,93 @@ def render(
     """
     began = time.monotonic()
     options, progress = options or RenderOptions(), progress or Silent()
-    check_window(options.window, options.step)
+    if n_workers is not None and n_workers < 1:
+        raise InputError(f"--workers {n_workers}: at least 1 process has to draw")
+    form = format_named(options.format)
+    plans, notes = make_plans(attnlens.open(store_path), Path(out_dir), options)
     Colours(options.cmap)
-    painter = Painter(options.dpi)
-    jobs, notes = _jobs(attnlens.open(store_path), Path(out_dir), options)
-    for job in jobs:
-        lay_out(len(job.rows), min(options.window, job.queries[-1] + 1), options.dpi)
-    for job in jobs:
-        files.prepare(job.folder)
-    count = sum(len(found) for job in jobs for _, found in job.windows(options))
-    progress.stage("pictures", count, "pictures")
-    for job in jobs:
-        _draw(job, options, painter, progress)
+    for plan in plans:
+        lay_out(*plan.view.shape, options.dpi)
+    for plan in plans:
+        files.prepare(plan.folder)
+    total = sum(plan.count() for plan in plans)
+    progress.stage("pictures", total, "pictures")
+    kept = _Kept(Path(store_path), form, progress) if resume else None
+    work = (job for plan in plans for job in plan.jobs(Path(store_path), kept.left if kept else _all))
+    drawn = engine or _here(n_workers or workers.cores())
+    count, missing = 0, frozenset[str]()
+    for outcome in drawn(work, total):
+        count += outcome.count
+        missing |= outcome.missing
+        progress.advance(outcome.count)
+    if gallery:
+        _write_gallery(Path(out_dir), plans)
     progress.end()
     return RenderReport(
         count=count,
+        kept=kept.count if kept else 0,
         folder=Path(out_dir),
         seconds=time.monotonic() - began,
-        missing_characters=painter.missing,
+        missing_characters=len(missing),
         notes=notes,
     )
 
 
-def _draw(job: _Job, options: RenderOptions, painter: Painter, progress: Progress) -> None:
-    source = Source(job.capture, rows=job.rows, heads=job.heads)
-    for query, found in job.windows(options):
-        evidence = source.evidence(query)
-        for window in found:
-            scene = build_scene(evidence, window, source.subject, colormap=options.cmap)
-            name = f"{stem(query, job.capture.n_prompt)}{window.suffix}.png"
-            files.write(job.folder / name, painter.paint(scene))
-            progress.advance()
+def _write_gallery(folder: Path, plans: list[Plan]) -> None:
+    for plan in plans:
+        write_index(plan.folder, plan.capture, plan.view, plan.options)
+    if plans[0].folder != folder:
+        write_contents(folder, [plan.capture for plan in plans])
 
 
-def _jobs(store: Store, folder: Path, options: RenderOptions) -> tuple[list[_Job], tuple[str, ...]]:
-    """One job a capture, and notes. Of several captures those that hold nothing to draw are left out, with a note."""
+def _here(n_workers: int) -> Engine:
+    def engine(jobs: Iterable[Job], count: int) -> Iterable[Outcome]:
+        return workers.run(jobs, n_workers, count)
+
+    return engine
+
+
+def _all(plan: Plan, stems: tuple[str, ...]) -> tuple[str, ...] | None:
+    return None
+
+
+class _Kept:
+    """Pictures that are there already."""
+
+    def __init__(self, store: Path, form: Format, progress: Progress) -> None:
+        self._store, self._form, self._progress = store, form, progress
+        self.count = 0
+
+    def left(self, plan: Plan, stems: tuple[str, ...]) -> tuple[str, ...]:
+        """Which of the files are left to draw."""
+        run = of_run(plan.capture, plan.options)
+        since = (self._store / plan.capture.id / "zarr.json").stat().st_mtime_ns
+        left = tuple(
+            stem for stem in stems if not is_there(plan.folder / f"{stem}{self._form.SUFFIX}", self._form, run, since)
+        )
+        self.count += len(stems) - len(left)
+        self._progress.advance(len(stems) - len(left))
+        return left
+
+
+def make_plans(store: Store, folder: Path, options: RenderOptions) -> tuple[list[Plan], tuple[str, ...]]:
+    """One plan a capture, and notes. Of several captures those that hold nothing to draw are left out, with a note."""
     ids = _ids(store.ids, options.capture)
     notes: list[str] = []
-    jobs: list[_Job] = []
+    plans: list[Plan] = []
     for name in ids:
         try:
-            jobs.append(_job(store[name], folder if len(ids) == 1 else folder / name, options))
+            capture, place = store[name], folder if len(ids) == 1 else folder / name
+            plans.append(Plan(capture=capture, view=open_view(capture, options), folder=place, options=options))
         except AbsentError as error:
             if len(ids) == 1:
                 raise
             notes.append(f"left out: {error}")
-    if not jobs:
+    if not plans:
         raise AbsentError(f"none of the {len(ids)} captures holds anything to draw; {notes[0]}")
-    if options.step > options.window and any(job.queries[-1] >= options.window for job in jobs):
+    if options.step > options.window and any(plan.view.units[-1] >= options.window for plan in plans):
         notes.append(f"--step {options.step} is larger than --window {options.window}: some columns are in no picture")
-    return jobs, tuple(notes)
+    return plans, tuple(notes)
 
 
 def _ids(there: Sequence[str], wanted: str | None) -> Sequence[str]:
@@ -158,16 +208,3 @@ def _ids(there: Sequence[str], wanted: str | None) -> Sequence[str]:
     if wanted not in there:
         raise InputError(f"--capture {wanted}: there is none, the store holds {', '.join(there) or 'no capture'}")
     return (wanted,)
-
-
-def _job(capture: Capture, folder: Path, options: RenderOptions) -> _Job:
-    metadata = capture.metadata
-    if metadata.attention is None:
-        raise AbsentError(f"capture {capture.id} holds no attention: {metadata.attention_absent or 'none was stored'}")
-    return _Job(
-        capture=capture,
-        folder=folder,
-        queries=select_queries(options.queries, timeline(capture)),
-        rows=select_rows(options.layers, metadata.model.n_layer),
-        heads=select_heads(options.heads, metadata.model.n_head),
-    )

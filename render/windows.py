@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from attnlens.schemas.errors import InputError
@@ -9,10 +11,9 @@ from attnlens.schemas.errors import InputError
 
 @dataclass(frozen=True)
 class Window:
-    """Columns start … stop-1 of the timeline. `number` is None where one picture holds all columns."""
+    """Columns of the timeline, upwards. `number` is None where one picture holds all columns."""
 
-    start: int
-    stop: int
+    columns: tuple[int, ...]
     number: int | None
 
     @property
@@ -33,19 +34,27 @@ def check_window(window: int, step: int) -> None:
         raise InputError(f"--step {step}: windows have to move by at least 1 column")
 
 
-def windows(query: int, window: int = 32, step: int = 5) -> tuple[Window, ...]:
-    """The windows over columns 0 … query.
+def window_starts(n_column: int, window: int, step: int) -> tuple[int, ...]:
+    """Where the windows over `n_column` columns start: 0, step, 2·step …; the last one ends at the last column."""
+    last = n_column - window
+    return (*range(0, last, step), last) if last > 0 else (0,)
 
-    Starts are 0, step, 2·step …; the last window is moved back so that it ends at the query. With a step larger
-    than the window the columns between two windows are in no picture.
+
+def n_columns(query: int, tokens: Sequence[int] | None) -> int:
+    """How many of `tokens` (upwards; None: all) are columns of this query."""
+    return query + 1 if tokens is None else bisect_right(tokens, query)
+
+
+def windows(query: int, window: int = 32, step: int = 5, tokens: Sequence[int] | None = None) -> tuple[Window, ...]:
+    """The windows over columns 0 … query, or over those of them that are in `tokens` (upwards).
+
+    With a step larger than the window the columns between two windows are in no picture.
 
     Raises:
         InputError: window or step is below 1.
     """
     check_window(window, step)
-    columns = query + 1
-    if columns <= window:
-        return (Window(0, columns, None),)
-    last = columns - window
-    starts = [*range(0, last, step), last]
-    return tuple(Window(start, start + window, number) for number, start in enumerate(starts))
+    columns = range(query + 1) if tokens is None else tokens[: n_columns(query, tokens)]
+    starts = window_starts(len(columns), window, step) if columns else ()
+    parts = [tuple(columns[start : start + window]) for start in starts]
+    return tuple(Window(part, None if len(parts) == 1 else number) for number, part in enumerate(parts))

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import zarr
 from numpy.typing import NDArray
 
 from attnlens.schemas.metadata import CaptureMetadata, LayerInfo, LensInfo, ModelInfo, Sampling
@@ -28,6 +30,8 @@ class Made:
     lens_probability: NDArray[np.float32]
     token_id: list[int]
     token_text: list[str]
+    lens_entropy: NDArray[np.float32]
+    next_rank: NDArray[np.int32]
 
 
 def make(
@@ -44,28 +48,40 @@ def make(
     forced: bool = False,
     broken_off: int | None = None,
     raw: dict[int, bytes] | None = None,
+    ids: list[int] | None = None,
+    words: tuple[str, ...] = WORDS,
+    n_kv_head: int | None = None,
+    value_norm: NDArray[np.float32] | None = None,
 ) -> Made:
-    """Write one capture. All tokens but the last are fed; all if `forced`; so many if it is `broken_off`."""
+    """Write one capture. All tokens but the last are fed; all if `forced`; so many if it is `broken_off`.
+
+    `ids` are the tokens, numbers of `words`; word 0 is special. `value_norm` (layer, head, key) is put beside the rest.
+    """
     rng = np.random.default_rng(seed)
     n_token = n_prompt + n_generated
     n_fed = broken_off or (n_token if forced else n_token - 1)
     weights = np.tril(rng.random((n_layer, n_head, n_token, n_token)))
     weights = (weights / weights.sum(-1, keepdims=True)).astype(np.float16)
     weights[list(without_attention)] = np.nan
-    token_id = [position % len(WORDS) for position in range(n_token)]
-    texts = [WORDS[number] for number in token_id]
-    lens_token = rng.integers(0, len(WORDS), (n_layer + 1, n_token, 2)).astype(np.int32)
+    token_id = ids or [position % len(words) for position in range(n_token)]
+    texts = [words[number] for number in token_id]
+    lens_token = rng.integers(0, len(words), (n_layer + 1, n_token, 2)).astype(np.int32)
+    lens_token[..., 1] = (lens_token[..., 0] + 1 + lens_token[..., 1] % (len(words) - 1)) % len(words)  # two tokens
     lens_probability = np.sort(rng.random((n_layer + 1, n_token, 2)) / 2)[..., ::-1].astype(np.float32)
 
+    lens_entropy = rng.random((n_layer + 1, n_token)).astype(np.float32)
+    next_rank = rng.integers(0, len(words), (n_layer + 1, n_token)).astype(np.int32)
+
     writer = StoreWriter.create(path, append=append)
-    metadata = _metadata(writer.new_id(), n_prompt, n_layer, n_head, without_attention, lens, n_token)
+    metadata = _metadata(writer.new_id(), n_prompt, n_layer, n_head, without_attention, lens, n_token, len(words))
+    metadata = _grouped(metadata, n_kv_head)
     with writer.capture(metadata, capacity=n_token + 7) as capture:
         pieces = [text.encode() for text in texts]
         for position, piece in (raw or {}).items():
             pieces[position] = piece
         capture.tokens(token_id, texts, pieces, [number == 0 for number in token_id])
         if lens:
-            capture.vocabulary(list(range(len(WORDS))), list(WORDS))
+            capture.vocabulary(list(range(len(words))), list(words))
         for layer in range(n_layer):
             if layer in without_attention:
                 continue
@@ -80,8 +96,8 @@ def make(
                 {
                     "lens_token": lens_token[:, :n_fed],
                     "lens_probability": lens_probability[:, :n_fed],
-                    "lens_entropy": np.ones((n_layer + 1, n_fed), np.float32),
-                    "next_rank": np.zeros((n_layer + 1, n_fed), np.int32),
+                    "lens_entropy": lens_entropy[:, :n_fed],
+                    "next_rank": next_rank[:, :n_fed],
                     "next_probability": np.full((n_layer + 1, n_fed), 0.5, np.float32),
                 },
             )
@@ -91,11 +107,33 @@ def make(
             capture.finish({})
         else:
             capture.fail("broken off")
-    return Made(path, n_prompt, n_token, weights, lens_token, lens_probability, token_id, texts)
+    if value_norm is not None:
+        _put(path, metadata.id, "value_norm", ("layer", "head", "key"), value_norm)
+    return Made(
+        path, n_prompt, n_token, weights, lens_token, lens_probability, token_id, texts, lens_entropy, next_rank
+    )
+
+
+def _grouped(metadata: CaptureMetadata, n_kv_head: int | None) -> CaptureMetadata:
+    """The same model, in whose layers several heads share a key and value head."""
+    if n_kv_head is None:
+        return metadata
+    layers = [layer.model_copy(update={"n_kv_head": n_kv_head}) for layer in metadata.model.layers]
+    return metadata.model_copy(update={"model": metadata.model.model_copy(update={"layers": layers})})
+
+
+def _put(path: Path, capture: str, name: str, axes: tuple[str, ...], values: NDArray[np.float32]) -> None:
+    """An array that the writer does not know. The group's list of arrays would hide it, so it goes."""
+    document = path / capture / "zarr.json"
+    text = json.loads(document.read_text())
+    text.pop("consolidated_metadata", None)
+    document.write_text(json.dumps(text))
+    group = zarr.open_group(path / capture, mode="r+", use_consolidated=False)
+    group.create_array(name, data=values, dimension_names=axes)
 
 
 def _metadata(
-    name: str, n_prompt: int, n_layer: int, n_head: int, without: tuple[int, ...], lens: bool, n_token: int
+    name: str, n_prompt: int, n_layer: int, n_head: int, without: tuple[int, ...], lens: bool, n_token: int, size: int
 ) -> CaptureMetadata:
     layers = [
         LayerInfo(
@@ -125,7 +163,7 @@ def _metadata(
             dtype="float32",
             n_layer=n_layer,
             n_head=n_head,
-            vocabulary_size=len(WORDS),
+            vocabulary_size=size,
             layers=layers,
         ),
         lens=LensInfo(name="logit", modules=["norm", "head"], hash="0", top_k=2) if lens else None,

@@ -17,7 +17,8 @@ import zarr
 
 import attnlens
 from attnlens.capture import capture
-from attnlens.render.pictures import RenderOptions, render
+from attnlens.render.options import RenderOptions
+from attnlens.render.pictures import render
 from attnlens.schemas.errors import AttnlensError
 from attnlens.store.verify import verify
 from families import byte_tokenizer, tiny_model

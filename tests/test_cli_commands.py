@@ -91,9 +91,22 @@ def test_render_says_where(
     assert run(monkeypatch, "render", store) == 0
     shown = capsys.readouterr()
     assert shown.out.startswith("run-pictures: 3 pictures in ")
-    assert {path.name for path in (tmp_path / "run-pictures").iterdir()} == {"attn_0.png", "attn_1.png", "attn_2.png"}
+    there = {path.name for path in (tmp_path / "run-pictures").iterdir()}
+    assert there == {"attn_0.png", "attn_1.png", "attn_2.png", "index.html"}
     assert shown.err.splitlines()[0] == "pictures … 3 pictures"
     assert "\x1b" not in shown.err
+
+
+def test_render_again_from_a_picture(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], store: Path, tmp_path: Path
+) -> None:
+    assert run(monkeypatch, "render", store, "-o", tmp_path / "a", "--format", "svg", "--no-gallery", "-q") == 0
+    assert {path.suffix for path in (tmp_path / "a").iterdir()} == {".svg"}
+    capsys.readouterr()
+    picture = tmp_path / "a" / "attn_1.svg"
+    assert run(monkeypatch, "render", store, "--from", picture, "-o", tmp_path / "b") == 0
+    assert capsys.readouterr().out == f"{tmp_path / 'b' / 'attn_1.svg'}: the same bytes as {picture}\n"
+    assert [path.read_bytes() for path in (tmp_path / "b").iterdir()] == [picture.read_bytes()]
 
 
 def test_render_as_json_and_options_that_begin_with_a_dash(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import struct
+from collections.abc import Iterator
 from typing import Any
 
 import matplotlib
@@ -14,11 +16,15 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
 
-from attnlens.render.layout import lay_out
+from attnlens.render import atlas, fontfiles, fonts, squeeze
+from attnlens.render.colour import THEMES, Colours, is_dark
+from attnlens.render.fonts import Typesetter, drawable
+from attnlens.render.formats.furniture import layout_of
+from attnlens.render.layout import Layout, lay_out
 from attnlens.render.paint import Painter
-from attnlens.render.scene import Evidence, Prediction, Scene, Subject, build_scene
+from attnlens.render.pigment import Indexed
+from attnlens.render.scene import Prediction, Scene, Strip, Subject
 from attnlens.render.text import legible
-from attnlens.render.windows import Window
 from attnlens.schemas.errors import InputError
 
 HOSTILE = ["$\\frac$", "$$", "\x00", "\n", "\u202e\u05e9\u05dc\u05d5\u05dd", "\u0645\u0631\u062d\u0628\u0627",
@@ -36,38 +42,44 @@ def scene(
     n_prompt: int = 6,
     colormap: str = "coolwarm",
     none: int | None = None,
-    **subject: Any,
+    special: frozenset[int] = frozenset({4}),
+    **fields: Any,
 ) -> Scene:
     """All rows of a model of few layers, some columns from `start`; the last column is the query."""
     n_row, n_column = shape
-    stop = start + n_column
-    attention = np.random.default_rng(7).random((n_row, stop), np.float32)
-    attention[-1] = 0
+    matrix = np.random.default_rng(7).random((n_row, n_column), np.float32)
+    matrix[-1] = 0
     if none is not None:
-        attention[none] = np.nan
-    texts = [["" for _ in range(stop)] for _ in range(n_row)]
+        matrix[none] = np.nan
+    texts = [["" for _ in range(n_column)] for _ in range(n_row)]
     for (row, column), text in (labels or {}).items():
-        texts[row][start + column] = legible(text)
-    about: dict[str, Any] = {
-        "model": "made/up",
-        "capture": "0000",
-        "status": "complete",
-        "n_prompt": n_prompt,
-        "n_layer": n_row - 1,
-        "special": frozenset({4}),
-        "lens_absent": None,
-        "reduction": "max over 9 heads",
-    }
-    evidence = Evidence(
-        query=stop - 1,
-        token="·Bob",
-        predicted=Prediction(text="'s", probability=0.9296),
-        next=None,
-        rows=tuple(range(n_row)),
-        attention=attention,
-        labels=tuple(map(tuple, texts)),
+        texts[row][column] = legible(text)
+    subject = Subject(
+        model="made/up",
+        capture="0000",
+        status="complete",
+        n_prompt=n_prompt,
+        n_layer=n_row - 1,
+        special=special,
+        lens_absent=None,
+        reduction="max over 9 heads",
     )
-    return build_scene(evidence, Window(start, stop, 1), Subject(**{**about, **subject}), colormap=colormap)
+    about: dict[str, Any] = {
+        "query": start + n_column - 1,
+        "token": "·Bob",
+        "predicted": Prediction(text="'s", probability=0.9296),
+        "next": None,
+        "rows": tuple(range(n_row)),
+        "columns": tuple(range(start, start + n_column)),
+        "matrix": matrix,
+        "labels": tuple(map(tuple, texts)),
+        "colormap": colormap,
+    }
+    return Scene(subject=subject, **{**about, **fields})
+
+
+def layout_for(drawn: Scene, dpi: int = 100) -> Layout:
+    return layout_of(drawn, dpi)[0]
 
 
 def read(data: bytes) -> NDArray[np.uint8]:
@@ -76,52 +88,93 @@ def read(data: bytes) -> NDArray[np.uint8]:
         return np.asarray(image.convert("RGB"))
 
 
-def corner(pixels: NDArray[np.uint8], dpi: int, shape: tuple[int, int], row: int, column: int) -> tuple[int, ...]:
-    """A pixel near the upper left corner of a cell, where no text comes."""
-    layout, inside = lay_out(*shape, dpi), round(3 * dpi / 100) + 1
-    y, x = layout.top + row * layout.cell_height + inside, layout.left + column * layout.cell_width + inside
-    return tuple(pixels[y, x].tolist())
+def inside(layout: Layout, row: int, column: int) -> tuple[slice, slice]:
+    """The pixels of a cell, without the lines around it."""
+    y, x = layout.top + row * layout.cell_height, layout.left + column * layout.cell_width
+    line = layout.cell.line
+    return slice(y + line, y + layout.cell_height), slice(x + line, x + layout.cell_width)
 
 
-@pytest.mark.parametrize("colormap", ["coolwarm", "viridis", "tab20"])
+def corners(pixels: NDArray[np.uint8], layout: Layout) -> NDArray[np.uint8]:
+    """A pixel near the upper left corner of each cell (row, column, rgb), where no text comes."""
+    step = layout.px(3) + 1
+    rows = layout.top + step + np.arange(layout.n_row) * layout.cell_height
+    columns = layout.left + step + np.arange(layout.n_column) * layout.cell_width
+    return pixels[np.ix_(rows, columns)]
+
+
+def expected_fills(drawn: Scene) -> NDArray[np.uint8]:
+    low, high = drawn.scale
+    mapped = matplotlib.colormaps[drawn.colormap]((drawn.matrix - low) / (high - low), bytes=True)
+    return np.asarray(mapped)[..., :3]
+
+
+@pytest.mark.parametrize("colormap", ["coolwarm", "viridis", "tab20", "twilight"])
 @pytest.mark.parametrize("dpi", [60, 100, 173])
-def test_cells_have_the_colours_of_the_colormap(colormap: str, dpi: int) -> None:
-    drawn = scene({(1, 1): "word", (2, 2): "x" * 300}, colormap=colormap)
+@pytest.mark.parametrize("scale", [(0.0, 1.0), (-0.5, 0.75)])
+def test_fills_are_the_colours_of_the_colormap(colormap: str, dpi: int, scale: tuple[float, float]) -> None:
+    drawn = scene({(1, 1): "word", (2, 2): "x" * 300}, colormap=colormap, scale=scale, n_prompt=99)
     pixels = read(Painter(dpi).paint(drawn))
-    for row in range(4):
+    assert np.array_equal(corners(pixels, layout_for(drawn, dpi)), expected_fills(drawn))
+
+
+def test_a_cell_without_text_is_one_colour() -> None:
+    drawn = scene(n_prompt=99)
+    pixels, layout, fills = Painter().pixels(drawn), layout_for(drawn), expected_fills(drawn)
+    for row in range(3):
         for column in range(8):
-            value = float(drawn.matrix[row, column])
-            expected = matplotlib.colormaps[colormap](value, bytes=True)[:3]
-            assert corner(pixels, dpi, (4, 8), row, column) == tuple(int(channel) for channel in expected)
+            y, x = inside(layout, row, column)
+            cell = pixels[y, x] if row < 2 else pixels[y, x][:-3]  # the line above the last row reaches into it
+            assert (cell == fills[row, column]).all()
 
 
-def test_a_layer_without_attention_is_grey_and_hatched_not_zero() -> None:
-    pixels = read(Painter().paint(scene(none=1)))
-    layout = lay_out(4, 8, 100)
-    top, left = layout.top + layout.cell_height + 4, layout.left + 4
-    cell = pixels[top : top + 26, left : left + 70].reshape(-1, 3)
+@pytest.mark.parametrize("colormap", ["coolwarm", "viridis", "magma", "cividis", "RdBu_r", "tab20", "turbo", "hsv"])
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_a_palette_is_off_by_no_more_than_it_says(colormap: str, theme: str) -> None:
+    drawn = scene({(0, 0): "word"}, colormap=colormap, theme=theme, shape=(9, 31), n_prompt=99)
+    data = Painter(palette=True).paint(drawn)
+    with Image.open(io.BytesIO(data)) as image:
+        assert image.mode == "P"
+    said = Indexed(Colours(colormap), THEMES[theme]).error
+    off = np.abs(corners(read(data), layout_for(drawn)).astype(int) - expected_fills(drawn))
+    assert off.max() <= said <= 14
+    exact = Painter().pixels(drawn).astype(int)
+    assert np.abs(read(data) - exact).mean() < 6
+
+
+@pytest.mark.parametrize("name", ["flag", "prism", "Pastel1", "gray", "nipy_spectral", "berlin"])
+def test_every_colormap_has_a_palette(name: str) -> None:
+    if name not in matplotlib.colormaps:
+        pytest.skip("a newer colormap")
+    palette = Indexed(Colours(name), THEMES["light"]).palette
+    assert len(palette) <= 256
+    read(Painter(60, palette=True).paint(scene({(1, 1): "word"}, colormap=name)))
+
+
+def test_a_layer_without_attention_is_grey_and_striped_not_zero() -> None:
+    drawn = scene(none=1)
+    pixels = read(Painter().paint(drawn))
+    y, x = inside(layout_for(drawn), 1, 0)
+    cell = pixels[y, x].reshape(-1, 3)
     assert len(np.unique(cell, axis=0)) == 2
     assert (cell[:, 0] == cell[:, 1]).all()
     assert (cell[:, 1] == cell[:, 2]).all()
 
 
-def inside(layout: Any, row: int, column: int) -> tuple[slice, slice]:
-    y, x = layout.top + row * layout.cell_height, layout.left + column * layout.cell_width
-    return slice(y + 1, y + layout.cell_height), slice(x + 1, x + layout.cell_width)
-
-
 def strays(painter: Painter, text: str) -> int:
     """Pixels outside cell (1, 5) that a text in it changes."""
-    with_text, without = painter.pixels(scene({(1, 5): text})), painter.pixels(scene())
+    drawn = scene({(1, 5): text})
+    with_text, without = painter.pixels(drawn), painter.pixels(scene())
     changed = (with_text != without).any(axis=-1)
     assert changed.any(), "the text left no ink"
-    changed[inside(lay_out(4, 8, painter.dpi), 1, 5)] = False
+    changed[inside(layout_for(drawn, painter.dpi), 1, 5)] = False
     return int(changed.sum())
 
 
-@pytest.mark.parametrize("dpi", [50, 100])
-def test_hostile_texts_leave_ink_inside_their_cell_only(dpi: int) -> None:
-    painter = Painter(dpi)
+@pytest.mark.parametrize("dpi", [20, 50, 100])
+@pytest.mark.parametrize("palette", [False, True])
+def test_hostile_texts_leave_ink_inside_their_cell_only(dpi: int, palette: bool) -> None:
+    painter = Painter(dpi, palette=palette)
     assert {text: strays(painter, text) for text in HOSTILE} == dict.fromkeys(HOSTILE, 0)
 
 
@@ -132,6 +185,41 @@ def test_any_text_stays_inside_its_cell(text: str) -> None:
 
 
 PAINTER = Painter(60)
+
+
+def composed(drawn: Scene, dpi: int) -> NDArray[np.uint8]:
+    """The cells of a scene without heavy lines, put together pixel by pixel from fills and coverage of glyphs."""
+    layout, fills = layout_for(drawn, dpi), expected_fills(drawn)
+    page = np.zeros((layout.n_row * layout.cell_height, layout.n_column * layout.cell_width, 3), np.uint8)
+    page[:] = (38, 38, 38)
+    line, width = layout.cell.line, layout.cell_width
+    for row, texts in enumerate(drawn.labels):
+        for column, text in enumerate(texts):
+            y, x = row * layout.cell_height, column * width
+            page[y + line : y + layout.cell_height, x + line : x + width] = fills[row, column]
+            room = layout.cell.room
+            ink = Typesetter(dpi).fit(text, width - line - 2 * layout.px(4), len(room), size=9.0, floor=6.25)
+            height, wide = ink.mask.shape
+            capital = 0.73 * ink.size * dpi / 72
+            top = round((layout.cell_height - line + capital) / 2) - ink.rise
+            y += line + max(min(top, room.stop - height), room.start)
+            x += round((line + width - wide) / 2)
+            target = page[y : y + height, x : x + wide]
+            colour = np.array([255] * 3 if is_dark(fills[row, column]) else [38] * 3, float)
+            share = ink.mask[..., None] / 255
+            target[:] = np.floor(fills[row, column] + (colour - fills[row, column]) * share + 0.5)
+    return page
+
+
+@pytest.mark.parametrize("dpi", [60, 100, 173])
+def test_cells_are_fills_and_glyphs_put_together(dpi: int) -> None:
+    words = ["·Bob", "gjpqy|", "Ấ", "x" * 40, ".", "", "’", "ÅÇ", "\u4e2d", "W" * 12, "ффф", "\ufdfa", "·", "$$"]
+    labels = {(row, column): words[(row * 7 + column) % len(words)] for row in range(4) for column in range(8)}
+    drawn = scene(n_prompt=99, labels=labels)
+    drawn = dataclasses.replace(drawn, subject=dataclasses.replace(drawn.subject, n_layer=9))
+    pixels, layout = Painter(dpi).pixels(drawn), layout_for(drawn, dpi)
+    off = pixels[layout.top : layout.bottom, layout.left : layout.right].astype(int) - composed(drawn, dpi)
+    assert np.abs(off).max() <= 1
 
 
 def test_dollars_are_dollars() -> None:
@@ -147,9 +235,11 @@ def luminance(colours: NDArray[Any]) -> NDArray[Any]:
     return np.asarray(linear @ [0.2126, 0.7152, 0.0722])
 
 
-def test_text_contrasts_with_its_cell() -> None:
-    drawn = scene({(row, column): "WWWW" for row in range(4) for column in range(8)}, n_prompt=99)
-    pixels, layout = Painter(200).pixels(drawn), lay_out(4, 8, 200)
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_text_contrasts_with_its_cell(theme: str) -> None:
+    words = {(row, column): "WWWW" for row in range(4) for column in range(8)}
+    drawn = scene(words, n_prompt=99, theme=theme, none=1)
+    pixels, layout = Painter(200).pixels(drawn), layout_for(drawn, 200)
     for row in range(4):
         for column in range(8):
             y, x = inside(layout, row, column)
@@ -158,11 +248,135 @@ def test_text_contrasts_with_its_cell() -> None:
             assert (max(ground, ink) + 0.05) / (min(ground, ink) + 0.05) > 2.99
 
 
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_words_around_the_cells_contrast_with_the_paper(theme: str) -> None:
+    colours = THEMES[theme]
+    paper = luminance(np.array(colours.paper))
+    for text in (colours.ink, colours.faint, colours.accent):
+        light = luminance(np.array(text))
+        assert (max(paper, light) + 0.05) / (min(paper, light) + 0.05) >= 4.5
+    pixels = Painter().pixels(scene(theme=theme))
+    assert tuple(pixels[0, 0]) == tuple(pixels[-1, -1]) == colours.paper
+
+
+@pytest.fixture
+def bundled_only(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """As it is without the extra `fonts`."""
+    with_extras = fontfiles.extras
+    monkeypatch.setattr(fonts, "extras", lambda: ())
+    for kept in (fonts._has, fonts._chain):
+        kept.cache_clear()
+    yield
+    monkeypatch.setattr(fonts, "extras", with_extras)
+    for kept in (fonts._has, fonts._chain):
+        kept.cache_clear()
+
+
+@pytest.mark.usefixtures("bundled_only")
 def test_missing_characters_are_spelled_out_and_counted_once() -> None:
     painter = Painter()
     first = painter.pixels(scene({(0, 0): "\u4e2d", (1, 1): "\u4e2d\u56fd", (2, 2): "abc"}))
     assert painter.missing == 2
     assert np.array_equal(first, painter.pixels(scene({(0, 0): "U+4E2D", (1, 1): "U+4E2D 56FD", (2, 2): "abc"})))
+
+
+SCRIPTS = {
+    "cjk": "中文字符",
+    "kana": "ひらがな",
+    "hangul": "한국어",
+    "devanagari": "हिन्दी",
+    "bengali": "বাংলা",
+    "tamil": "தமிழ்",
+    "thai": "สวัสดี",
+    "khmer": "ខ្មែរ",
+    "hebrew": "שלום",
+    "arabic": "مرحبا",
+    "emoji": "😀🎉",
+}
+
+
+@pytest.mark.skipif(not fontfiles.extras(), reason="needs the extra fonts")
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_with_the_extra_every_script_is_drawn(script: str) -> None:
+    painter, text = Painter(), SCRIPTS[script]
+    assert all(drawable(character) for character in text)
+    pixels = painter.pixels(scene({(1, 1): text}))
+    assert painter.missing == 0
+    assert not np.array_equal(pixels, painter.pixels(scene()))
+    assert strays(painter, text) == 0
+
+
+def test_arabic_is_shaped() -> None:
+    if tuple(map(int, matplotlib.__version__.split(".")[:2])) < (3, 11):
+        pytest.skip("matplotlib shapes text from 3.11 on")
+    joined, apart = (Typesetter(100).fit(text, 500, 100, size=9.0, floor=9.0) for text in ("ببب", "ب ب ب"))
+    gaps = ~joined.mask.any(axis=0)
+    assert not gaps.any()
+    assert (~apart.mask.any(axis=0)).any()
+
+
+def test_what_dejavu_draws_looks_the_same_with_and_without_the_extra(request: pytest.FixtureRequest) -> None:
+    drawn = scene({(0, column): text for column, text in enumerate(["·Bob", "Ω≈ç", "привет", "مرحبا", "ა", "∀x"])})
+    first = Painter().paint(drawn)
+    request.getfixturevalue("bundled_only")
+    assert Painter().paint(drawn) == first
+
+
+@pytest.mark.parametrize("palette", [False, True])
+def test_bytes_do_not_depend_on_how_much_is_remembered(monkeypatch: pytest.MonkeyPatch, palette: bool) -> None:
+    labels = {(row, column): f"{row}{column}" * (row + 1) for row in range(4) for column in range(8)}
+    scenes = [scene(labels, start=start, theme=theme) for start in (3, 4, 9) for theme in ("light", "dark")]
+    expected = [Painter(palette=palette).paint(one) for one in scenes]
+    monkeypatch.setattr(atlas, "BUDGET", 1)
+    monkeypatch.setattr(atlas, "_TEXTS", 40)
+    monkeypatch.setattr("attnlens.render.grid._BLOCK", 8)
+    painter = Painter(palette=palette)
+    assert [painter.paint(one) for one in scenes] == expected
+    assert [painter.paint(one) for one in reversed(scenes)] == expected[::-1]
+
+
+def test_a_sheet_keeps_nothing_of_the_picture_before() -> None:
+    tall = "Ấ\u0323"
+    one = scene({(0, 0): tall, (1, 1): tall, (2, 3): "x"}, none=2)
+    other = scene({(0, 1): "x"}, n_prompt=9)
+    plain = dataclasses.replace(other, subject=dataclasses.replace(other.subject, n_layer=9, n_prompt=99))
+    painter = Painter()
+    for drawn in (one, other, plain, one, plain, other):
+        assert painter.paint(drawn) == Painter().paint(drawn)
+
+
+def test_a_strip_beside_the_cells_has_values_and_colours() -> None:
+    values = np.array([0.25, 0.5, 1.0, np.nan], np.float32)
+    drawn = scene(strip=Strip(label="sink", values=values))
+    layout, pixels = layout_for(drawn), Painter().pixels(drawn)
+    wanted = matplotlib.colormaps["coolwarm"](values[:3], bytes=True)[:, :3]
+    for row in range(4):
+        pixel = pixels[layout.top + row * layout.cell_height + 4, layout.strip_left + 4]
+        assert tuple(pixel) == (tuple(wanted[row]) if row < 3 else THEMES["light"].paper)
+    assert layout.width > layout_for(scene()).width
+
+
+def test_texts_beside_the_numbers_have_room() -> None:
+    plain = scene()
+    drawn = scene(row_labels=("a", "b", "c", "d"), column_labels=tuple("abcdefgh"))
+    layout, before = layout_for(drawn), layout_for(plain)
+    assert layout.left > before.left
+    assert layout.height > before.height
+    pixels, other = (
+        Painter().pixels(drawn),
+        Painter().pixels(scene(row_labels=("", "", "", ""), column_labels=("",) * 8)),
+    )
+    changed = (pixels != other).any(axis=-1)
+    assert changed[layout.top : layout.bottom, : layout.left].any()
+    assert changed[layout.bottom :].any()
+    assert not changed[layout.top : layout.bottom, layout.left :].any()
+
+
+def test_encoding_does_not_need_isal(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn = scene({(1, 1): " Bob"})
+    first = Painter().pixels(drawn)
+    monkeypatch.setattr(squeeze, "isal_zlib", None)
+    assert np.array_equal(read(Painter().paint(drawn)), first)
 
 
 def test_bytes_do_not_depend_on_what_was_painted_before_nor_on_settings_of_matplotlib() -> None:
@@ -195,8 +409,10 @@ def test_png_says_who_made_it_and_nothing_that_changes() -> None:
         assert image.info["dpi"] == pytest.approx((150, 150), abs=0.1)
 
 
-def test_encoded_pixels_are_the_pixels() -> None:
-    painter, drawn = Painter(), scene({(1, 1): " Bob"})
+@pytest.mark.parametrize("palette", [False, True])
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_decoded_pixels_are_the_pixels(palette: bool, theme: str) -> None:
+    painter, drawn = Painter(palette=palette), scene({(1, 1): " Bob", (0, 2): "\ufdfa"}, none=2, theme=theme)
     assert np.array_equal(read(painter.paint(drawn)), painter.pixels(drawn))
 
 
@@ -206,14 +422,14 @@ def changed(one: Scene, other: Scene) -> NDArray[np.bool_]:
 
 
 def test_boundary_between_prompt_and_generation_is_marked() -> None:
-    layout = lay_out(4, 8, 100)
+    layout = layout_for(scene())
     here = changed(scene(n_prompt=6), scene(n_prompt=9))[layout.top : layout.bottom]
     columns = {round((x - layout.left) / layout.cell_width) for x in np.flatnonzero(here.any(axis=0))}
     assert columns == {3, 6}
 
 
 def test_special_columns_are_marked_below_the_cells() -> None:
-    layout = lay_out(4, 8, 100)
+    layout = layout_for(scene())
     here = changed(scene(special=frozenset({4})), scene(special=frozenset({9})))
     assert not here[layout.top : layout.bottom].any()
     below = here[layout.bottom :].any(axis=0)

@@ -17,13 +17,11 @@ from PIL import Image
 import attnlens
 from attnlens.render import files
 from attnlens.render.caption import details, headline
-from attnlens.render.heads import select_heads
-from attnlens.render.layers import select_rows
-from attnlens.render.pictures import RenderOptions, render
-from attnlens.render.scene import Scene, build_scene
-from attnlens.render.source import Source
+from attnlens.render.options import RenderOptions
+from attnlens.render.pictures import render
+from attnlens.render.scene import Scene
 from attnlens.render.text import legible
-from attnlens.render.windows import windows
+from attnlens.render.views import open_view
 from attnlens.schemas.errors import AbsentError, AttnlensError, InputError
 from render_store import WORDS, Made, make
 
@@ -72,11 +70,9 @@ def test_every_picture_opens(made: Made, tmp_path: Path) -> None:
 
 
 def scenes(made: Made, query: int, *, heads: str = "max", layers: str | None = None, window: int = 4) -> list[Scene]:
-    capture = attnlens.open(made.path)["0000"]
-    n_layer, n_head = made.weights.shape[:2]
-    source = Source(capture, rows=select_rows(layers, n_layer), heads=select_heads(heads, n_head))
-    evidence = source.evidence(query)
-    return [build_scene(evidence, part, source.subject, colormap="coolwarm") for part in windows(query, window, 3)]
+    options = RenderOptions(queries=str(query), heads=heads, layers=layers, window=window, step=3)
+    view = open_view(attnlens.open(made.path)["0000"], options)
+    return [scene for _, scene in view.scenes(query)]
 
 
 @pytest.mark.parametrize("heads", ["max", "mean", "min", "1,3", "2"])
@@ -92,7 +88,7 @@ def test_colours_are_the_stored_attention(made: Made, heads: str, query: int) ->
     }[heads].astype(np.float32)
     for drawn in scenes(made, query, heads=heads):
         assert drawn.matrix.dtype == np.float32
-        columns = slice(drawn.columns.start, drawn.columns.stop)
+        columns = slice(drawn.columns[0], drawn.columns[-1] + 1)
         np.testing.assert_allclose(drawn.matrix[:-1], reduced[:, columns], rtol=2e-3)
         assert np.isnan(drawn.matrix[1]).all()
         assert not drawn.matrix[-1].any()
@@ -169,7 +165,7 @@ def test_several_captures_get_a_folder_each(tmp_path: Path) -> None:
         ({"window": 0}, "--window 0"),
         ({"step": 0}, "--step 0"),
         ({"heads": "4"}, "there are 4 heads"),
-        ({"heads": "median"}, "--heads 'median' is not understood"),
+        ({"heads": "mode"}, "--heads 'mode' is not understood"),
         ({"layers": "7"}, "there are 3 layers"),
         ({"queries": "nonsense"}, "--queries 'nonsense' is not understood"),
         ({"queries": "10"}, "token 10 of capture 0000 has no row"),
@@ -247,7 +243,8 @@ def test_rendering_twice_gives_the_same_bytes(made: Made, tmp_path: Path) -> Non
 
 PROGRAM = """
 import sys
-from attnlens.render.pictures import RenderOptions, render
+from attnlens.render.options import RenderOptions
+from attnlens.render.pictures import render
 render(sys.argv[1], sys.argv[2], options=RenderOptions(queries="all", window=2, step=1))
 heavy = {"torch", "transformers", "accelerate", "attnlens.capture", "seaborn", "matplotlib.pyplot"} & set(sys.modules)
 sys.exit(f"imported {sorted(heavy)}" if heavy else 0)

@@ -10,9 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from attnlens.render.heads import maximum, mean, minimum, select_heads
+from attnlens.render.heads import select_heads
 from attnlens.render.layers import select_rows
 from attnlens.render.queries import Timeline, select_queries, stem
+from attnlens.render.reduce import maximum, mean, minimum
 from attnlens.render.selection import select
 from attnlens.schemas.errors import AbsentError, InputError
 

@@ -1,0 +1,107 @@
+"""`--text`: what stands in the cells. To add one, write a function over a block of the lens and name it in `TEXTS`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from attnlens.schemas.errors import AbsentError, InputError
+
+if TYPE_CHECKING:
+    from attnlens.store.reader import Capture
+
+Values = npt.NDArray[Any]
+Spell = Callable[[int], str]
+"""A token id → legible text."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Text:
+    """Texts of cells, made from one array of the lens.
+
+    array: its name, None where the drawn value itself is the text. ranks: how many of its ranks are read, None for
+    all, 0 where it has no such axis. line: one row's values (column,) or (column, rank) → texts.
+    """
+
+    label: str
+    array: str | None
+    ranks: int | None
+    line: Callable[[Values, Spell], tuple[str, ...]]
+
+
+def _tokens(values: Values, spell: Spell) -> tuple[str, ...]:
+    return tuple(spell(token) for token in values[:, 0].tolist())
+
+
+def _choices(values: Values, spell: Spell) -> tuple[str, ...]:
+    return tuple(" | ".join(spell(token) for token in row if token >= 0) for row in values.tolist())
+
+
+def _probabilities(values: Values, spell: Spell) -> tuple[str, ...]:
+    return fractions(values[:, 0])
+
+
+def _nats(values: Values, spell: Spell) -> tuple[str, ...]:
+    return fractions(values)
+
+
+def _ranks(values: Values, spell: Spell) -> tuple[str, ...]:
+    return tuple("" if rank < 0 else str(rank) for rank in values.tolist())
+
+
+def fractions(values: Values, spell: Spell | None = None) -> tuple[str, ...]:
+    """Two decimals each; nothing for NaN."""
+    return tuple("" if value != value else f"{value:.2f}" for value in values.tolist())
+
+
+TEXTS: Mapping[str, Text] = {
+    "token": Text(label="most probable token", array="lens_token", ranks=1, line=_tokens),
+    "probability": Text(
+        label="probability of the lens's first choice", array="lens_probability", ranks=1, line=_probabilities
+    ),
+    "top-k": Text(label="the lens's first choices", array="lens_token", ranks=None, line=_choices),
+    "entropy": Text(label="entropy of the lens in nats", array="lens_entropy", ranks=0, line=_nats),
+    "next-rank": Text(
+        label="rank of the token that came next, 0 is the lens's first choice", array="next_rank", ranks=0, line=_ranks
+    ),
+    "weight": Text(label="the value of the colour", array=None, ranks=0, line=fractions),
+}
+"""What `--text` knows."""
+
+
+def select_text(name: str) -> Text:
+    """What `--text` names.
+
+    Raises:
+        InputError: there is none of that name.
+    """
+    if name not in TEXTS:
+        raise InputError(f"--text {name!r} is not known: expected one of {', '.join(TEXTS)}")
+    return TEXTS[name]
+
+
+def check_text(capture: Capture, text: Text, name: str) -> None:
+    """See that a capture has what a text is made of. `token` goes without: it leaves cells empty.
+
+    Raises:
+        AbsentError: the capture does not have it.
+    """
+    if name != "token" and text.array is not None and text.array not in capture:
+        raise AbsentError(f"--text {name}: capture {capture.id} has no {text.array}: {capture.why_absent(text.array)}")
+
+
+_BLOCK = 1024
+"""Tokens of a lens array that are read at a time, so that ranks which are not wanted are never held together."""
+
+
+def read_lens(array: Any, n_row: int, ranks: int | None, depths: slice = slice(None)) -> Values:
+    """A lens array (depth, token, …) of the tokens that have rows, with its first `ranks` ranks."""
+    cut: tuple[slice, ...] = () if ranks == 0 else (slice(0, ranks),)
+    blocks = [
+        np.asarray(array[(depths, slice(start, min(start + _BLOCK, n_row)), *cut)]) for start in range(0, n_row, _BLOCK)
+    ]
+    return np.concatenate(blocks, axis=1)
