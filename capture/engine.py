@@ -371,7 +371,7 @@ class _Run:
         self._progress.stage("decode", total=plan.max_new_tokens, unit="tokens")
         started = time.perf_counter()
         while True:
-            timeline = torch.tensor(self._timeline, device=logits.device)
+            timeline = torch.tensor(self._timeline, device=self._device)
             token = self._sampler.choose(timeline, logits)
             self._rows.model_probability(self.n_token - 1, _probability_of(logits, token))
             self._append([token])

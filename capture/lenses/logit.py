@@ -221,6 +221,7 @@ def _chain(residual: Tensor, calls: list[TracedCall]) -> list[TracedCall]:
 
 
 def _proportional(one: Tensor, other: Tensor) -> bool:
+    other = other.to(one.device)
     if torch.equal(one, other):
         return True
     one, other = one.float(), other.float()
@@ -266,7 +267,7 @@ def _config_numbers(model: nn.Module) -> dict[str, float]:
 
 def relative_error(found: Tensor, expected: Tensor) -> float:
     """Largest difference, relative to the largest value that was expected."""
-    found, expected = found.float(), expected.float()
+    found, expected = found.float().to(expected.device), expected.float()
     return float((found - expected).abs().max() / expected.abs().max().clamp(min=1e-6))
 
 
