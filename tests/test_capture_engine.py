@@ -75,6 +75,15 @@ def test_given_text_is_the_same_evidence_as_generated_text(tmp_path: Path) -> No
     assert (given["lens_token"][:, fed] >= 0).all()
 
 
+def test_given_tokens_keep_the_models_own_probability(tmp_path: Path) -> None:
+    data = run(tmp_path / "given.zarr", completion=" again.")
+    meta = attnlens.open(tmp_path / "given.zarr")[0].metadata
+    judged = slice(meta.n_prompt - 1, meta.n_token - 1)
+    np.testing.assert_allclose(data["model_probability"][judged], data["next_probability"][-1, judged], atol=1e-6)
+    assert np.isnan(data["model_probability"][: meta.n_prompt - 1]).all()
+    assert np.isnan(data["model_probability"][-1])
+
+
 def test_completion_text_is_the_same_as_its_ids(tmp_path: Path) -> None:
     text = run(tmp_path / "text.zarr", completion=" Then it slept.")
     ids = byte_tokenizer().encode(" Then it slept.", add_special_tokens=False)
