@@ -1,4 +1,4 @@
-"""The per-layer table of a store: what the attention of every layer is, as the model declares it and its masks show it."""
+"""The per-layer table of a store: what the attention of each layer is, as declared and as its masks show it."""
 
 from __future__ import annotations
 

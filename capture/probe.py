@@ -47,6 +47,16 @@ def probe(model: nn.Module, prompt: Tensor, *, lens: bool = True) -> Probed:
     Raises:
         ModelError: the model cannot be captured truthfully; the message names the model, the layer and the reason.
     """
+    name = type(model).__name__
+    try:
+        return _probe(model, prompt, lens=lens)
+    except ModelError as refusal:
+        if name in str(refusal):
+            raise
+        raise ModelError(f"{name}: {refusal}") from refusal
+
+
+def _probe(model: nn.Module, prompt: Tensor, *, lens: bool) -> Probed:
     if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
         raise ModelError(f"{type(model).__name__} is an encoder-decoder; attnlens captures decoder-only models")
     ids = prompt.repeat(-(-PROBE_TOKENS // len(prompt)))[:PROBE_TOKENS][None]
@@ -71,7 +81,7 @@ def probe(model: nn.Module, prompt: Tensor, *, lens: bool = True) -> Probed:
             "probe: logits",
             relative_error(tapped_logits, expected),
             tolerance(expected.dtype),
-            f"{type(model).__name__}: the tap changes the model's logits",
+            "the tap changes the model's logits",
         )
     )
     checks.append(_check_attentions(rows, plain, expected.dtype, tracker))

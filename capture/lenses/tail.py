@@ -1,7 +1,7 @@
 """Finds a model's tail: what turns the last residual into logits, seen by watching the model run.
 
-A configuration may lie or say nothing; a chain of modules that gives the model's own logits, for a second input too, does
-not.
+A configuration may lie or say nothing. A chain of modules that gives the model's own logits, for a second input too,
+does not.
 """
 
 from __future__ import annotations
