@@ -70,6 +70,7 @@ class Passes:
         )
         self._tap = AttentionTap(self._tracker, self._attention.receive, observe=self._observe)
         self._in_prefill = True
+        self._known = 0
 
     def run(self) -> None:
         """Feeds the prompt and, unless the text is given, generates.
@@ -79,7 +80,12 @@ class Passes:
             StoreError: the store can not be written.
         """
         with self._tracker, tapped(self._model, self._tap):
-            self._passes()
+            try:
+                self._passes()
+            except KeyboardInterrupt:
+                self._flush()
+                raise
+        self._flush()
 
     @property
     def n_token(self) -> int:
@@ -158,10 +164,16 @@ class Passes:
         return logits_of(self._model, output)[0], getattr(output, "past_key_values", None)
 
     def _complete(self, following: int | None) -> None:
-        """Everything of the rows so far is known: reads the last one through the lens and lets them be committed."""
+        """What followed the last row is known: once the lens has read it, the rows so far may be committed."""
+        self._known = self.seen
+        if self._lens is None or self._lens.complete(following):
+            self._rows.rows(self._known)
+
+    def _flush(self) -> None:
+        """Lets every row be committed whose evidence is whole."""
         if self._lens is not None:
-            self._lens.complete(following)
-        self._rows.rows(self.seen)
+            self._lens.flush()
+        self._rows.rows(self._known)
 
     def _given_probabilities(self, logits: Tensor, text: Sequence[int]) -> None:
         """The model's own probabilities of given tokens, as far as the pass made their logits."""
