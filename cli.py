@@ -206,7 +206,10 @@ def capture(
     token_ids: Annotated[
         Path | None,
         typer.Option(
-            "--token-ids", metavar="FILE", rich_help_panel=GENERATION, help="The same, as a JSON list of token ids."
+            "--token-ids",
+            metavar="FILE",
+            rich_help_panel=GENERATION,
+            help="The same as token ids. Without a prompt the list is a whole text.",
         ),
     ] = None,
     dtype: Annotated[

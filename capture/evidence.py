@@ -5,6 +5,7 @@ All device → host traffic is here. The writer compresses and writes on its own
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,9 @@ from attnlens.store.writer import CaptureWriter
 
 LENS_ARRAYS = ("lens_token", "lens_probability", "lens_entropy", "next_rank", "next_probability")
 ROW_SUM_LIMIT = 1e-3
+WAITING_ROWS = 8
+WAITING_SECONDS = 0.5
+"""How long generated rows wait for each other at the lens, well within what a kill may lose."""
 
 
 class AttentionEvidence:
@@ -96,7 +100,7 @@ def _host(tensor: Tensor) -> np.ndarray[Any, Any]:
 
 
 class LensEvidence:
-    """Reads residuals through the lens, depth after depth for a prompt, all depths at once for a generated token."""
+    """Reads residuals through the lens: depth after depth for a prompt, all depths of some tokens for a generation."""
 
     def __init__(
         self, writer: CaptureWriter, lens: LogitLens, vocabulary: Vocabulary, *, n_depth: int, top_k: int, size: int
@@ -111,6 +115,8 @@ class LensEvidence:
         self._following = torch.empty(0, dtype=torch.int64)
         self._read: dict[int, dict[str, np.ndarray[Any, Any]]] = {}
         self._last: list[Tensor] = []
+        self._waiting: list[tuple[int, Tensor, int]] = []
+        self._waiting_since = 0.0
 
     def begin_pass(self, first_token: int, following: Tensor) -> None:
         """A pass begins at `first_token`; `following` int64 (token) are the tokens known to come after its first ones.
@@ -137,14 +143,34 @@ class LensEvidence:
             self._send(self._first, {name: np.stack([arrays[name] for arrays in depths]) for name in LENS_ARRAYS})
             self._read.clear()
 
-    def complete(self, following: int | None) -> None:
-        """Sends the reading of the last row of the pass, at all depths; `following` came after it, or None."""
+    def complete(self, following: int | None) -> bool:
+        """The last row of the pass is known to be followed by `following` (None: by nothing). True once it was sent.
+
+        Rows of generated tokens wait for each other a moment: the product with the unembedding costs the same for one
+        as for several.
+        """
         device = self._last[-1].device
         residual = torch.cat([stream.to(device) for stream in self._last])
-        target = torch.full((len(residual),), -1 if following is None else following, device=device)
-        arrays = self._lens_rows(residual, target)
-        self._send(self._first + len(self._following), {name: array[:, None] for name, array in arrays.items()})
         self._last.clear()
+        if not self._waiting:
+            self._waiting_since = time.monotonic()
+        self._waiting.append((self._first + len(self._following), residual, -1 if following is None else following))
+        if len(self._waiting) < WAITING_ROWS and time.monotonic() - self._waiting_since < WAITING_SECONDS:
+            return False
+        self.flush()
+        return True
+
+    def flush(self) -> None:
+        """Sends the rows that wait."""
+        if not self._waiting:
+            return
+        first, count = self._waiting[0][0], len(self._waiting)
+        residual = torch.cat([stream for _, stream, _ in self._waiting])
+        following = torch.tensor([after for _, _, after in self._waiting], device=residual.device)
+        self._waiting.clear()
+        arrays = self._lens_rows(residual, following.repeat_interleave(self._n_depth))
+        by_row = {name: array.reshape(count, self._n_depth, *array.shape[1:]) for name, array in arrays.items()}
+        self._send(first, {name: array.swapaxes(0, 1) for name, array in by_row.items()})
 
     def _lens_rows(self, residual: Tensor, following: Tensor) -> dict[str, np.ndarray[Any, Any]]:
         """Readings of residuals (row, feature), as the store's arrays."""

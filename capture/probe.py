@@ -11,13 +11,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from attnlens.capture.agreement import relative_error, tolerance
 from attnlens.capture.forward import CallStyle, attempt, forward, logits_of, style_of
-from attnlens.capture.lenses.logit import LogitLens, find_logit_lens, relative_error, tolerance
+from attnlens.capture.layer_table import layer_table
+from attnlens.capture.lenses.logit import LogitLens
+from attnlens.capture.lenses.tail import find_logit_lens
 from attnlens.capture.override import eager_configuration, hooks_kept, tapped
 from attnlens.capture.residual import LayerTracker, find_layers
 from attnlens.capture.tap import AttentionTap, Block, Call
 from attnlens.schemas.errors import ModelError
-from attnlens.schemas.metadata import LayerInfo, LayerKind, SelfCheck
+from attnlens.schemas.metadata import LayerInfo, SelfCheck
 
 PROBE_TOKENS = 16
 BLOCK_ROWS = 5
@@ -44,6 +47,16 @@ def probe(model: nn.Module, prompt: Tensor, *, lens: bool = True) -> Probed:
     Raises:
         ModelError: the model cannot be captured truthfully; the message names the model, the layer and the reason.
     """
+    name = type(model).__name__
+    try:
+        return _probe(model, prompt, lens=lens)
+    except ModelError as refusal:
+        if name in str(refusal):
+            raise
+        raise ModelError(f"{name}: {refusal}") from refusal
+
+
+def _probe(model: nn.Module, prompt: Tensor, *, lens: bool) -> Probed:
     if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
         raise ModelError(f"{type(model).__name__} is an encoder-decoder; attnlens captures decoder-only models")
     ids = prompt.repeat(-(-PROBE_TOKENS // len(prompt)))[:PROBE_TOKENS][None]
@@ -68,7 +81,7 @@ def probe(model: nn.Module, prompt: Tensor, *, lens: bool = True) -> Probed:
             "probe: logits",
             relative_error(tapped_logits, expected),
             tolerance(expected.dtype),
-            f"{type(model).__name__}: the tap changes the model's logits",
+            "the tap changes the model's logits",
         )
     )
     checks.append(_check_attentions(rows, plain, expected.dtype, tracker))
@@ -82,7 +95,7 @@ def probe(model: nn.Module, prompt: Tensor, *, lens: bool = True) -> Probed:
     return Probed(
         path=path,
         layers=layers,
-        table=_table(model, path, layers, calls),
+        table=layer_table(model, path, layers, calls),
         style=style,
         lens=found,
         lens_absent=absent,
@@ -266,56 +279,3 @@ def _find_lens(
             return find_logit_lens(model, path, layers, run, ids, ids.flip(1)), None
     except ModelError as error:
         return None, str(error)
-
-
-def _table(model: nn.Module, path: str, layers: nn.ModuleList, calls: list[Call]) -> tuple[LayerInfo, ...]:
-    """The per-layer table."""
-    by_layer = {call.layer: call for call in calls}
-    config: Any = getattr(model, "config", None)
-    text = config.get_text_config() if hasattr(config, "get_text_config") else config
-    types = getattr(text, "layer_types", None) or []
-    table = []
-    for index in range(len(layers)):
-        call = by_layer.get(index)
-        if call is None:
-            table.append(
-                LayerInfo(
-                    index=index,
-                    path=f"{path}.{index}",
-                    kind="none",
-                    n_head=0,
-                    n_kv_head=0,
-                    key_features=0,
-                    value_features=0,
-                )
-            )
-            continue
-        kind, window = _kind(types[index] if index < len(types) else "", call, text)
-        table.append(
-            LayerInfo(
-                index=index,
-                path=f"{path}.{index}",
-                kind=kind,
-                n_head=call.query.shape[1],
-                n_kv_head=call.key.shape[1],
-                key_features=call.key.shape[3],
-                value_features=call.value.shape[3],
-                window=window,
-                scaling=call.scaling,
-                softcap=call.softcap,
-                sinks=call.sinks,
-            )
-        )
-    return tuple(table)
-
-
-def _kind(declared: str, call: Call, config: Any) -> tuple[LayerKind, int | None]:
-    """Full, sliding or chunked attention, and its window in tokens, as the model declares it."""
-    if declared == "full_attention":
-        return "full", None
-    if declared == "chunked_attention":
-        return "chunked", getattr(config, "attention_chunk_size", None)
-    window = call.window if call.window is not None else getattr(call.module, "sliding_window", None)
-    if declared == "sliding_attention" and window is None:
-        window = getattr(config, "sliding_window", None)
-    return ("sliding", window) if isinstance(window, int) and window > 0 else ("full", None)

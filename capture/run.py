@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from attnlens.capture.engine import MIB, CaptureReport, capture, check_options
+from attnlens.capture.engine import CaptureReport, capture
 from attnlens.capture.models import load
+from attnlens.capture.passes import MIB
+from attnlens.capture.plan import Text, check_options
 from attnlens.capture.prompt import read_messages, read_prompt_file, read_token_ids
 from attnlens.progress import Progress
 from attnlens.schemas.errors import InputError
 from attnlens.store.writer import StoreWriter
-
-Text = str | Sequence[Mapping[str, Any]] | Sequence[int]
 
 
 @dataclass(frozen=True, kw_only=True)

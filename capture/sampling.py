@@ -83,7 +83,8 @@ class Sampler:
 
     def choose(self, timeline: Tensor, logits: Tensor) -> int:
         """The next token after `timeline` int64 (token), given `logits` (vocabulary)."""
-        scores = self._processors(timeline[None], logits[None].float())
+        # The model's last layer may live on another device than its first.
+        scores = self._processors(timeline[None], logits[None].to(timeline.device).float())
         if self._greedy:
             return int(scores[0].argmax())
         return int(torch.multinomial(torch.softmax(scores[0], dim=-1), 1, generator=self._generator))

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import transformers
 import xarray
 import zarr
 
@@ -15,8 +16,10 @@ import attnlens
 from attnlens.capture import capture
 from attnlens.capture import tap as tap_module
 from attnlens.capture.override import tapped
-from attnlens.schemas.errors import Interrupted
-from families import byte_tokenizer, tiny_model
+from attnlens.render.pictures import render
+from attnlens.schemas.errors import Interrupted, ModelError
+from attnlens.store.verify import verify
+from families import SMALL, byte_tokenizer, tiny_model
 
 PROMPT = "The quick brown fox jumps over the lazy dog"
 
@@ -73,6 +76,15 @@ def test_given_text_is_the_same_evidence_as_generated_text(tmp_path: Path) -> No
     assert (given["next_rank"][:, fed] == -1).all()
     assert np.isnan(given["next_probability"][:, fed]).all()
     assert (given["lens_token"][:, fed] >= 0).all()
+
+
+def test_given_tokens_keep_the_models_own_probability(tmp_path: Path) -> None:
+    data = run(tmp_path / "given.zarr", completion=" again.")
+    meta = attnlens.open(tmp_path / "given.zarr")[0].metadata
+    judged = slice(meta.n_prompt - 1, meta.n_token - 1)
+    np.testing.assert_allclose(data["model_probability"][judged], data["next_probability"][-1, judged], atol=1e-6)
+    assert np.isnan(data["model_probability"][: meta.n_prompt - 1]).all()
+    assert np.isnan(data["model_probability"][-1])
 
 
 def test_completion_text_is_the_same_as_its_ids(tmp_path: Path) -> None:
@@ -258,3 +270,24 @@ def test_nothing_says_where_it_ran(tmp_path: Path) -> None:
     for file in (tmp_path / "run.zarr").rglob("zarr.json"):
         assert "secret-folder" not in file.read_text()
         assert str(tmp_path) not in file.read_text()
+
+
+def test_layers_without_attention_are_absent_not_zero(tmp_path: Path) -> None:
+    config = transformers.Lfm2Config(**SMALL, layer_types=["conv", "full_attention", "conv"])
+    torch.manual_seed(0)
+    data = run(tmp_path / "run.zarr", transformers.Lfm2ForCausalLM(config).eval())
+    found = attnlens.open(tmp_path / "run.zarr")[0]
+    assert [layer.kind for layer in found.metadata.model.layers] == ["none", "full", "none"]
+    assert np.isnan(data["attention_weight"][[0, 2]]).all()
+    assert np.isnan(data["attention_max"][:, [0, 2]]).all()
+    fed = found.n_fed
+    assert not np.isnan(data["attention_weight"][1, :, :fed]).any()
+    assert (data["lens_token"][:, :fed] >= 0).all()
+    assert verify(tmp_path / "run.zarr").problems == []
+    assert render(tmp_path / "run.zarr", tmp_path / "pictures").count > 0
+
+
+def test_two_attention_calls_a_layer_are_refused_by_the_models_name(tmp_path: Path) -> None:
+    model = transformers.DiffLlamaForCausalLM(transformers.DiffLlamaConfig(**SMALL)).eval()
+    with pytest.raises(ModelError, match=r"DiffLlamaForCausalLM: model\.layers\.0 computes attention more than once"):
+        run(tmp_path / "run.zarr", model)

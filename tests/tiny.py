@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import math
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -206,8 +207,22 @@ def write_meta(
     return params, state
 
 
+@dataclass
+class MetaPass:
+    """What Meta's equations give, float64: logits of every depth (depth, token, vocabulary), depth 0 the embedding,
+    and attention (layer, head, query, key)."""
+
+    lens: torch.Tensor
+    attention: torch.Tensor
+
+
 def meta_logits(params: dict[str, Any], state: dict[str, torch.Tensor], ids: list[int]) -> torch.Tensor:
-    """Logits (token, vocabulary) by the equations of Meta's code, written down independently of transformers."""
+    """Logits (token, vocabulary) by the equations of Meta's code."""
+    return meta_pass(params, state, ids).lens[-1]
+
+
+def meta_pass(params: dict[str, Any], state: dict[str, torch.Tensor], ids: list[int]) -> MetaPass:
+    """The equations of Meta's code, written down independently of transformers."""
     state = {name: tensor.double() for name, tensor in state.items()}
     heads, features = params["n_heads"], params["dim"] // params["n_heads"]
     kv = params.get("n_kv_heads", heads)
@@ -226,7 +241,11 @@ def meta_logits(params: dict[str, Any], state: dict[str, torch.Tensor], ids: lis
         pairs = torch.view_as_complex(x.view(len(ids), count, features // 2, 2).contiguous())
         return torch.view_as_real(pairs * turn).flatten(2)
 
+    def read(x: torch.Tensor) -> torch.Tensor:
+        return normed(x, state["norm.weight"]) @ state.get("output.weight", state["tok_embeddings.weight"]).T
+
     x = state["tok_embeddings.weight"][ids]
+    lens, attention = [read(x)], []
     future = torch.full((len(ids), len(ids)), float("-inf")).double().triu(1)
     for index in range(params["n_layers"]):
         at = f"layers.{index}."
@@ -236,9 +255,11 @@ def meta_logits(params: dict[str, Any], state: dict[str, torch.Tensor], ids: lis
         key = rotated(h @ weight["attention.wk"].T, kv).repeat_interleave(heads // kv, 1)
         value = (h @ weight["attention.wv"].T).view(len(ids), kv, features).repeat_interleave(heads // kv, 1)
         scores = torch.einsum("qhf,khf->hqk", query, key) / features**0.5 + future
-        mixed = torch.einsum("hqk,khf->qhf", scores.softmax(-1), value).flatten(1)
+        attention.append(scores.softmax(-1))
+        mixed = torch.einsum("hqk,khf->qhf", attention[-1], value).flatten(1)
         x = x + mixed @ state[at + "attention.wo.weight"].T
         h = normed(x, state[at + "ffn_norm.weight"])
         gate = torch.nn.functional.silu(h @ state[at + "feed_forward.w1.weight"].T)
         x = x + (gate * (h @ state[at + "feed_forward.w3.weight"].T)) @ state[at + "feed_forward.w2.weight"].T
-    return normed(x, state["norm.weight"]) @ state.get("output.weight", state["tok_embeddings.weight"]).T
+        lens.append(read(x))
+    return MetaPass(torch.stack(lens), torch.stack(attention))

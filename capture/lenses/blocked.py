@@ -19,10 +19,14 @@ _LOWEST = torch.finfo(torch.float32).min
 
 
 def can_walk(head: nn.Module) -> bool:
-    """Whether the head is nothing but a matrix in this processor's memory, without hooks that would be missed."""
+    """Whether the head is nothing but a float32 matrix in this processor's memory, without hooks that would be missed.
+
+    In smaller dtypes logits tie all the time, and a rank needs the very logits that the model would make.
+    """
     return (
         type(head) is nn.Linear
         and head.weight.device.type == "cpu"
+        and head.weight.dtype == torch.float32
         and not head._forward_hooks
         and not head._forward_pre_hooks
         and not hasattr(head, "_hf_hook")
@@ -38,10 +42,9 @@ def read_through(
     """
     n_row, size = len(stream), head.out_features
     width = min(BLOCK_COLUMNS, size)
-    product = torch.empty(n_row, width, dtype=stream.dtype)
-    scratch = torch.empty(n_row, width)
-    aim = _aim(stream, head, following.clamp(min=0))
-    aim = _finish(aim, scale, softcap)
+    product, scratch = torch.empty(n_row, width), torch.empty(n_row, width)
+    aim = _finish(_aim(stream, head, following.clamp(min=0)), scale, softcap)
+    met = aim.clone()
     best = torch.full((n_row, min(top_k, size)), -torch.inf)
     best_token = torch.zeros(best.shape, dtype=torch.int64)
     most = torch.full((n_row, 1), _LOWEST)
@@ -55,7 +58,7 @@ def read_through(
         highest = logits.amax(dim=-1, keepdim=True)
         _keep_best(best, best_token, logits, highest, first)
         beaten += torch.gt(logits, aim, out=scratch).sum(dim=-1)
-        _leave_out_itself(beaten, logits, aim, following, first)
+        _meet(met, beaten, logits, aim, following - first)
         highest = torch.maximum(most, highest)
         shrink = (most - highest).exp_()
         torch.sub(logits, highest, out=scratch).exp_()
@@ -69,7 +72,7 @@ def read_through(
         probability=(best - logsum).exp(),
         entropy=(logsum - weighted / total)[:, 0].clamp(min=0),
         next_rank=torch.where(known, beaten.int(), torch.full_like(beaten, -1, dtype=torch.int32)),
-        next_probability=torch.where(known, (aim - logsum)[:, 0].exp(), torch.full_like(beaten, torch.nan)),
+        next_probability=torch.where(known, (met - logsum)[:, 0].exp(), torch.full_like(beaten, torch.nan)),
     )
 
 
@@ -88,14 +91,13 @@ def _bias(head: nn.Linear) -> Tensor | None:
 
 def _aim(stream: Tensor, head: nn.Linear, target: Tensor) -> Tensor:
     """Logit (row, 1) of one token a row."""
-    aim = (stream * head.weight[target]).sum(dim=-1, keepdim=True, dtype=torch.float32)
+    aim = (stream * head.weight[target]).sum(dim=-1, keepdim=True)
     bias = _bias(head)
     return aim if bias is None else aim + bias[target][:, None]
 
 
 def _finish(logits: Tensor, scale: float, softcap: float | None) -> Tensor:
-    """Logits in float32, scaled and capped, -inf made finite; in place where they are float32 already."""
-    logits = logits.float()
+    """Logits scaled and capped, -inf made finite, in place."""
     if scale != 1.0:
         logits.mul_(scale)
     if softcap is not None:
@@ -115,8 +117,9 @@ def _keep_best(best: Tensor, best_token: Tensor, logits: Tensor, highest: Tensor
     best[rows], best_token[rows] = kept.values, tokens.gather(1, kept.indices)
 
 
-def _leave_out_itself(beaten: Tensor, logits: Tensor, aim: Tensor, following: Tensor, first: int) -> None:
-    """Takes back the count of the aimed-at token itself, where rounding put it above its own logit."""
-    column = following - first
+def _meet(met: Tensor, beaten: Tensor, logits: Tensor, aim: Tensor, column: Tensor) -> None:
+    """Where the aimed-at token is in this block: keeps its logit, and takes back its count if rounding put it above."""
     rows = ((column >= 0) & (column < logits.shape[1])).nonzero()[:, 0]
-    beaten[rows] -= (logits[rows, column[rows]] > aim[rows, 0]).float()
+    own = logits[rows, column[rows]]
+    met[rows, 0] = own
+    beaten[rows] -= (own > aim[rows, 0]).float()

@@ -1,0 +1,77 @@
+"""The per-layer table of a store: what the attention of each layer is, as declared and as its masks show it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from attnlens.capture.tap import Call
+from attnlens.schemas.metadata import LayerInfo, LayerKind
+
+
+def layer_table(model: nn.Module, path: str, layers: nn.ModuleList, calls: list[Call]) -> tuple[LayerInfo, ...]:
+    """The per-layer table."""
+    by_layer = {call.layer: call for call in calls}
+    config: Any = getattr(model, "config", None)
+    text = config.get_text_config() if hasattr(config, "get_text_config") else config
+    types = getattr(text, "layer_types", None) or []
+    table = []
+    for index in range(len(layers)):
+        call = by_layer.get(index)
+        if call is None:
+            table.append(
+                LayerInfo(
+                    index=index,
+                    path=f"{path}.{index}",
+                    kind="none",
+                    n_head=0,
+                    n_kv_head=0,
+                    key_features=0,
+                    value_features=0,
+                )
+            )
+            continue
+        kind, window = _kind(types[index] if index < len(types) else "", call, text)
+        table.append(
+            LayerInfo(
+                index=index,
+                path=f"{path}.{index}",
+                kind=kind,
+                n_head=call.query.shape[1],
+                n_kv_head=call.key.shape[1],
+                key_features=call.key.shape[3],
+                value_features=call.value.shape[3],
+                window=window,
+                scaling=call.scaling,
+                softcap=call.softcap,
+                sinks=call.sinks,
+            )
+        )
+    return tuple(table)
+
+
+def _kind(declared: str, call: Call, config: Any) -> tuple[LayerKind, int | None]:
+    """Full, sliding or chunked attention, and its window in tokens, as the model declares it."""
+    if declared == "full_attention":
+        return "full", None
+    if declared == "chunked_attention":
+        return "chunked", getattr(config, "attention_chunk_size", None)
+    window = call.window if call.window is not None else getattr(call.module, "sliding_window", None)
+    if declared == "sliding_attention" and window is None:
+        window = getattr(config, "sliding_window", None)
+    return ("sliding", window) if isinstance(window, int) and window > 0 else ("full", None)
+
+
+def seen_window(layer: LayerInfo, mask: Tensor, n_key: int) -> LayerInfo:
+    """The layer with the window that its mask really has for the last query."""
+    if mask.dtype == torch.bool or mask.shape[-1] < n_key or layer.kind == "chunked":
+        return layer
+    visible = mask[0, 0, -1, :n_key] > torch.finfo(mask.dtype).min / 2
+    window = int(visible.sum())
+    if layer.window is not None and window == min(layer.window, n_key):
+        return layer
+    if window == n_key:
+        return layer.model_copy(update={"kind": "full", "window": None})
+    return layer.model_copy(update={"kind": "sliding", "window": window})

@@ -1,0 +1,183 @@
+"""Finds a model's tail: what turns the last residual into logits, seen by watching the model run.
+
+A configuration may lie or say nothing. A chain of modules that gives the model's own logits, for a second input too,
+does not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from attnlens.capture.agreement import relative_error, tolerance
+from attnlens.capture.lenses.logit import LogitLens
+from attnlens.capture.residual import LayerTracker
+from attnlens.schemas.errors import ModelError
+
+
+@dataclass(frozen=True, kw_only=True)
+class TracedCall:
+    """A module that ran after the last layer, outside any other such module."""
+
+    path: str
+    module: nn.Module
+    given: Tensor
+    returned: Tensor
+
+
+@contextmanager
+def _traced(model: nn.Module, layers: nn.ModuleList) -> Iterator[list[TracedCall]]:
+    """Records the outermost module calls between the last layer's end and the model's end."""
+    calls: list[TracedCall] = []
+    open_calls: list[tuple[nn.Module, Tensor | None]] = []
+    past_layers = False
+    inside = {id(part) for part in layers.modules()}
+    around = {id(part) for part in model.modules() if any(child is layers for child in part.modules())}
+    handles = []
+
+    def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if past_layers:
+            given = next((value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)), None)
+            open_calls.append((module, given))
+
+    def after(path: str) -> Callable[..., None]:
+        def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+            if not open_calls or open_calls[-1][0] is not module:
+                return
+            _, given = open_calls.pop()
+            returned = output[0] if isinstance(output, tuple | list) and output else output
+            if not open_calls and given is not None and isinstance(returned, Tensor):
+                calls.append(TracedCall(path=path, module=module, given=given, returned=returned))
+
+        return hook
+
+    def last_layer(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        nonlocal past_layers
+        past_layers = True
+
+    for path, module in model.named_modules():
+        if id(module) not in inside and id(module) not in around:
+            handles.append(module.register_forward_pre_hook(before, with_kwargs=True))
+            handles.append(module.register_forward_hook(after(path)))
+    handles.append(layers[-1].register_forward_hook(last_layer))
+    try:
+        yield calls
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def find_logit_lens(
+    model: nn.Module,
+    path: str,
+    layers: nn.ModuleList,
+    run: Callable[[Tensor], Tensor],
+    first: Tensor,
+    second: Tensor,
+) -> LogitLens:
+    """Finds the tail from a pass over `first` and accepts it only if it also reproduces the logits of `second`.
+
+    `run(ids (1, token)) → logits (1, token, vocabulary)` runs the model in one pass without a cache.
+
+    Raises:
+        ModelError: no tail of a known form gives the model's own logits; the message says what was tried.
+    """
+    residual, logits, calls = _watch(model, path, layers, run, first)
+    chain = _chain(residual, calls)
+    if not chain:
+        raise ModelError("no module takes the last layer's output, so the model's tail is unknown")
+    plain = LogitLens(
+        paths=tuple(call.path for call in chain),
+        modules=tuple(call.module for call in chain),
+        vocabulary_size=logits.shape[-1],
+    )
+    raw = plain.logits(residual)
+    if raw.shape != logits.shape:
+        raise ModelError(
+            f"the tail {' → '.join(plain.paths)} gives {tuple(raw.shape)}, the model {tuple(logits.shape)}"
+        )
+    residual, target, _ = _watch(model, path, layers, run, second)
+    errors = []
+    for scale, softcap in _forms(model, raw.float(), logits.float()):
+        lens = replace(plain, scale=scale, softcap=softcap)
+        error = relative_error(lens.logits(residual), target)
+        if error <= tolerance(logits.dtype):
+            return lens
+        errors.append(error)
+    raise ModelError(
+        f"the tail {' → '.join(plain.paths)} does not give the model's own logits (closest form is off by "
+        f"{min(errors):.1g} of their range)"
+    )
+
+
+def _watch(
+    model: nn.Module, path: str, layers: nn.ModuleList, run: Callable[[Tensor], Tensor], ids: Tensor
+) -> tuple[Tensor, Tensor, list[TracedCall]]:
+    """Residual at depth L (token, feature), logits (token, vocabulary), and the calls after the last layer."""
+    streams: dict[int, Tensor] = {}
+    tracker = LayerTracker(path, layers, lambda depth, stream: streams.__setitem__(depth, stream))
+    with _traced(model, layers) as calls, tracker:
+        tracker.begin(ids.shape[1])
+        logits = run(ids)
+        tracker.end()
+    return streams[len(layers)][0], logits[0], calls
+
+
+def _chain(residual: Tensor, calls: list[TracedCall]) -> list[TracedCall]:
+    """The calls that pass the residual on: each takes what the one before returned, up to a constant factor."""
+    stream, chain = residual[None], []
+    for call in calls:
+        if call.given.shape == stream.shape and _proportional(call.given, stream):
+            chain.append(call)
+            stream = call.returned
+    return chain
+
+
+def _proportional(one: Tensor, other: Tensor) -> bool:
+    other = other.to(one.device)
+    if torch.equal(one, other):
+        return True
+    one, other = one.float(), other.float()
+    norm = other.square().sum()
+    if norm == 0:
+        return False
+    return bool(relative_error(other * ((one * other).sum() / norm), one) < 1e-3)
+
+
+def _forms(model: nn.Module, raw: Tensor, logits: Tensor) -> Iterator[tuple[float, float | None]]:
+    """Pairs (scale, soft-cap) worth trying, the plain one first."""
+    numbers = _config_numbers(model)
+    yield 1.0, None
+    yield _fit(raw, logits, numbers), None
+    for name, cap in numbers.items():
+        if "cap" in name and cap > 0 and float(logits.abs().max()) <= cap:
+            yield 1.0, cap
+            inside = (logits / cap).clamp(-0.999999, 0.999999)
+            yield _fit(raw, torch.atanh(inside) * cap, numbers), cap
+
+
+def _fit(raw: Tensor, target: Tensor, numbers: dict[str, float]) -> float:
+    """Least-squares factor from raw to target; a number of the configuration or its inverse if that close."""
+    factor = float((raw * target).sum() / raw.square().sum().clamp(min=1e-30))
+    for value in numbers.values():
+        for candidate in (value, 1 / value if value else 0.0):
+            if candidate and abs(factor - candidate) <= 1e-3 * abs(candidate):
+                return candidate
+    return factor
+
+
+def _config_numbers(model: nn.Module) -> dict[str, float]:
+    config = getattr(model, "config", None)
+    if config is None:
+        return {}
+    text = config.get_text_config() if hasattr(config, "get_text_config") else config
+    return {
+        name: float(value)
+        for name, value in text.to_dict().items()
+        if isinstance(value, int | float) and not isinstance(value, bool)
+    }

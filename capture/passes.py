@@ -1,0 +1,216 @@
+"""The passes of one capture: the prompt in one go, then token by token, each handing on its evidence."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from attnlens.capture.evidence import AttentionEvidence, LensEvidence
+from attnlens.capture.forward import attempt, logits_of
+from attnlens.capture.layer_table import seen_window
+from attnlens.capture.override import tapped
+from attnlens.capture.plan import Plan
+from attnlens.capture.probe import Probed
+from attnlens.capture.residual import LayerTracker
+from attnlens.capture.sampling import Sampler, end_tokens
+from attnlens.capture.tap import AttentionTap, Call
+from attnlens.capture.vocabulary import Vocabulary
+from attnlens.progress import Progress
+from attnlens.schemas.metadata import LayerInfo
+from attnlens.store.writer import CaptureWriter
+
+MIB = 1 << 20
+GIVEN_LOGIT_BYTES = 64 * MIB
+"""Float32 logits of given tokens that one pass may make, to record what the model itself thought of them."""
+
+
+class Passes:
+    """Runs the model over a planned text. `run` once, then read what it learnt."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        tokenizer: Any,
+        plan: Plan,
+        probed: Probed,
+        vocabulary: Vocabulary,
+        rows: CaptureWriter,
+        sampler: Sampler,
+        device: torch.device,
+        progress: Progress,
+        *,
+        top_k: int,
+    ) -> None:
+        self._model, self._tokenizer, self._plan, self._probed = model, tokenizer, plan, probed
+        self._vocabulary, self._rows, self._sampler, self._device = vocabulary, rows, sampler, device
+        self._progress = progress
+        self.timings: dict[str, float] = {}
+        self._timeline: list[int] = []
+        self._table = {layer.index: layer for layer in probed.table}
+        names = [layer.path for layer in probed.table]
+        self._attention = AttentionEvidence(rows, plan.n_prompt, names, [layer.sinks for layer in probed.table])
+        self._lens = None
+        if probed.lens is not None:
+            self._lens = LensEvidence(
+                rows,
+                probed.lens,
+                vocabulary,
+                n_depth=len(probed.layers) + 1,
+                top_k=top_k,
+                size=probed.vocabulary_size,
+            )
+        self._tracker = LayerTracker(
+            probed.path, probed.layers, self._lens.receive if self._lens else None, begun=self._layer_begun
+        )
+        self._tap = AttentionTap(self._tracker, self._attention.receive, observe=self._observe)
+        self._in_prefill = True
+        self._known = 0
+
+    def run(self) -> None:
+        """Feeds the prompt and, unless the text is given, generates.
+
+        Raises:
+            ModelError: the model fails, or its rows are no distributions.
+            StoreError: the store can not be written.
+        """
+        with self._tracker, tapped(self._model, self._tap):
+            try:
+                self._passes()
+            except KeyboardInterrupt:
+                self._flush()
+                raise
+        self._flush()
+
+    @property
+    def n_token(self) -> int:
+        """Tokens on the timeline."""
+        return len(self._timeline)
+
+    @property
+    def seen(self) -> int:
+        """Tokens that went through the model."""
+        return self._tracker.seen
+
+    def _append(self, tokens: Sequence[int]) -> None:
+        """Puts tokens on the timeline, here and in the store."""
+        self._timeline.extend(tokens)
+        words = self._vocabulary
+        self._rows.tokens(
+            list(tokens),
+            [words.text(token) for token in tokens],
+            [words.bytes(token) for token in tokens],
+            [words.special(token) for token in tokens],
+        )
+
+    def _passes(self) -> None:
+        plan = self._plan
+        text = [*plan.prompt.ids, *(plan.given or ())]
+        self._append(text)
+        started = time.perf_counter()
+        self._progress.stage("prefill", total=len(self._probed.layers), unit="layers")
+        generating = plan.given is None and plan.max_new_tokens > 0
+        room = GIVEN_LOGIT_BYTES // (4 * self._probed.vocabulary_size)
+        last = 1 + min(len(plan.given or ()), room)
+        logits, cache = self._pass(text, None, generating=generating, last=last)
+        self._in_prefill = False
+        self.timings["prefill_s"] = time.perf_counter() - started
+        if not generating:
+            self._given_probabilities(logits, text)
+            self._complete(None)
+            return
+        self._rows.rows(plan.n_prompt - 1)
+        self._generate(logits[-1], cache)
+
+    def _generate(self, logits: Tensor, cache: Any) -> None:
+        """The decode loop: choose a token, complete the row that predicted it, feed it."""
+        plan = self._plan
+        ends = end_tokens(getattr(self._model, "generation_config", None)) or _tokenizer_end(self._tokenizer)
+        self._progress.stage("decode", total=plan.max_new_tokens, unit="tokens")
+        started = time.perf_counter()
+        while True:
+            timeline = torch.tensor(self._timeline, device=self._device)
+            token = self._sampler.choose(timeline, logits)
+            self._rows.model_probability(self.n_token - 1, _probability_of(logits, token))
+            self._append([token])
+            self._complete(token)
+            self._progress.advance(1, note=f"{self._rows.bytes_written / MIB:.1f} MiB written")
+            if token in ends or self.n_token == plan.capacity:
+                break
+            rows, cache = self._pass([token], cache, generating=True)
+            logits = rows[-1]
+        self.timings["decode_s"] = time.perf_counter() - started
+
+    def _pass(self, tokens: Sequence[int], cache: Any, *, generating: bool, last: int = 1) -> tuple[Tensor, Any]:
+        """Feeds tokens; returns logits (token, vocabulary) of at least the `last` ones, and the cache."""
+        first = self.seen
+        ids = torch.tensor([list(tokens)], device=self._device)
+        if self._lens is not None:
+            self._lens.begin_pass(first, ids[0, 1:])
+        self._tracker.begin(len(tokens))
+        output = attempt(
+            self._model, ids, self._probed.style, cache=cache, first=first, use_cache=generating, last=last
+        )
+        self._tracker.end()
+        self._tap.forget_mask()
+        self._attention.end_pass()
+        if self._lens is not None:
+            self._lens.end_pass()
+        return logits_of(self._model, output)[0], getattr(output, "past_key_values", None)
+
+    def _complete(self, following: int | None) -> None:
+        """What followed the last row is known: once the lens has read it, the rows so far may be committed."""
+        self._known = self.seen
+        if self._lens is None or self._lens.complete(following):
+            self._rows.rows(self._known)
+
+    def _flush(self) -> None:
+        """Lets every row be committed whose evidence is whole."""
+        if self._lens is not None:
+            self._lens.flush()
+        self._rows.rows(self._known)
+
+    def _given_probabilities(self, logits: Tensor, text: Sequence[int]) -> None:
+        """The model's own probabilities of given tokens, as far as the pass made their logits."""
+        first = max(len(text) - len(logits), self._plan.n_prompt - 1)
+        logits = logits[first - len(text) :]
+        for row, token in enumerate(text[first + 1 :]):
+            self._rows.model_probability(first + row, _probability_of(logits[row], token))
+
+    def _layer_begun(self, layer: int) -> None:
+        if self._in_prefill:
+            self._progress.advance(1, note=f"{self._rows.bytes_written / MIB:.1f} MiB written")
+
+    def _observe(self, call: Call) -> None:
+        """Corrects a declared window by the mask of a prompt that is longer than it."""
+        if self._in_prefill and call.mask is not None:
+            self._table[call.layer] = seen_window(self._table[call.layer], call.mask, call.key.shape[2])
+
+    @property
+    def table(self) -> list[LayerInfo]:
+        """The per-layer table, windows as the masks showed them."""
+        return [self._table[index] for index in sorted(self._table)]
+
+    @property
+    def generated(self) -> list[int]:
+        """Tokens after the prompt."""
+        return self._timeline[self._plan.n_prompt :]
+
+    @property
+    def worst_row_sum(self) -> float:
+        """Largest deviation of a row of attention from 1."""
+        return self._attention.worst_row_sum
+
+
+def _probability_of(logits: Tensor, token: int) -> NDArray[np.float32]:
+    return np.array([float(torch.log_softmax(logits.float(), dim=-1)[token].exp())], dtype=np.float32)
+
+
+def _tokenizer_end(tokenizer: Any) -> frozenset[int]:
+    end = getattr(tokenizer, "eos_token_id", None)
+    return frozenset() if end is None else frozenset({int(end)})
