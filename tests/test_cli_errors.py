@@ -85,7 +85,7 @@ def test_newer_version_names_both_and_the_remedy(lens: Lens, store: Path, comman
         (["--window", "0"], "--window 0"),
         (["--step", "-1"], "--step -1"),
         (["--heads", "2"], "2 heads (0 … 1)"),
-        (["--heads", "median"], "median"),
+        (["--heads", "mode"], "mode"),
         (["--layers", "9"], "3 layers (0 … 2)"),
         (["--queries", "400"], "--queries 400"),
         (["--queries", "8"], "was not fed"),
