@@ -88,6 +88,10 @@ HEADS = (
 
 Json = Annotated[bool, typer.Option("--json", help="Print the outcome as one JSON object.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
+Window = Annotated[int, typer.Option("--window", metavar="N", help="Columns in a picture.")]
+Step = Annotated[int, typer.Option("--step", metavar="N", help="Columns from one picture to the next.")]
+Theme = Annotated[str, typer.Option("--theme", metavar="NAME", help="light or dark.")]
+Dpi = Annotated[int, typer.Option("--dpi", metavar="N", help="Resolution.")]
 Store = Annotated[Path, typer.Argument(help="A store, for example run.zarr.", show_default=False)]
 
 
@@ -310,8 +314,8 @@ def render(
     queries: Annotated[
         str, typer.Option("--queries", metavar="WHICH", help="generated, prompt, all, or positions: 57 or 40:60.")
     ] = "generated",
-    window: Annotated[int, typer.Option("--window", metavar="N", help="Columns in a picture.")] = 32,
-    step: Annotated[int, typer.Option("--step", metavar="N", help="Columns from one picture to the next.")] = 5,
+    window: Window = 32,
+    step: Step = 5,
     layers: Annotated[
         str | None,
         typer.Option(
@@ -351,8 +355,8 @@ def render(
         ),
     ] = None,
     cmap: Annotated[str, typer.Option("--cmap", metavar="NAME", help="A colormap of matplotlib.")] = "coolwarm",
-    theme: Annotated[str, typer.Option("--theme", metavar="NAME", help="light or dark.")] = "light",
-    dpi: Annotated[int, typer.Option("--dpi", metavar="N", help="Resolution.")] = 100,
+    theme: Theme = "light",
+    dpi: Dpi = 100,
     palette: Annotated[
         bool, typer.Option("--palette", help="PNGs of 256 colours: smaller, drawn faster, fills a little off.")
     ] = False,
@@ -493,8 +497,8 @@ def diff(
     queries: Annotated[
         str, typer.Option("--queries", metavar="WHICH", help="Of A: generated, prompt, all, or positions.")
     ] = "generated",
-    window: Annotated[int, typer.Option("--window", metavar="N", help="Columns in a picture.")] = 32,
-    step: Annotated[int, typer.Option("--step", metavar="N", help="Columns from one picture to the next.")] = 5,
+    window: Window = 32,
+    step: Step = 5,
     layers: Annotated[
         str | None, typer.Option("--layers", metavar="WHICH", help="Some layers of A: 8:16.", show_default="all")
     ] = None,
@@ -508,8 +512,8 @@ def diff(
         ),
     ] = None,
     cmap: Annotated[str, typer.Option("--cmap", metavar="NAME", help="A diverging colormap of matplotlib.")] = "RdBu_r",
-    theme: Annotated[str, typer.Option("--theme", metavar="NAME", help="light or dark.")] = "light",
-    dpi: Annotated[int, typer.Option("--dpi", metavar="N", help="Resolution.")] = 100,
+    theme: Theme = "light",
+    dpi: Dpi = 100,
     format: Annotated[str, typer.Option("--format", metavar="NAME", help="png, svg, pdf or webp.")] = "png",
     quiet: Quiet = False,
     json: Json = False,
