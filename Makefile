@@ -33,6 +33,7 @@ check: $(READY)
 	@$(BIN)/mypy
 
 bench: $(READY)
+	@$(BIN)/python -m pip install -qq -c constraints.txt -e '.[bench]'
 	@for file in benchmarks/*.py; do echo "--- $$file"; $(BIN)/python $$file || exit 1; done
 
 wheel: $(READY)

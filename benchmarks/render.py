@@ -6,7 +6,7 @@
 Same store, same windows, the same number of pixels, file writes included, one process on one core. `warm`: every
 text was drawn before; `cold`: the mean of a run by a painter that has drawn nothing. Ways take turns and medians are
 told, because machines are not quiet.
-Needs seaborn (`pip install seaborn`), which nothing else here does.
+Needs seaborn, which nothing else here does: `pip install 'attnlens[bench]'`, or `make bench`.
 """
 
 from __future__ import annotations
