@@ -18,7 +18,7 @@ from attnlens.capture.describe import device_name, model_info, versions
 from attnlens.capture.evidence import ROW_SUM_LIMIT
 from attnlens.capture.forward import input_device
 from attnlens.capture.memory import return_freed_memory
-from attnlens.capture.passes import MIB, Passes
+from attnlens.capture.passes import Passes
 from attnlens.capture.plan import Text, check_options, plan_capture, read_prompt
 from attnlens.capture.probe import probe
 from attnlens.capture.sampling import Sampler
@@ -26,6 +26,7 @@ from attnlens.capture.vocabulary import Vocabulary
 from attnlens.progress import Progress, Silent
 from attnlens.schemas.errors import Interrupted
 from attnlens.schemas.metadata import CaptureMetadata, Sampling, SelfCheck
+from attnlens.store.layout import MIB
 from attnlens.store.writer import CaptureWriter, StoreWriter
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from attnlens.capture.configuration import text_config
 from attnlens.capture.tap import Call
 from attnlens.schemas.metadata import LayerInfo, LayerKind
 
@@ -14,8 +15,7 @@ from attnlens.schemas.metadata import LayerInfo, LayerKind
 def layer_table(model: nn.Module, path: str, layers: nn.ModuleList, calls: list[Call]) -> tuple[LayerInfo, ...]:
     """The per-layer table."""
     by_layer = {call.layer: call for call in calls}
-    config: Any = getattr(model, "config", None)
-    text = config.get_text_config() if hasattr(config, "get_text_config") else config
+    text = text_config(model)
     types = getattr(text, "layer_types", None) or []
     table = []
     for index in range(len(layers)):

@@ -23,9 +23,9 @@ from attnlens.capture.tap import AttentionTap, Call
 from attnlens.capture.vocabulary import Vocabulary
 from attnlens.progress import Progress
 from attnlens.schemas.metadata import LayerInfo
+from attnlens.store.layout import MIB
 from attnlens.store.writer import CaptureWriter
 
-MIB = 1 << 20
 GIVEN_LOGIT_BYTES = 64 * MIB
 """Float32 logits of given tokens that one pass may make, to record what the model itself thought of them."""
 

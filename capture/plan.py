@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from attnlens.capture.configuration import text_config
 from attnlens.capture.prompt import Prompt, build_prompt, check_ids, encode_completion
 from attnlens.schemas.errors import InputError
 
@@ -88,12 +89,11 @@ def plan_capture(
         given = tuple(encode_completion(tokenizer, completion))
     elif token_ids is not None:
         given = tuple(int(token) for token in token_ids)
-    config: Any = getattr(model, "config", None)
-    text_config = config.get_text_config() if hasattr(config, "get_text_config") else config
-    size = getattr(text_config, "vocab_size", None)
+    config = text_config(model)
+    size = getattr(config, "vocab_size", None)
     if isinstance(size, int):
         check_ids([*prompt.ids, *(given or ())], size)
-    context = getattr(text_config, "max_position_embeddings", None)
+    context = getattr(config, "max_position_embeddings", None)
     if isinstance(context, int) and context > 0:
         length = len(prompt.ids) + len(given or ())
         if length > context:

@@ -8,11 +8,11 @@ from pathlib import Path
 
 from attnlens.capture.engine import CaptureReport, capture
 from attnlens.capture.models import load
-from attnlens.capture.passes import MIB
 from attnlens.capture.plan import Text, check_options
 from attnlens.capture.prompt import read_messages, read_prompt_file, read_token_ids
 from attnlens.progress import Progress
 from attnlens.schemas.errors import InputError
+from attnlens.store.layout import MIB
 from attnlens.store.writer import StoreWriter
 
 

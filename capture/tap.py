@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -116,7 +117,8 @@ class AttentionTap:
                 module,
                 (query[:, :, first:last], key[:, :, :n_column], value[:, :, :n_column]),
                 mask,
-                Block(layer=layer, first_query=seen - n_row + first, first_key=seen - n_key, weights=query),
+                name,
+                partial(Block, layer=layer, first_query=seen - n_row + first, first_key=seen - n_key),
                 args,
                 kwargs,
             )
@@ -159,11 +161,12 @@ class AttentionTap:
         module: nn.Module,
         qkv: tuple[Tensor, Tensor, Tensor],
         mask: Tensor | None,
-        place: Block,
+        name: str,
+        block: Callable[..., Block],
         args: tuple[Any, ...],
         kwargs: Mapping[str, Any],
     ) -> Tensor:
-        """Runs one block of rows, hands its weights on, returns the output (1, query, head, feature)."""
+        """Runs some rows, hands on the `block` of their weights, returns the output (1, query, head, feature)."""
         query, key, value = qkv
         output, weights = own(module, query, key, value, mask, *args, **kwargs)
         if weights is not None and weights.dtype != torch.float32 and not self._native:
@@ -173,12 +176,10 @@ class AttentionTap:
         if weights is None or weights.shape != (1, query.shape[1], query.shape[2], key.shape[2]):
             found = "nothing" if weights is None else f"shape {tuple(weights.shape)}"
             raise ModelError(
-                f"{self._tracker.name(place.layer)}: its eager attention returns {found} for the weights, expected "
+                f"{name}: its eager attention returns {found} for the weights, expected "
                 f"(1, head {query.shape[1]}, query {query.shape[2]}, key {key.shape[2]}); this model cannot be captured"
             )
-        self._receive(
-            Block(layer=place.layer, first_query=place.first_query, first_key=place.first_key, weights=weights[0])
-        )
+        self._receive(block(weights=weights[0]))
         return output
 
     def _check_axes(self, name: str, n_row: int, n_key: int, mask: Tensor | None) -> None:

@@ -11,17 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-import attnlens
 from attnlens.progress import Progress, Silent
 from attnlens.render import files
-from attnlens.render.colour import Colours
 from attnlens.render.films import Film, Reel, film_named
 from attnlens.render.formats.furniture import layout_of
 from attnlens.render.jobs import painter_of
-from attnlens.render.layout import lay_out
 from attnlens.render.numbers import runs
 from attnlens.render.options import RenderOptions
-from attnlens.render.pictures import RenderReport, make_plans
+from attnlens.render.pictures import RenderReport, ready_plans
 from attnlens.render.recipe import to_text
 from attnlens.render.scene import Scene
 from attnlens.schemas.errors import InputError
@@ -55,12 +52,7 @@ def render_films(
     options, progress, form = options or RenderOptions(), progress or Silent(), film_named(film)
     check_fps(fps)
     form.check()
-    plans, notes = make_plans(attnlens.open(store_path), Path(out_dir), options)
-    Colours(options.cmap)
-    for plan in plans:
-        lay_out(*plan.view.shape, options.dpi)
-    for plan in plans:
-        files.prepare(plan.folder)
+    plans, notes = ready_plans(store_path, out_dir, options)
     painter = painter_of(options)
     progress.stage("frames", sum(_count(plan.view) for plan in plans), "frames")
     count = 0

@@ -114,12 +114,7 @@ def render(
     if n_workers is not None and n_workers < 1:
         raise InputError(f"--workers {n_workers}: at least 1 process has to draw")
     form = format_named(options.format)
-    plans, notes = make_plans(attnlens.open(store_path), Path(out_dir), options)
-    Colours(options.cmap)
-    for plan in plans:
-        lay_out(*plan.view.shape, options.dpi)
-    for plan in plans:
-        files.prepare(plan.folder)
+    plans, notes = ready_plans(store_path, out_dir, options)
     total = sum(plan.count() for plan in plans)
     progress.stage("pictures", total, "pictures")
     kept = _Kept(Path(store_path), form, progress) if resume else None
@@ -178,6 +173,19 @@ class _Kept:
         self.count += len(stems) - len(left)
         self._progress.advance(len(stems) - len(left))
         return left
+
+
+def ready_plans(
+    store_path: str | PathLike[str], out_dir: str | PathLike[str], options: RenderOptions
+) -> tuple[list[Plan], tuple[str, ...]]:
+    """`make_plans` of a store, with every option checked before the first folder is made."""
+    plans, notes = make_plans(attnlens.open(store_path), Path(out_dir), options)
+    Colours(options.cmap)
+    for plan in plans:
+        lay_out(*plan.view.shape, options.dpi)
+    for plan in plans:
+        files.prepare(plan.folder)
+    return plans, notes
 
 
 def make_plans(store: Store, folder: Path, options: RenderOptions) -> tuple[list[Plan], tuple[str, ...]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -73,11 +72,6 @@ def missing_chunk(array: zarr.Array[Any], folder: Path, selection: Selection) ->
         for block in itertools.islice(regions(array, selection, grid(array)), 4096)
     ]
     return next((key for key in keys if not (folder / array.path / key).exists()), keys[0])
-
-
-def count_blocks(shape: Sequence[int], step: Sequence[int]) -> int:
-    """How many blocks of `step` cover `shape`."""
-    return math.prod(math.ceil(length / size) for length, size in zip(shape, step, strict=True))
 
 
 def _within(cell: slice, part: slice | NDArray[np.intp]) -> slice:

@@ -44,12 +44,6 @@ class AttentionLayout:
     order: AttentionOrder
     weight: ChunkLayout
 
-    @property
-    def shard_rows(self) -> int:
-        """Query rows in one shard."""
-        assert self.weight.shard is not None
-        return self.weight.shard[2]
-
 
 def even(length: int, most: int) -> int:
     """The smallest block that cuts `length` into as few pieces as blocks of at most `most` do."""

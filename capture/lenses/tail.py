@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from attnlens.capture.agreement import relative_error, tolerance
+from attnlens.capture.configuration import text_config
 from attnlens.capture.lenses.logit import LogitLens
 from attnlens.capture.residual import LayerTracker
 from attnlens.schemas.errors import ModelError
@@ -172,12 +173,11 @@ def _fit(raw: Tensor, target: Tensor, numbers: dict[str, float]) -> float:
 
 
 def _config_numbers(model: nn.Module) -> dict[str, float]:
-    config = getattr(model, "config", None)
+    config = text_config(model)
     if config is None:
         return {}
-    text = config.get_text_config() if hasattr(config, "get_text_config") else config
     return {
         name: float(value)
-        for name, value in text.to_dict().items()
+        for name, value in config.to_dict().items()
         if isinstance(value, int | float) and not isinstance(value, bool)
     }
