@@ -24,7 +24,8 @@ PARTS = {
     "capture": {"__init__", "capture", "store", "schemas", "progress"},
     "console": {"console", "schemas", "progress"},
     "info_page": {"console", "store"},
-    "cli": {"cli", "console", "info_page", "capture", "render", "store", "schemas", "progress", "__init__"},
+    "commands": {"commands", "console", "info_page", "capture", "render", "store", "schemas", "progress"},
+    "cli": {"cli", "commands", "console", "schemas", "__init__"},
     "__init__": {"store", "schemas", "__init__"},
     "__main__": {"cli"},
 }

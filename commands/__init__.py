@@ -1,0 +1,1 @@
+"""The commands of `lens`, one a file: parse, import inside the function, call one function, print one line."""

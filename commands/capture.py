@@ -1,0 +1,178 @@
+"""The command `lens capture`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from attnlens.commands.options import Json, Quiet
+
+MODEL, PROMPT, STORE = "Model", "Prompt (one of -p, --prompt-file, --messages)", "Store"
+GENERATION, EVIDENCE = "Generation", "Evidence"
+
+EXAMPLES = (
+    "[bold]Examples[/bold]\n\n"
+    'lens capture -m smollm2-135m -p "Why is the sky blue?"\n\n'
+    "lens capture -m meta-llama/Llama-3.1-8B-Instruct --quantize 8bit --prompt-file q.txt\n\n"
+    'lens capture -m ./my-model --raw -p "2+2=" --completion "5" -o forced.zarr'
+)
+
+
+def capture(
+    model: Annotated[
+        str,
+        typer.Option(
+            "-m",
+            "--model",
+            metavar="MODEL",
+            show_default=False,
+            rich_help_panel=MODEL,
+            help="Hub name, folder (Hugging Face or Meta layout), .gguf file, or smollm2-135m.",
+        ),
+    ],
+    prompt: Annotated[
+        str | None,
+        typer.Option(
+            "-p", "--prompt", metavar="TEXT", rich_help_panel=PROMPT, help="What to ask, as the user's message."
+        ),
+    ] = None,
+    prompt_file: Annotated[
+        Path | None,
+        typer.Option("--prompt-file", metavar="FILE", rich_help_panel=PROMPT, help="The same, from a text file."),
+    ] = None,
+    messages: Annotated[
+        Path | None,
+        typer.Option(
+            "--messages",
+            metavar="FILE",
+            rich_help_panel=PROMPT,
+            help='A conversation: JSON list of {"role": …, "content": …}.',
+        ),
+    ] = None,
+    system: Annotated[
+        str | None,
+        typer.Option("--system", metavar="TEXT", rich_help_panel=PROMPT, help="System message."),
+    ] = None,
+    raw: Annotated[
+        bool,
+        typer.Option("--raw", rich_help_panel=PROMPT, help="No chat template: the text goes in as it is."),
+    ] = False,
+    output: Annotated[
+        Path,
+        typer.Option("-o", "--output", metavar="STORE", rich_help_panel=STORE, help="Where to write."),
+    ] = Path("run.zarr"),
+    overwrite: Annotated[
+        bool,
+        typer.Option("--overwrite", rich_help_panel=STORE, help="Replace the store there (only ever a store)."),
+    ] = False,
+    append: Annotated[
+        bool, typer.Option("--append", rich_help_panel=STORE, help="Add a capture to the store there.")
+    ] = False,
+    max_new_tokens: Annotated[
+        int,
+        typer.Option("-n", "--max-new-tokens", metavar="N", rich_help_panel=GENERATION, help="Stop after N tokens."),
+    ] = 256,
+    temperature: Annotated[
+        float, typer.Option("--temperature", metavar="T", rich_help_panel=GENERATION, help="0 is greedy.")
+    ] = 0.1,
+    top_p: Annotated[
+        float, typer.Option("--top-p", metavar="P", rich_help_panel=GENERATION, help="Nucleus sampling.")
+    ] = 0.9,
+    seed: Annotated[int, typer.Option("--seed", metavar="N", rich_help_panel=GENERATION, help="Of the sampling.")] = 0,
+    completion: Annotated[
+        str | None,
+        typer.Option(
+            "--completion",
+            metavar="TEXT",
+            rich_help_panel=GENERATION,
+            help="Capture this answer instead of generating one.",
+        ),
+    ] = None,
+    token_ids: Annotated[
+        Path | None,
+        typer.Option(
+            "--token-ids",
+            metavar="FILE",
+            rich_help_panel=GENERATION,
+            help="The same as token ids. Without a prompt the list is a whole text.",
+        ),
+    ] = None,
+    dtype: Annotated[
+        str,
+        typer.Option("--dtype", metavar="DTYPE", rich_help_panel=MODEL, help="float32, bfloat16, float16."),
+    ] = "auto",
+    device: Annotated[
+        str, typer.Option("--device", metavar="DEVICE", rich_help_panel=MODEL, help="cpu, cuda, cuda:1.")
+    ] = "auto",
+    quantize: Annotated[
+        str | None, typer.Option("--quantize", metavar="8bit|4bit", rich_help_panel=MODEL, help="By bitsandbytes.")
+    ] = None,
+    revision: Annotated[
+        str | None,
+        typer.Option("--revision", metavar="REV", rich_help_panel=MODEL, help="Commit, tag or branch on the hub."),
+    ] = None,
+    trust_remote_code: Annotated[
+        bool,
+        typer.Option("--trust-remote-code", rich_help_panel=MODEL, help="Run code that comes with the model."),
+    ] = False,
+    top_k: Annotated[
+        int, typer.Option("--top-k", metavar="K", rich_help_panel=EVIDENCE, help="Lens tokens kept a position.")
+    ] = 5,
+    no_lens: Annotated[bool, typer.Option("--no-lens", rich_help_panel=EVIDENCE, help="Attention only.")] = False,
+    buffer: Annotated[
+        int,
+        typer.Option("--buffer", metavar="MIB", rich_help_panel=EVIDENCE, help="Memory for rows not yet on disk."),
+    ] = 64,
+    quiet: Quiet = False,
+    json: Json = False,
+) -> None:
+    """Run the model once and write everything it looked at to a store.
+
+    Needs pip install 'attnlens\\[capture]'. Ctrl-C keeps what was committed: the store opens and can be drawn.
+    """
+    from attnlens.capture.extra import require_capture_extra
+    from attnlens.console import human_bytes, one_line, open_progress, to_json
+
+    require_capture_extra()
+    with open_progress(quiet) as progress:
+        progress.stage("loading")
+        from attnlens.capture.run import CaptureOptions, run
+
+        report = run(
+            CaptureOptions(
+                model=model,
+                prompt=prompt,
+                prompt_file=prompt_file,
+                messages=messages,
+                system=system,
+                raw=raw,
+                output=output,
+                overwrite=overwrite,
+                append=append,
+                max_new_tokens=max_new_tokens,
+                temperature=temperature,
+                top_p=top_p,
+                seed=seed,
+                completion=completion,
+                token_ids=token_ids,
+                dtype=dtype,
+                device=device,
+                quantize=quantize,
+                trust_remote_code=trust_remote_code,
+                revision=revision,
+                top_k=top_k,
+                lens=not no_lens,
+                buffer_mib=buffer,
+            ),
+            progress,
+        )
+    if json:
+        typer.echo(to_json(report))
+        return
+    typer.echo(one_line(report.completion))
+    typer.echo(
+        f"{report.path}: capture {report.capture_id}, {report.n_prompt} + {report.n_token - report.n_prompt} tokens, "
+        f"{human_bytes(report.bytes_written)} in {report.seconds:.1f} s. Next: lens render {report.path}"
+    )

@@ -1,0 +1,22 @@
+"""The command `lens info`."""
+
+from __future__ import annotations
+
+import typer
+
+from attnlens.commands.options import Json, Store
+
+
+def info(store: Store, json: Json = False) -> None:
+    """Say what a store holds: captures, prompts and answers, model, sizes, what is absent and why."""
+    from attnlens.store.info import describe
+
+    description = describe(store)
+    if json:
+        from attnlens.console import to_json
+
+        typer.echo(to_json(description))
+        return
+    from attnlens.info_page import print_page
+
+    print_page(description)
