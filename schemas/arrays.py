@@ -3,7 +3,7 @@
 Axis names are the field's: token (a position on the one timeline prompt + generation), query (the token that
 looks), key (the token looked at), layer, head, depth (index of the residual stream, 0 … L), generated (the queries
 from the last prompt token on), rank (0 is the most probable), entry (of the vocabulary), edge (token boundaries),
-byte, file.
+byte, file, kv_head (a head of keys, shared by n_head / n_kv_head neighbouring heads), feature (of a query or key).
 """
 
 from __future__ import annotations
@@ -13,20 +13,29 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-DType = Literal["bool", "uint8", "int32", "float16", "float32", "string"]
-Axis = Literal["token", "query", "key", "layer", "head", "depth", "generated", "rank", "entry", "edge", "byte", "file"]
-Presence = Literal["always", "dense", "lens", "attention", "finished"]
-"""When an array must exist: always; in dense mode; with a lens; with attention; once the capture is complete."""
+DType = Literal["bool", "uint8", "uint16", "int32", "float16", "float32", "string", "model"]
+Axis = Literal["token", "query", "key", "layer", "head", "kv_head", "feature", "depth", "generated", "rank", "entry",
+               "edge", "byte", "file"]  # fmt: skip
+Presence = Literal["always", "dense", "qk", "lens", "attention", "finished"]
+"""When an array must exist: always; in dense or qk mode; with a lens; with attention; once the capture is complete."""
+VectorDType = Literal["float32", "float16", "bfloat16"]
+"""What queries and keys may be: the model's own dtype, bit for bit."""
+
+VECTOR_STORAGE: Mapping[VectorDType, DType] = {"float32": "float32", "float16": "float16", "bfloat16": "uint16"}
+"""What a dtype "model" is on the disk. Zarr v3 has no bfloat16: its bits are kept, and the array's attribute
+`bits_of` says so. A bfloat16 is the upper half of a float32."""
 
 FILL: Mapping[DType, float | int | bool | str] = {
     "bool": False,
     "uint8": 0,
+    "uint16": 0x7FC0,
     "int32": -1,
     "float16": math.nan,
     "float32": math.nan,
     "string": "",
+    "model": math.nan,
 }
-"""Fill values, so that a missing shard never reads as data."""
+"""Fill values, so that a missing shard never reads as data; that of uint16 is the bits of a bfloat16 NaN."""
 
 TIMELINE: frozenset[Axis] = frozenset({"token", "query", "key"})
 """Axes of length T, the number of tokens of prompt and generation together."""
@@ -43,10 +52,9 @@ class ArraySpec:
     presence: Presence
     meaning: str
 
-    @property
-    def fill(self) -> float | int | bool | str:
-        """The value of a cell that was never written."""
-        return FILL[self.dtype]
+    def storage(self, vectors: VectorDType | None) -> DType:
+        """The dtype on the disk, in a capture whose queries and keys are `vectors`."""
+        return VECTOR_STORAGE[vectors or "float32"] if self.dtype == "model" else self.dtype
 
 
 def _coordinate(axis: Axis, meaning: str, presence: Presence = "always") -> ArraySpec:
@@ -58,7 +66,8 @@ ARRAYS: tuple[ArraySpec, ...] = (
     _coordinate("query", "position of the token that looks", "attention"),
     _coordinate("key", "position of the token looked at", "attention"),
     _coordinate("layer", "index of the transformer layer", "attention"),
-    _coordinate("head", "index of the attention head", "dense"),
+    _coordinate("head", "index of the attention head", "attention"),
+    _coordinate("kv_head", "index of the head of keys", "qk"),
     _coordinate("depth", "index of the residual stream: 0 enters layer 0, l leaves layer l-1", "lens"),
     _coordinate("generated", "positions of the queries from the last prompt token on", "attention"),
     ArraySpec(name="token_id", axes=("token",), dtype="int32", unit="vocabulary id", presence="always",
@@ -90,6 +99,12 @@ ARRAYS: tuple[ArraySpec, ...] = (
                       "temperature and top-p; NaN where the model's output was not computed"),
     ArraySpec(name="attention_weight", axes=("layer", "head", "query", "key"), dtype="float16", unit="probability",
               presence="dense", meaning="softmax attention of every head; layers without attention are NaN"),
+    ArraySpec(name="attention_q", axes=("token", "layer", "head", "feature"), dtype="model", unit="activation",
+              presence="qk", meaning="queries as the attention function got them, after rotation and norms; layers "
+                                     "without attention are NaN"),
+    ArraySpec(name="attention_k", axes=("token", "layer", "kv_head", "feature"), dtype="model", unit="activation",
+              presence="qk", meaning="keys as the attention function got them, after rotation and norms; layers "
+                                     "without keys of their own are NaN"),
     ArraySpec(name="attention_max", axes=("generated", "layer", "key"), dtype="float16", unit="probability",
               presence="attention", meaning="maximum over heads"),
     ArraySpec(name="attention_mean", axes=("generated", "layer", "key"), dtype="float16", unit="probability",
@@ -110,6 +125,8 @@ def wanted(spec: ArraySpec, *, mode: str | None, lens: bool, complete: bool) -> 
             return True
         case "dense":
             return mode == "dense"
+        case "qk":
+            return mode == "qk"
         case "attention":
             return mode is not None
         case "lens":

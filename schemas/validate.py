@@ -16,6 +16,7 @@ from pydantic import BaseModel, ValidationError
 from attnlens.schemas.arrays import ARRAYS, TIMELINE, ArraySpec, wanted
 from attnlens.schemas.metadata import CaptureMetadata, StoreMetadata
 from attnlens.schemas.problems import Kind, Problem
+from attnlens.schemas.qk import qk_problems, vector_shape
 from attnlens.schemas.version import FORMAT, FORMAT_VERSION, NAMESPACE
 
 CAPTURE_NAME = re.compile(r"[0-9]{4,12}")
@@ -120,8 +121,9 @@ def _array_problems(
     seen: dict[str, tuple[int, str]],
 ) -> list[str]:
     problems = []
-    if found.dtype != spec.dtype:
-        problems.append(f"dtype is {found.dtype}, expected {spec.dtype}")
+    dtype = spec.storage(about.attention_dtype)
+    if found.dtype != dtype:
+        problems.append(f"dtype is {found.dtype}, expected {dtype}")
     if found.axes != spec.axes:
         names = ", ".join(map(str, found.axes))
         return [*problems, f"axes are ({names}), expected ({', '.join(spec.axes)})"]
@@ -158,6 +160,8 @@ def _expected_sizes(about: CaptureMetadata) -> dict[str, int]:
     sizes |= {"layer": n_layer, "head": about.model.n_head, "depth": n_layer + 1}
     if about.lens is not None:
         sizes["rank"] = about.lens.top_k
+    if about.attention == "qk":
+        sizes["kv_head"], sizes["feature"] = vector_shape(about.model.layers)
     return sizes
 
 
@@ -183,6 +187,8 @@ def _disagreements(about: CaptureMetadata, where: str) -> list[str]:
         problems.append(f"model.layers describes layers {_shown(indices)}, expected 0 … {about.model.n_layer - 1}")
     if about.attention is not None and not any(layer.kind != "none" for layer in about.model.layers):
         problems.append("attention is stored, but model.layers has no layer with attention")
+    if about.attention == "qk":
+        problems += qk_problems(about)
     if about.attention is None and about.attention_absent is None:
         problems.append("attention is absent, but attention_absent does not say why")
     if about.lens is None and about.lens_absent is None:

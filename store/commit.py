@@ -15,7 +15,8 @@ import zarr
 from numpy.typing import NDArray
 
 from attnlens.schemas.arrays import ARRAY, ARRAYS, TIMELINE, wanted
-from attnlens.schemas.metadata import CaptureMetadata
+from attnlens.schemas.metadata import CaptureMetadata, LayerInfo
+from attnlens.schemas.qk import vector_shape
 from attnlens.schemas.version import NAMESPACE
 from attnlens.store import layout
 from attnlens.store.columns import Column, TextColumn
@@ -24,6 +25,7 @@ from attnlens.store.files import clean, group_document, read_document, remove_pa
 from attnlens.store.manifest import document_digest, file_hashes, listed, manifest_hash
 from attnlens.store.shards import ShardedRows
 from attnlens.store.sinks import AttentionSink, DepthSink, ReductionSink, ValueSink
+from attnlens.store.vectors import VectorSink
 
 LENS_ARRAYS = ("lens_token", "lens_probability", "lens_entropy", "next_rank", "next_probability")
 COORDINATES = "token_text token_special"
@@ -44,7 +46,7 @@ class CaptureFile:
         self._write_metadata()
         self._arrays: dict[str, zarr.Array[Any]] = {}
         self._create(key_rows_hold)
-        self._open_sinks()
+        self._open_sinks(key_rows_hold)
 
     @property
     def bytes_written(self) -> int:
@@ -70,6 +72,16 @@ class CaptureFile:
     def attention(self, layer: int, first_query: int, first_key: int, weights: NDArray[np.float16]) -> None:
         """Rows (head, query, key) of one layer."""
         self._attention.add(layer, first_query, first_key, weights)
+
+    def vectors(self, first_token: int, layers: Sequence[int], queries: NDArray[Any], keys: NDArray[Any]) -> None:
+        """Queries and keys, each (layer, token, head, feature), of the layers named."""
+        self._queries.add(first_token, layers, queries)
+        self._keys.add(first_token, layers, keys)
+
+    def layers(self, table: Sequence[LayerInfo]) -> None:
+        """The per-layer table as the prompt's pass showed it; on disk with the next commit."""
+        model = self.metadata.model.model_copy(update={"layers": list(table)})
+        self.metadata = self.metadata.model_copy(update={"model": model})
 
     def reductions(self, layer: int, first_query: int, first_key: int, *values: NDArray[np.float16]) -> None:
         """Maximum and mean over heads, each (query, key), of one layer."""
@@ -159,6 +171,7 @@ class CaptureFile:
             "layer": n_layer, "head": n_head, "depth": n_layer + 1, "generated": generated, "rank": ranks,
             "entry": about.model.vocabulary_size, "edge": length + 1, "byte": max(16 * length, 1 << 12),
         }  # fmt: skip
+        sizes["kv_head"], sizes["feature"] = vector_shape(about.model.layers)
         attention = layout.attention_layout(
             n_layer=n_layer,
             n_head=n_head,
@@ -176,6 +189,15 @@ class CaptureFile:
                 chunks = attention.weight
             elif spec.name in ("attention_max", "attention_mean"):
                 chunks = reduction
+            elif spec.dtype == "model":
+                chunks = layout.vector_layout(
+                    n_layer=n_layer,
+                    heads=shape[2],
+                    features=shape[3],
+                    itemsize=4 if about.attention_dtype == "float32" else 2,
+                    capacity=length,
+                    tokens=layout.KEY_TOKENS if "kv_head" in spec.axes else layout.QUERY_TOKENS,
+                )
             elif spec.axes[0] == "depth" and len(shape) > 1:
                 chunks = layout.lens_layout(
                     depths=n_layer + 1, capacity=length, ranks=ranks if "rank" in spec.axes else None
@@ -184,13 +206,13 @@ class CaptureFile:
                 chunks = layout.list_layout(
                     shape[0], layout.BYTES_CHUNK if spec.dtype == "uint8" else layout.LIST_CHUNK
                 )
-            array = create_array(self._store, about.id, spec.name, shape, chunks)
+            array = create_array(self._store, about.id, spec.name, shape, chunks, about.attention_dtype)
             if spec.axes == (spec.name,):
                 first = about.n_prompt - 1 if spec.name == "generated" else 0
                 array[:] = np.arange(first, first + shape[0], dtype=np.int32)
             self._arrays[spec.name] = array
 
-    def _open_sinks(self) -> None:
+    def _open_sinks(self, key_rows_hold: int) -> None:
         arrays, about = self._arrays, self.metadata
         layers = [info.index for info in about.model.layers if info.kind != "none"]
         self._token_id = self._column("token_id")
@@ -201,11 +223,16 @@ class CaptureFile:
         self._offset.extend([0])
         self._columns = [self._token_id, self._token_text, self._token_special, self._bytes, self._offset]
         self._model_probability = ValueSink(arrays["model_probability"])
-        self._sinks: list[AttentionSink | ReductionSink | DepthSink] = []
+        self._sinks: list[AttentionSink | ReductionSink | DepthSink | VectorSink] = []
         if about.attention == "dense":
             rows = self._sharded("attention_weight", 2, keep_tail=False)
             self._attention = AttentionSink(rows, self._order, about.n_prompt, layers)
             self._sinks.append(self._attention)
+        if about.attention == "qk":
+            hold, own = key_rows_hold // 2, [index for index in layers if about.model.layers[index].key_source is None]
+            self._queries = VectorSink("attention_q", self._sharded("attention_q", 0), layers, self.folder, hold)
+            self._keys = VectorSink("attention_k", self._sharded("attention_k", 0), own, self.folder, hold)
+            self._sinks += [self._queries, self._keys]
         if about.attention is not None:
             maximum, mean = self._sharded("attention_max", 0), self._sharded("attention_mean", 0)
             self._reductions = ReductionSink(maximum, mean, about.n_prompt - 1, layers)

@@ -23,8 +23,8 @@ ROW_AXES = ("query", "generated", "token")
 """Axes whose rows a capture commits."""
 NOT_ROWS = frozenset({"token", "token_id", "token_text", "token_special", "query", "generated"})
 """Arrays with such an axis that are known for every token, fed or not."""
-NEVER_FILL = frozenset({"attention_weight", "attention_max", "attention_mean", "lens_token", "lens_probability",
-                        "lens_entropy"})  # fmt: skip
+NEVER_FILL = frozenset({"attention_weight", "attention_q", "attention_k", "attention_max", "attention_mean",
+                        "lens_token", "lens_probability", "lens_entropy"})  # fmt: skip
 """Arrays in which a committed row cannot hold the fill value, so that one there means a missing chunk."""
 
 
@@ -140,7 +140,7 @@ class NamedArray:
     def _has_fill(self, values: NDArray[Any], selection: list[slice | NDArray[np.intp]]) -> bool:
         """Whether a cell that must hold data is missing. One column of each block of keys tells."""
         if "layer" in self.axes:
-            layers = self._capture.attention_layers
+            layers = self._capture.key_layers if self.name == "attention_k" else self._capture.attention_layers
             axis = self.axes.index("layer")
             part = selection[axis]
             chosen = np.arange(self.shape[axis])[part]
@@ -150,7 +150,10 @@ class NamedArray:
             columns = np.arange(self.shape[-1])[part]
             _, first = np.unique(columns // self._array.chunks[-1], return_index=True)
             values = values[..., first]
-        return bool((np.isnan(values) if values.dtype.kind == "f" else values == -1).any())
+        if self.axes[-1] == "feature":
+            values = values[..., 0]
+        fill = self._fill()
+        return bool((np.isnan(values) if values.dtype.kind == "f" else values == fill).any())
 
     def _row_axis(self) -> tuple[int | None, int]:
         """The axis along which rows are committed, and how many entries of it are."""
@@ -174,7 +177,9 @@ class NamedArray:
         return f"{where}: only {about.committed} rows were committed (status {about.status})"
 
     def _fill(self) -> Any:
-        return FILL[ARRAY[self.name].dtype] if self.name in ARRAY else self._array.fill_value
+        if self.name not in ARRAY:
+            return self._array.fill_value
+        return FILL[ARRAY[self.name].storage(self._capture.metadata.attention_dtype)]
 
     def _expand(self, index: tuple[Any, ...]) -> tuple[Any, ...]:
         """The index with one part for each axis."""

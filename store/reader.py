@@ -178,6 +178,12 @@ class Capture:
         """Which layers have attention (layer)."""
         return np.asarray([layer.kind != "none" for layer in self.metadata.model.layers], np.bool_)
 
+    @cached_property
+    def key_layers(self) -> NDArray[np.bool_]:
+        """Which layers have attention over keys of their own (layer)."""
+        layers = self.metadata.model.layers
+        return np.asarray([layer.kind != "none" and layer.key_source is None for layer in layers], np.bool_)
+
     @property
     def names(self) -> list[str]:
         """Names of the arrays."""
@@ -237,9 +243,9 @@ class Capture:
         match ARRAY[name].presence:
             case "lens" if about.lens is None:
                 return f"it was captured without a lens ({about.lens_absent or 'no reason given'})"
-            case "attention" | "dense" if about.attention is None:
+            case "attention" | "dense" | "qk" if about.attention is None:
                 return f"it was captured without attention ({about.attention_absent or 'no reason given'})"
-            case "dense" if about.attention != "dense":
+            case "dense" | "qk" as mode if about.attention != mode:
                 return f"attention was captured in mode {about.attention}"
             case _:
                 return f"the capture is {about.status}"
