@@ -9,7 +9,6 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from attnlens.schemas.arrays import VectorDType
 from attnlens.schemas.version import FORMAT_VERSION
 
 Status = Literal["planned", "partial", "complete", "failed"]
@@ -62,14 +61,25 @@ class ModelInfo(Record):
 
 
 class LensInfo(Record):
-    """How residuals were read: modules called, then logits × scale, then soft-cap · tanh(logits / soft-cap)."""
+    """How residuals were read: modules called, then logits × scale, then soft-cap · tanh(logits / soft-cap).
+
+    `source`: of a tuned lens, the folder that it came from (its last part). Its translators are applied before.
+    """
 
     name: str
+    source: str | None = None
     modules: list[str]
     scale: float = 1.0
     softcap: float | None = None
     hash: str
     top_k: int = Field(ge=1)
+
+
+class ResidualInfo(Record):
+    """The array `residual`: features of the stream, and the model's dtype of it."""
+
+    n_feature: int = Field(ge=1)
+    dtype: Literal["float32", "float16", "bfloat16"]
 
 
 class Sampling(Record):
@@ -98,6 +108,8 @@ class CaptureMetadata(Record):
 
     `n_token` is T, the length of the timeline known so far; `n_fed` of these tokens went through the model, and
     `committed` ≤ n_fed rows are safe in every array. While the capture is not complete its arrays may be longer than T.
+    `lens` is the first lens, `lenses` are further ones. `evidence` names the arrays beyond the usual that are there,
+    `absent` those that are not, with the reason.
     """
 
     id: str
@@ -111,11 +123,16 @@ class CaptureMetadata(Record):
     messages: list[dict[str, Any]] | None = None
     attention: Mode | None
     attention_absent: str | None = None
-    attention_dtype: VectorDType | None = None
+    attention_dtype: Literal["float32", "float16", "bfloat16"] | None = None
     attention_choice: str | None = None
     model: ModelInfo
     lens: LensInfo | None
     lens_absent: str | None = None
+    lenses: list[LensInfo] = Field(default_factory=list)
+    evidence: list[str] = Field(default_factory=list)
+    absent: dict[str, str] = Field(default_factory=dict)
+    tracked: list[int] = Field(default_factory=list)
+    residual: ResidualInfo | None = None
     sampling: Sampling
     versions: dict[str, str]
     device: str
