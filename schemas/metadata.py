@@ -54,14 +54,25 @@ class ModelInfo(Record):
 
 
 class LensInfo(Record):
-    """How residuals were read: modules called, then logits × scale, then soft-cap · tanh(logits / soft-cap)."""
+    """How residuals were read: modules called, then logits × scale, then soft-cap · tanh(logits / soft-cap).
+
+    `source`: of a tuned lens, the folder that it came from (its last part). Its translators are applied before.
+    """
 
     name: str
+    source: str | None = None
     modules: list[str]
     scale: float = 1.0
     softcap: float | None = None
     hash: str
     top_k: int = Field(ge=1)
+
+
+class ResidualInfo(Record):
+    """The array `residual`: features of the stream, and the model's dtype of it."""
+
+    n_feature: int = Field(ge=1)
+    dtype: Literal["float32", "float16", "bfloat16"]
 
 
 class Sampling(Record):
@@ -90,6 +101,8 @@ class CaptureMetadata(Record):
 
     `n_token` is T, the length of the timeline known so far; `n_fed` of these tokens went through the model, and
     `committed` ≤ n_fed rows are safe in every array. While the capture is not complete its arrays may be longer than T.
+    `lens` is the first lens, `lenses` are further ones. `evidence` names the arrays beyond the usual that are there,
+    `absent` those that are not, with the reason.
     A failed capture may have no token at all: its prompt could not be made into any.
     """
 
@@ -108,6 +121,11 @@ class CaptureMetadata(Record):
     model: ModelInfo
     lens: LensInfo | None
     lens_absent: str | None = None
+    lenses: list[LensInfo] = Field(default_factory=list)
+    evidence: list[str] = Field(default_factory=list)
+    absent: dict[str, str] = Field(default_factory=dict)
+    tracked: list[int] = Field(default_factory=list)
+    residual: ResidualInfo | None = None
     sampling: Sampling
     versions: dict[str, str]
     device: str

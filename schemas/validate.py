@@ -13,13 +13,15 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from attnlens.schemas.arrays import ARRAYS, TIMELINE, ArraySpec, wanted
+from attnlens.schemas.arrays import ARRAY, MODEL_DTYPES, TIMELINE, ArraySpec, specs, wanted
 from attnlens.schemas.metadata import CaptureMetadata, StoreMetadata
 from attnlens.schemas.problems import Kind, Problem
 from attnlens.schemas.version import FORMAT, FORMAT_VERSION, NAMESPACE
 
 CAPTURE_NAME = re.compile(r"[0-9]{4,12}")
 """Name of a capture's group."""
+LENS_NAME = re.compile(r"[a-z][a-z0-9_]{0,39}")
+"""Name of a further lens, which its arrays have behind theirs."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,7 +109,7 @@ def validate_capture(
     problems += [_at(where, "metadata", message) for message in _disagreements(about, where)]
     sizes = _expected_sizes(about)
     seen: dict[str, tuple[int, str]] = {}
-    for spec in ARRAYS:
+    for spec in specs([lens.name for lens in about.lenses]):
         here = f"{where}/{spec.name}" if where else spec.name
         found = arrays.get(spec.name)
         if found is None:
@@ -123,7 +125,7 @@ def _expected_now(about: CaptureMetadata, spec: ArraySpec, complete: bool) -> bo
     """A planned capture may lack any array: it may have been cut short while they were made. So may a failed one."""
     if about.status in ("planned", "failed"):
         return False
-    return wanted(spec, mode=about.attention, lens=about.lens is not None, complete=complete)
+    return wanted(spec, mode=about.attention, lens=about.lens is not None, complete=complete, evidence=about.evidence)
 
 
 def _array_problems(
@@ -134,8 +136,9 @@ def _array_problems(
     seen: dict[str, tuple[int, str]],
 ) -> list[str]:
     problems = []
-    if found.dtype != spec.dtype:
-        problems.append(f"dtype is {found.dtype}, expected {spec.dtype}")
+    expected = _dtype(spec, about)
+    if found.dtype != expected:
+        problems.append(f"dtype is {found.dtype}, expected {expected}")
     if found.axes != spec.axes:
         names = ", ".join(map(str, found.axes))
         return [*problems, f"axes are ({names}), expected ({', '.join(spec.axes)})"]
@@ -165,6 +168,12 @@ def _array_problems(
     return problems
 
 
+def _dtype(spec: ArraySpec, about: CaptureMetadata) -> str:
+    if spec.name == "residual" and about.residual is not None:
+        return MODEL_DTYPES[about.residual.dtype]
+    return spec.dtype
+
+
 def _expected_sizes(about: CaptureMetadata) -> dict[str, int]:
     length, n_layer = about.n_token, about.model.n_layer
     sizes: dict[str, int] = dict.fromkeys(map(str, TIMELINE), length)
@@ -172,6 +181,10 @@ def _expected_sizes(about: CaptureMetadata) -> dict[str, int]:
     sizes |= {"layer": n_layer, "head": about.model.n_head, "depth": n_layer + 1}
     if about.lens is not None:
         sizes["rank"] = about.lens.top_k
+    if about.tracked:
+        sizes["tracked"] = len(about.tracked)
+    if about.residual is not None:
+        sizes["feature"] = about.residual.n_feature
     return sizes
 
 
@@ -203,6 +216,26 @@ def _disagreements(about: CaptureMetadata, where: str) -> list[str]:
         problems.append("attention is absent, but attention_absent does not say why")
     if about.lens is None and about.lens_absent is None:
         problems.append("lens is absent, but lens_absent does not say why")
+    return problems + _evidence_disagreements(about)
+
+
+def _evidence_disagreements(about: CaptureMetadata) -> list[str]:
+    problems = []
+    names = [lens.name for lens in about.lenses]
+    if names and about.lens is None:
+        problems.append("lenses names further lenses, but there is no first one")
+    if about.lens is not None and len({about.lens.name, *names}) != 1 + len(names):
+        problems.append("lenses: two lenses have the same name")
+    problems += [f"lenses: {_short(name)} is no name of a lens" for name in names if not LENS_NAME.fullmatch(name)]
+    if about.lens is not None and any(lens.top_k != about.lens.top_k for lens in about.lenses):
+        problems.append("lenses: top_k differs between lenses, which share the axis rank")
+    for name in about.evidence:
+        if name not in ARRAY or ARRAY[name].presence != "evidence":
+            problems.append(f"evidence names {_short(name)}, which is no such array")
+    if "residual" in about.evidence and about.residual is None:
+        problems.append("evidence names residual, but residual does not say its dtype")
+    if any(name.startswith("tracked_") for name in about.evidence) and not about.tracked:
+        problems.append("evidence names tracked tokens, but tracked lists none")
     return problems
 
 

@@ -112,6 +112,28 @@ def lens_layout(*, depths: int, capacity: int, ranks: int | None, itemsize: int 
     return ChunkLayout(chunk, _grow(chunk, shape, itemsize, SMALL_SHARD_BYTES, (), rows=1, most_rows=LENS_SHARD_TOKENS))
 
 
+def norm_layout(*, n_layer: int, n_head: int, capacity: int) -> ChunkLayout:
+    """`value_norm` (layer, head, key): all layers and heads of 32 keys are one chunk."""
+    keys = power_of_two(min(LENS_TOKENS, SMALL_SHARD_BYTES // (4 * n_layer * n_head)), capacity)
+    chunk = (n_layer, n_head, keys)
+    shape = (n_layer, n_head, capacity)
+    return ChunkLayout(chunk, _grow(chunk, shape, 4, SMALL_SHARD_BYTES, (), rows=2, most_rows=LENS_SHARD_TOKENS))
+
+
+def residual_layout(
+    *, depths: int, features: int, itemsize: int, n_prompt: int, capacity: int, hold: int
+) -> tuple[AttentionOrder, ChunkLayout]:
+    """`residual` (depth, token, feature), and the order in which it can be written, as for attention.
+
+    As other arrays along depth while the prompt's rows fit `hold` bytes; else one depth is a shard of up to 1 MiB.
+    """
+    if depths * n_prompt * features * itemsize <= hold:
+        return "rows", lens_layout(depths=depths, capacity=capacity, ranks=features, itemsize=itemsize)
+    chunk = (1, power_of_two(8, capacity), features)
+    shape = (depths, capacity, features)
+    return "layers", ChunkLayout(chunk, _grow(chunk, shape, itemsize, MIB, (), rows=1, most_rows=LENS_SHARD_TOKENS))
+
+
 def list_layout(length: int, chunk: int = LIST_CHUNK) -> ChunkLayout:
     """One-dimensional arrays: one chunk while they are small, no shards."""
     return ChunkLayout((max(1, min(length, chunk)),))

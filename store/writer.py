@@ -206,6 +206,18 @@ class CaptureWriter:
         size = sum(values.nbytes for values in arrays.values())
         self._put(lambda file: file.lens(first_token, depths, arrays), size)
 
+    def tracked(self, texts: Sequence[str]) -> None:
+        """Display texts of the tokens that the metadata's `tracked` lists, in its order."""
+        self._put(lambda file: file.tracked(texts), 64 * len(texts))
+
+    def lanes(self, first_row: int, lanes: slice, arrays: Mapping[str, NDArray[Any]]) -> None:
+        """Rows from `first_row` on of arrays that the capture's `evidence` and `lenses` name, of some layers or depths.
+
+        Each array (lane, …) has its rows along its axis token or key, as in the table of arrays.
+        """
+        size = sum(values.nbytes for values in arrays.values())
+        self._put(lambda file: file.lanes(first_row, lanes, arrays), size)
+
     def model_probability(self, first_token: int, values: NDArray[np.float32]) -> None:
         """The probability (token) that the model's own output gave to the token that came next."""
         self._put(lambda file: file.model_probability(first_token, values), values.nbytes)

@@ -13,7 +13,8 @@ STORE: dict[str, Any] = {
     "attnlens": {"format": "attnlens", "version": 1, "created": "now", "writer": "attnlens 0", "planned": ["0000"]}
 }
 SIZES = {"token": 7, "query": 7, "key": 7, "layer": 2, "head": 3, "depth": 3, "generated": 4, "rank": 5,
-         "entry": 11, "edge": 8, "byte": 20, "file": 9}  # fmt: skip
+         "entry": 11, "edge": 8, "byte": 20, "file": 9, "tracked": 2,
+         "feature": 6}  # fmt: skip
 
 
 def layer(index: int) -> dict[str, Any]:
@@ -28,6 +29,7 @@ def attributes(**changes: Any) -> dict[str, Any]:
         "id": "0000", "status": "complete", "committed": 6, "n_prompt": 4, "n_token": 7, "n_fed": 6, "prompt": "p",
         "attention": "dense", "model": model, "device": "cpu", "created": "now", "versions": {},
         "lens": {"name": "logit", "modules": [], "hash": "0", "top_k": 5}, "manifest": "0", "digest": "0",
+        "residual": {"n_feature": 6, "dtype": "bfloat16"}, "tracked": [1, 2],
         "sampling": {"forced": False, "max_new_tokens": 3, "temperature": 0.0, "top_p": 1.0, "seed": 0},
     }  # fmt: skip
     return {"attnlens": {**values, **changes}}
@@ -37,7 +39,8 @@ def arrays() -> dict[str, ArrayDescription]:
     found = {}
     for spec in ARRAYS:
         shape = tuple(SIZES[axis] for axis in spec.axes)
-        found[spec.name] = ArrayDescription(shape=shape, dtype=spec.dtype, axes=spec.axes, chunk=shape)
+        dtype = "uint16" if spec.dtype == "model" else spec.dtype
+        found[spec.name] = ArrayDescription(shape=shape, dtype=dtype, axes=spec.axes, chunk=shape)
     return found
 
 
@@ -81,6 +84,14 @@ def test_every_problem_of_the_arrays_at_once() -> None:
     ("changes", "message"),
     [
         ({"committed": 7}, "committed is 7, more than n_fed, 6"),
+        ({"evidence": ["residual"], "residual": None}, "evidence names residual, but residual does not say its dtype"),
+        ({"evidence": ["lens_token"]}, "evidence names 'lens_token', which is no such array"),
+        ({"evidence": ["tracked_rank"], "tracked": []}, "evidence names tracked tokens, but tracked lists none"),
+        ({"lenses": [{"name": "logit", "modules": [], "hash": "0", "top_k": 5}]}, "two lenses have the same name"),
+        ({"lenses": [{"name": "a/b", "modules": [], "hash": "0", "top_k": 5}]}, "'a/b' is no name of a lens"),
+        ({"lenses": [{"name": "tuned", "modules": [], "hash": "0", "top_k": 4}]}, "top_k differs between lenses"),
+        ({"lenses": [{"name": "tuned", "modules": [], "hash": "0", "top_k": 5}]}, "lens_token_tuned: is missing"),
+        ({"evidence": ["value_norm"], "tracked": [1, 2, 3]}, "axis tracked has 2 entries, expected 3"),
         ({"n_fed": 8}, "n_fed is 8, more than n_token, 7"),
         ({"committed": 5}, "5 of 6 rows are committed"),
         ({"status": "planned"}, "status is planned, but 6 rows"),
