@@ -110,13 +110,15 @@ class CaptureMetadata(Record):
     `committed` ≤ n_fed rows are safe in every array. While the capture is not complete its arrays may be longer than T.
     `lens` is the first lens, `lenses` are further ones. `evidence` names the arrays beyond the usual that are there,
     `absent` those that are not, with the reason.
+    A failed capture may have no token at all: its prompt could not be made into any.
     """
 
     id: str
+    prompt_id: str | None = None
     status: Status
     committed: int = Field(ge=0)
-    n_prompt: int = Field(ge=1)
-    n_token: int = Field(ge=1)
+    n_prompt: int = Field(ge=0)
+    n_token: int = Field(ge=0)
     n_fed: int = Field(ge=0)
     prompt: str
     completion: str = ""
@@ -148,12 +150,29 @@ class IndexEntry(Record):
     """One line of the store's derived index, so that a list of captures costs one read."""
 
     id: str
+    prompt_id: str | None = None
     status: Status
-    n_prompt: int = Field(ge=1)
-    n_token: int = Field(ge=1)
+    n_prompt: int = Field(ge=0)
+    n_token: int = Field(ge=0)
     prompt: str
     completion: str = ""
     digest: str | None = None
+
+
+class BatchPrompt(Record):
+    """One prompt of a batch: the capture that it becomes, its own id, and a hash over all that was asked."""
+
+    capture: str
+    prompt_id: str
+    sha256: str
+
+
+class Batch(Record):
+    """Prompts that were given together, in order. `settings`: what they share, the model included."""
+
+    settings: dict[str, Any] = Field(default_factory=dict)
+    prompts: list[BatchPrompt]
+    run: str | None = None
 
 
 class StoreMetadata(Record):
@@ -164,5 +183,6 @@ class StoreMetadata(Record):
     created: str
     writer: str
     planned: list[str]
+    batches: list[Batch] = Field(default_factory=list)
     index: list[IndexEntry] | None = None
     digest: str | None = None

@@ -73,6 +73,20 @@ def validate_store(attributes: Mapping[str, Any]) -> list[Problem]:
             problems.append(
                 _at("", "metadata", f"planned: {_short(name)} is no capture name, expected 4 or more digits")
             )
+    if not problems:
+        problems += [_at("", "metadata", message) for message in _batch_problems(attributes[NAMESPACE], set(names))]
+    return problems
+
+
+def _batch_problems(ours: Mapping[str, Any], planned: set[str]) -> list[str]:
+    """What contradicts the list of captures in the record of prompts that were given together."""
+    problems, taken = [], set()
+    for prompt in [prompt for batch in StoreMetadata.model_validate(dict(ours)).batches for prompt in batch.prompts]:
+        if prompt.capture not in planned:
+            problems.append(f"batches: capture {_short(prompt.capture)} is not planned")
+        if prompt.capture in taken:
+            problems.append(f"batches: capture {prompt.capture} belongs to two prompts")
+        taken.add(prompt.capture)
     return problems
 
 
@@ -190,6 +204,8 @@ def _disagreements(about: CaptureMetadata, where: str) -> list[str]:
         problems.append(f"n_fed is {about.n_fed}, more than n_token, {about.n_token}")
     if about.status != "planned" and about.n_prompt > about.n_token:
         problems.append(f"n_prompt is {about.n_prompt}, more than n_token, {about.n_token}")
+    if about.status != "failed" and about.n_prompt < 1:
+        problems.append("n_prompt is 0, expected 1 or more in a capture that did not fail")
     if about.status == "planned" and about.committed:
         problems.append(f"status is planned, but {about.committed} rows are committed")
     if about.status == "complete" and about.committed != about.n_fed:

@@ -110,7 +110,7 @@ def test_every_problem_of_the_arrays_at_once() -> None:
         ({"lens": None}, "lens_absent does not say why"),
         ({"attention": None}, "attention_absent does not say why"),
         ({"status": "done"}, "status: Input should be 'planned'"),
-        ({"n_prompt": 0}, "n_prompt: Input should be greater than or equal to 1, found 0"),
+        ({"n_prompt": 0}, "n_prompt is 0, expected 1 or more in a capture that did not fail"),
     ],
 )
 def test_metadata_that_contradict_themselves(changes: dict[str, Any], message: str) -> None:
