@@ -28,13 +28,13 @@ from typing import Any
 import numpy as np
 
 import attnlens
-from attnlens.render import squeeze
 from attnlens.render.formats import format_named
-from attnlens.render.formats.furniture import layout_of
+from attnlens.render.look.furniture import layout_of
 from attnlens.render.options import RenderOptions
-from attnlens.render.paint import Painter
+from attnlens.render.painter import squeeze
+from attnlens.render.painter.painter import Painter
 from attnlens.render.scene import Scene
-from attnlens.render.views import open_view
+from attnlens.render.views.open import open_view
 
 INCHES, DPI = (28, 18), 100
 PIXELS = INCHES[0] * DPI * INCHES[1] * DPI

@@ -8,8 +8,9 @@ from pathlib import Path
 
 from attnlens.capture.engine import CaptureReport, capture
 from attnlens.capture.models import load
-from attnlens.capture.plan import Text, check_options
+from attnlens.capture.plan import Text
 from attnlens.capture.prompt import read_messages, read_prompt_file, read_token_ids
+from attnlens.capture.settings import Generation, Settings
 from attnlens.progress import Progress
 from attnlens.schemas.errors import InputError
 from attnlens.store.layout import MIB
@@ -44,6 +45,18 @@ class CaptureOptions:
     lens: bool = True
     buffer_mib: int = 64
 
+    @property
+    def settings(self) -> Settings:
+        """What is kept."""
+        return Settings(lens=self.lens, top_k=self.top_k, buffer_bytes=self.buffer_mib * MIB)
+
+    @property
+    def generation(self) -> Generation:
+        """How a text goes on."""
+        return Generation(
+            max_new_tokens=self.max_new_tokens, temperature=self.temperature, top_p=self.top_p, seed=self.seed
+        )
+
 
 def run(options: CaptureOptions, progress: Progress) -> CaptureReport:
     """Loads the model and captures one prompt.
@@ -51,11 +64,10 @@ def run(options: CaptureOptions, progress: Progress) -> CaptureReport:
     Raises:
         AttnlensError: an input, the model or the store cannot be used; nothing is left half-written.
     """
-    check_options(
-        max_new_tokens=options.max_new_tokens, temperature=options.temperature, top_p=options.top_p, top_k=options.top_k
-    )
     if options.buffer_mib < 1:
         raise InputError(f"--buffer is {options.buffer_mib} MiB, expected 1 or more")
+    options.settings.check()
+    options.generation.check()
     prompt, token_ids = _text(options)
     StoreWriter.create(options.output, overwrite=options.overwrite, append=options.append)  # checks, writes nothing
     loaded = load(

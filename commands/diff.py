@@ -59,8 +59,8 @@ def diff(
 ) -> None:
     """Compare two captures: pictures of B less A, and a table of numbers. Needs no model and no torch."""
     from attnlens.console import one_line, open_progress, to_json
-    from attnlens.render.diff import diff as compare
-    from attnlens.render.difftable import summary, table
+    from attnlens.render.diff.diff import diff as compare
+    from attnlens.render.diff.table import summary, table
     from attnlens.render.options import RenderOptions, select_theme
 
     options = RenderOptions(

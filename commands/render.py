@@ -151,7 +151,7 @@ def render(
     )
     folder = output or Path(f"{store.stem}-pictures")
     if again is not None:
-        from attnlens.render.again import draw_again
+        from attnlens.render.recipes.again import draw_again
 
         drawn = draw_again(again, store, folder)
         typer.echo(to_json(drawn) if json else f"{drawn.path}: {'the same bytes as' if drawn.same else 'not'} {again}")
@@ -160,7 +160,7 @@ def render(
         return
     with open_progress(quiet) as progress:
         if animate is not None:
-            from attnlens.render.animate import render_films
+            from attnlens.render.films.animate import render_films
 
             report = render_films(store, folder, film=animate, fps=fps, options=options, progress=progress)
         else:
@@ -189,6 +189,6 @@ def _engine(address: str | None) -> Any:
     """What `--engine` names; None draws on this machine's processes."""
     if address is None:
         return None
-    from attnlens.render.cluster import Cluster
+    from attnlens.render.run.cluster import Cluster
 
     return Cluster(address)

@@ -17,9 +17,9 @@ class RenderOptions:
     tokens: None for all columns, or those of these timeline positions.
     window, step: columns of a picture, and how far the next picture moves.
     layers: None for all, or a list or slice of layers.
-    heads: a reduction of the head axis, see `attnlens.render.heads`; `each` draws a picture for every head.
-    scale: what a colour stands for, see `attnlens.render.scales`.
-    text: what stands in the cells, see `attnlens.render.texts`; None is `token`, in maps `weight`.
+    heads: a reduction of the head axis, see `attnlens.render.attention.heads`; `each` draws a picture for every head.
+    scale: what a colour stands for, see `attnlens.render.attention.scales`.
+    text: what stands in the cells, see `attnlens.render.text.texts`; None is `token`, in maps `weight`.
     map: None, or `LAYER` or `LAYER:HEAD`: pictures of queries × keys of this layer instead of layers × keys.
     cmap: a colormap of matplotlib. dpi: pixels an inch; a cell is 0.78 × 0.34 inch.
     format: one of `attnlens.render.formats`. sheet: all windows of a query on one page; with heads `each`, all heads of

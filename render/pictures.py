@@ -11,18 +11,18 @@ from typing import TYPE_CHECKING
 
 import attnlens
 from attnlens.progress import Progress, Silent
-from attnlens.render import files, workers
-from attnlens.render.colour import Colours
 from attnlens.render.formats import Format, format_named
-from attnlens.render.index import write_contents, write_index
-from attnlens.render.jobs import Job, Outcome
-from attnlens.render.layout import lay_out
+from attnlens.render.gallery.index import write_contents, write_index
+from attnlens.render.look.colour import Colours
+from attnlens.render.look.layout import lay_out
 from attnlens.render.options import RenderOptions
-from attnlens.render.products import names
-from attnlens.render.recipe import of_run
-from attnlens.render.view import View
-from attnlens.render.views import open_view
-from attnlens.render.whole import is_there
+from attnlens.render.recipes.recipe import of_run
+from attnlens.render.run import files, workers
+from attnlens.render.run.jobs import Job, Outcome
+from attnlens.render.run.products import names
+from attnlens.render.run.whole import is_there
+from attnlens.render.views.open import open_view
+from attnlens.render.views.view import View
 from attnlens.schemas.errors import AbsentError, InputError
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from attnlens.schemas.arrays import ARRAY, ARRAYS, wanted
+from attnlens.schemas.arrays import ARRAYS, group_of, wanted
 from attnlens.store.descriptions import raw_bytes
 from attnlens.store.files import walk
 from attnlens.store.reader import Capture, open_store
@@ -141,20 +141,25 @@ def _array(capture: Capture, name: str, stored: int) -> ArrayInfo:
         name=name,
         axes={str(axis): size for axis, size in zip(found.axes, shape, strict=True)},
         dtype=found.dtype,
-        unit=ARRAY[name].unit if name in ARRAY else "",
+        unit=capture.specs[name].unit if name in capture.specs else "",
         raw_bytes=raw_bytes(found.dtype, shape),
         stored_bytes=stored,
     )
 
 
 def _absent(capture: Capture) -> dict[str, str]:
+    """What is not there and why; the other way to keep attention is not missed where there is one."""
     about = capture.metadata
     complete = about.status == "complete"
+    encodings = {"dense", "qk"} if about.attention is not None else {"qk"}
     absent = {
-        spec.name: capture.why_absent(spec.name)
+        group_of(spec.name): capture.why_absent(spec.name)
         for spec in ARRAYS
         if spec.name not in capture
-        and not wanted(spec, mode=about.attention, lens=about.lens is not None, complete=complete)
+        and spec.presence not in encodings
+        and not wanted(
+            spec, mode=about.attention, lens=about.lens is not None, complete=complete, evidence=about.evidence
+        )
     }
     for layer in about.model.layers:
         if layer.kind == "none":

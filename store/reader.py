@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from attnlens.schemas.arrays import ARRAY
+from attnlens.schemas.arrays import ArraySpec, group_of, reading, specs
 from attnlens.schemas.errors import AbsentError, StoreError
 from attnlens.schemas.metadata import CaptureMetadata, Status, StoreMetadata
 from attnlens.schemas.problems import Problem, summary
@@ -178,6 +178,43 @@ class Capture:
         """Which layers have attention (layer)."""
         return np.asarray([layer.kind != "none" for layer in self.metadata.model.layers], np.bool_)
 
+    @cached_property
+    def key_layers(self) -> NDArray[np.bool_]:
+        """Which layers have attention over keys of their own (layer)."""
+        layers = self.metadata.model.layers
+        return np.asarray([layer.kind != "none" and layer.key_source is None for layer in layers], np.bool_)
+
+    @cached_property
+    def specs(self) -> dict[str, ArraySpec]:
+        """What the contract says of every array that this capture may have, those of further lenses included."""
+        return {spec.name: spec for spec in specs([lens.name for lens in self.metadata.lenses])}
+
+    @property
+    def lens_names(self) -> list[str]:
+        """Names of the lenses, the first one first."""
+        first = self.metadata.lens
+        return [lens.name for lens in ([first] if first else []) + self.metadata.lenses]
+
+    def reading(self, array: str, lens: str | None = None) -> NamedArray:
+        """An array of one of the lenses, by the name that it has for the first: `reading("lens_token", "tuned")`.
+
+        Raises:
+            AbsentError: there is no such lens, or it has no such array.
+            StoreError: its metadata are damaged.
+        """
+        return self[self.reading_name(array, lens)]
+
+    def reading_name(self, array: str, lens: str | None = None) -> str:
+        """Name of an array of one of the lenses, None for the first.
+
+        Raises:
+            AbsentError: there is no such lens.
+        """
+        if lens is not None and lens not in self.lens_names:
+            names = ", ".join(self.lens_names) or f"none ({self.metadata.lens_absent or 'no reason given'})"
+            raise AbsentError(f"capture {self.id} has no lens {lens!r}: it has {names}")
+        return reading(array, None if lens is None or lens == self.lens_names[0] else lens)
+
     @property
     def names(self) -> list[str]:
         """Names of the arrays."""
@@ -232,14 +269,17 @@ class Capture:
     def why_absent(self, name: str) -> str:
         """Why the capture does not have an array."""
         about = self.metadata
-        if name not in ARRAY:
+        spec = self.specs.get(name)
+        if spec is None:
             return f"there is no such array; it has {', '.join(self.names)}"
-        match ARRAY[name].presence:
-            case "lens" if about.lens is None:
+        match spec.presence:
+            case "evidence":
+                return about.absent.get(group_of(name), "it was not asked for")
+            case "lens" | "depth" if about.lens is None:
                 return f"it was captured without a lens ({about.lens_absent or 'no reason given'})"
-            case "attention" | "dense" if about.attention is None:
+            case "attention" | "dense" | "qk" if about.attention is None:
                 return f"it was captured without attention ({about.attention_absent or 'no reason given'})"
-            case "dense" if about.attention != "dense":
+            case "dense" | "qk" as mode if about.attention != mode:
                 return f"attention was captured in mode {about.attention}"
             case _:
                 return f"the capture is {about.status}"

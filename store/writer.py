@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from attnlens import __version__
 from attnlens.schemas.errors import InputError, StoreError
-from attnlens.schemas.metadata import CaptureMetadata, StoreMetadata
+from attnlens.schemas.metadata import CaptureMetadata, LayerInfo, StoreMetadata
 from attnlens.schemas.validate import CAPTURE_NAME
 from attnlens.store.commit import CaptureFile
 from attnlens.store.faults import write_error
@@ -187,6 +187,19 @@ class CaptureWriter:
         """
         self._put(lambda file: file.attention(layer, first_query, first_key, weights), weights.nbytes)
 
+    def vectors(self, first_token: int, layers: Sequence[int], queries: NDArray[Any], keys: NDArray[Any]) -> None:
+        """Queries and keys of the tokens first_token … in the layers named, each (layer, token, head, feature).
+
+        In the capture's `attention_dtype`, bfloat16 as its bits in uint16. Keys of a layer that uses those of another
+        are passed over.
+        """
+        size = queries.nbytes + keys.nbytes
+        self._put(lambda file: file.vectors(first_token, layers, queries, keys), size)
+
+    def layers(self, table: Sequence[LayerInfo]) -> None:
+        """The per-layer table as the prompt's pass showed it, before the first row is committed."""
+        self._put(lambda file: file.layers(table), 0)
+
     def reductions(
         self,
         layer: int,
@@ -205,6 +218,18 @@ class CaptureWriter:
         """
         size = sum(values.nbytes for values in arrays.values())
         self._put(lambda file: file.lens(first_token, depths, arrays), size)
+
+    def tracked(self, texts: Sequence[str]) -> None:
+        """Display texts of the tokens that the metadata's `tracked` lists, in its order."""
+        self._put(lambda file: file.tracked(texts), 64 * len(texts))
+
+    def lanes(self, first_row: int, lanes: slice, arrays: Mapping[str, NDArray[Any]]) -> None:
+        """Rows from `first_row` on of arrays that the capture's `evidence` and `lenses` name, of some layers or depths.
+
+        Each array (lane, …) has its rows along its axis token or key, as in the table of arrays.
+        """
+        size = sum(values.nbytes for values in arrays.values())
+        self._put(lambda file: file.lanes(first_row, lanes, arrays), size)
 
     def model_probability(self, first_token: int, values: NDArray[np.float32]) -> None:
         """The probability (token) that the model's own output gave to the token that came next."""

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from attnlens.render.scene import Prediction, Scene, Subject
-from attnlens.render.text import legible
+from attnlens.render.text.legible import legible
 
 HOSTILE = ["$\\frac$", "$$", "\x00", "\n", "\t\r", "\u202e\u05e9\u05dc\u05d5\u05dd", "\u0645\u0631\u062d\u0628\u0627",
            "\U0001f469\u200d\U0001f469\u200d\U0001f467", "\ud83d", "x" * 300, "W" * 12, "\u4e2d\u56fd\u8bdd" * 9,

@@ -12,15 +12,15 @@ import pytest
 from PIL import Image
 
 import attnlens
-from attnlens.render.again import draw_again
-from attnlens.render.animate import render_films
 from attnlens.render.films import film_named, films
+from attnlens.render.films.animate import render_films
 from attnlens.render.formats import format_named
 from attnlens.render.formats.png import with_recipe
 from attnlens.render.options import RenderOptions
-from attnlens.render.paint import Painter
+from attnlens.render.painter.painter import Painter
 from attnlens.render.pictures import render
-from attnlens.render.recipe import identity
+from attnlens.render.recipes.again import draw_again
+from attnlens.render.recipes.recipe import identity
 from attnlens.schemas.errors import AttnlensError, InputError
 from render_store import Made, make
 

@@ -8,9 +8,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from attnlens.render import cluster
 from attnlens.render.options import RenderOptions
 from attnlens.render.pictures import render
+from attnlens.render.run import cluster
 from attnlens.schemas.errors import AttnlensError, InputError, StoreError
 from render_store import make
 

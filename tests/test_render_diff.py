@@ -15,12 +15,12 @@ from numpy.typing import NDArray
 
 import attnlens
 from attnlens import cli
-from attnlens.render.align import Pair, by_character, by_token, equal_runs
-from attnlens.render.caption import details, headline
-from attnlens.render.comparison import Comparison
-from attnlens.render.diff import diff, find_capture, rounded_up
-from attnlens.render.diffview import DiffView
-from attnlens.render.divergence import jensen_shannon
+from attnlens.render.diff.align import Pair, by_character, by_token, equal_runs
+from attnlens.render.diff.comparison import Comparison
+from attnlens.render.diff.diff import diff, find_capture, rounded_up
+from attnlens.render.diff.divergence import jensen_shannon
+from attnlens.render.diff.view import DiffView
+from attnlens.render.look.caption import details, headline
 from attnlens.render.options import RenderOptions
 from attnlens.render.scene import Scene
 from attnlens.schemas.errors import AbsentError, AttnlensError, InputError

@@ -14,10 +14,10 @@ import pytest
 from PIL import Image
 
 from attnlens.render.formats import format_named, formats, glyphs, measure, pdf, svg, webp
-from attnlens.render.formats.furniture import FLOOR, SIZE, layout_of
 from attnlens.render.formats.pdf_file import Letters
-from attnlens.render.paint import Painter
-from attnlens.render.recipe import from_text, options_of, to_text
+from attnlens.render.look.furniture import FLOOR, SIZE, layout_of
+from attnlens.render.painter.painter import Painter
+from attnlens.render.recipes.recipe import from_text, options_of, to_text
 from attnlens.schemas.errors import InputError
 from browser import open_page
 from render_scene import HOSTILE, blocks, grid, scene

@@ -7,7 +7,7 @@ import hashlib
 import re
 from pathlib import Path
 
-from attnlens.render.gallery import Entry, contents, page
+from attnlens.render.gallery.pages import Entry, contents, page
 from attnlens.render.options import RenderOptions
 from attnlens.render.pictures import render
 from browser import open_page

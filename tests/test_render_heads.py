@@ -13,14 +13,14 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 import attnlens
-from attnlens.render import rollout as rollout_module
-from attnlens.render import source as source_module
-from attnlens.render.heads import each_head, kv_group, select_heads
-from attnlens.render.reduce import REDUCE, Floats, Mask, entropy, highest, induction, lowest, median
-from attnlens.render.rollout import Rollout, mixing
-from attnlens.render.row import Row
-from attnlens.render.scales import SCALES, drop_sink, log, rank, select_scale, sink_mass, value_norm
-from attnlens.render.source import Source
+from attnlens.render.attention import rollout as rollout_module
+from attnlens.render.attention import source as source_module
+from attnlens.render.attention.heads import each_head, kv_group, select_heads
+from attnlens.render.attention.reduce import REDUCE, Floats, Mask, entropy, highest, induction, lowest, median
+from attnlens.render.attention.rollout import Rollout, mixing
+from attnlens.render.attention.row import Row
+from attnlens.render.attention.scales import SCALES, drop_sink, log, rank, select_scale, sink_mass, value_norm
+from attnlens.render.attention.source import Source
 from attnlens.schemas.errors import AbsentError, InputError, StoreError
 from attnlens.schemas.metadata import LayerInfo
 from render_store import Made, make
@@ -281,7 +281,7 @@ def test_scales_after_the_reduction(made: Made) -> None:
 
 def test_what_is_not_stored_is_said_before_anything_is_drawn(made: Made, tmp_path: Path) -> None:
     from attnlens.render.options import RenderOptions
-    from attnlens.render.views import open_view
+    from attnlens.render.views.open import open_view
 
     plain = make(tmp_path / "plain.zarr")
     with pytest.raises(AbsentError, match=r"--scale value-norm: capture 0000 holds no lengths of value vectors"):

@@ -16,15 +16,15 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
 
-from attnlens.render import atlas, fontfiles, fonts, squeeze
-from attnlens.render.colour import THEMES, Colours, is_dark
-from attnlens.render.fonts import Typesetter, drawable
-from attnlens.render.formats.furniture import layout_of
-from attnlens.render.layout import Layout, lay_out
-from attnlens.render.paint import Painter
-from attnlens.render.pigment import Indexed
+from attnlens.render.look.colour import THEMES, Colours, is_dark
+from attnlens.render.look.furniture import layout_of
+from attnlens.render.look.layout import Layout, lay_out
+from attnlens.render.painter import atlas, fontfiles, fonts, squeeze
+from attnlens.render.painter.fonts import Typesetter, drawable
+from attnlens.render.painter.painter import Painter
+from attnlens.render.painter.pigment import Indexed
 from attnlens.render.scene import Prediction, Scene, Strip, Subject
-from attnlens.render.text import legible
+from attnlens.render.text.legible import legible
 from attnlens.schemas.errors import InputError
 
 HOSTILE = ["$\\frac$", "$$", "\x00", "\n", "\u202e\u05e9\u05dc\u05d5\u05dd", "\u0645\u0631\u062d\u0628\u0627",
@@ -329,7 +329,7 @@ def test_bytes_do_not_depend_on_how_much_is_remembered(monkeypatch: pytest.Monke
     expected = [Painter(palette=palette).paint(one) for one in scenes]
     monkeypatch.setattr(atlas, "BUDGET", 1)
     monkeypatch.setattr(atlas, "_TEXTS", 40)
-    monkeypatch.setattr("attnlens.render.grid._BLOCK", 8)
+    monkeypatch.setattr("attnlens.render.painter.grid._BLOCK", 8)
     painter = Painter(palette=palette)
     assert [painter.paint(one) for one in scenes] == expected
     assert [painter.paint(one) for one in reversed(scenes)] == expected[::-1]

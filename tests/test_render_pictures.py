@@ -15,13 +15,13 @@ import pytest
 from PIL import Image
 
 import attnlens
-from attnlens.render import files
-from attnlens.render.caption import details, headline
+from attnlens.render.look.caption import details, headline
 from attnlens.render.options import RenderOptions
 from attnlens.render.pictures import render
+from attnlens.render.run import files
 from attnlens.render.scene import Scene
-from attnlens.render.text import legible
-from attnlens.render.views import open_view
+from attnlens.render.text.legible import legible
+from attnlens.render.views.open import open_view
 from attnlens.schemas.errors import AbsentError, AttnlensError, InputError
 from render_store import WORDS, Made, make
 

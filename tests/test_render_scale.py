@@ -16,10 +16,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from attnlens.render import squeeze, workers
 from attnlens.render.options import RenderOptions
+from attnlens.render.painter import squeeze
 from attnlens.render.pictures import RenderReport, render
-from attnlens.render.whole import is_whole
+from attnlens.render.run import workers
+from attnlens.render.run.whole import is_whole
 from attnlens.schemas.errors import AttnlensError, InputError
 from render_store import Made, make
 

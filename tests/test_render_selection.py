@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from attnlens.render.heads import select_heads
-from attnlens.render.layers import select_rows
-from attnlens.render.queries import Timeline, select_queries, stem
-from attnlens.render.reduce import maximum, mean, minimum
-from attnlens.render.selection import select
+from attnlens.render.attention.heads import select_heads
+from attnlens.render.attention.reduce import maximum, mean, minimum
+from attnlens.render.choice.layers import select_rows
+from attnlens.render.choice.queries import Timeline, select_queries, stem
+from attnlens.render.choice.selection import select
 from attnlens.schemas.errors import AbsentError, InputError
 
 LINE = Timeline(capture="0000", n_prompt=6, n_token=11, n_row=10)

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from attnlens.render.formats import svg
-from attnlens.render.formats.furniture import layout_of
-from attnlens.render.paint import Painter
+from attnlens.render.look.furniture import layout_of
+from attnlens.render.painter.painter import Painter
 from attnlens.render.scene import Scene, Strip
 from browser import open_page
 from render_scene import HOSTILE, blocks, grid, scene

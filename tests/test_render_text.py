@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from attnlens.render.text import legible, legible_bytes
+from attnlens.render.text.legible import legible, legible_bytes
 
 
 @pytest.mark.parametrize(

@@ -10,13 +10,13 @@ import pytest
 from numpy.typing import NDArray
 
 import attnlens
-from attnlens.render.caption import details, headline
+from attnlens.render.look.caption import details, headline
 from attnlens.render.options import RenderOptions
 from attnlens.render.pictures import render
 from attnlens.render.scene import Scene
-from attnlens.render.text import legible
-from attnlens.render.view import View
-from attnlens.render.views import open_view
+from attnlens.render.text.legible import legible
+from attnlens.render.views.open import open_view
+from attnlens.render.views.view import View
 from attnlens.schemas.errors import AbsentError, InputError
 from render_store import WORDS, Made, make
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from attnlens.render.windows import windows
+from attnlens.render.choice.windows import windows
 from attnlens.schemas.errors import InputError
 
 QUERY, WINDOW, STEP = st.integers(0, 400), st.integers(1, 80), st.integers(1, 90)

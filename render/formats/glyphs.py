@@ -13,7 +13,7 @@ from typing import Any
 
 from matplotlib import ft2font
 
-from attnlens.render.fontfiles import bundled, extras
+from attnlens.render.painter.fontfiles import bundled, extras
 
 EM = 1000
 """Units of an em in outlines and advances."""

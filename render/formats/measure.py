@@ -12,8 +12,8 @@ from functools import cache
 
 from matplotlib.ft2font import FT2Font
 
-from attnlens.render.fontfiles import BOLD, REGULAR, bundled
-from attnlens.render.text import CUT
+from attnlens.render.painter.fontfiles import BOLD, REGULAR, bundled
+from attnlens.render.text.legible import CUT
 
 __all__ = ["BOLD", "REGULAR", "Fitted", "advance", "fit", "width"]
 

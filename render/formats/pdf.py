@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from attnlens.render import caption
-from attnlens.render.colour import GRID, ON_DARK, ON_LIGHT, THEMES, Colour, Colours, is_dark
 from attnlens.render.formats import glyphs, measure
-from attnlens.render.formats.furniture import FLOOR, SIZE, Box, groups, layout_of, rise
 from attnlens.render.formats.pdf_file import Letters, document
 from attnlens.render.formats.sheet import grid
-from attnlens.render.layout import Layout
-from attnlens.render.recipe import LIMIT, to_text
+from attnlens.render.look import caption
+from attnlens.render.look.colour import GRID, ON_DARK, ON_LIGHT, THEMES, Colour, Colours, is_dark
+from attnlens.render.look.furniture import FLOOR, SIZE, Box, groups, layout_of, rise
+from attnlens.render.look.layout import Layout
+from attnlens.render.recipes.recipe import LIMIT, to_text
 from attnlens.render.scene import Labels, Scene
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ import numpy as np
 
 from attnlens import __version__
 from attnlens.render.formats.sheet import strips
-from attnlens.render.recipe import LIMIT, to_text
+from attnlens.render.recipes.recipe import LIMIT, to_text
 from attnlens.render.scene import Scene
 
 if TYPE_CHECKING:

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from attnlens.render.formats.furniture import layout_of
-from attnlens.render.layout import LIMIT
+from attnlens.render.look.furniture import layout_of
+from attnlens.render.look.layout import LIMIT
 from attnlens.render.scene import Scene
 from attnlens.schemas.errors import InputError
 

@@ -16,14 +16,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from attnlens import __version__
-from attnlens.render import caption
-from attnlens.render.colour import GRID, ON_DARK, ON_LIGHT, THEMES, Colours, is_dark
 from attnlens.render.formats import measure
-from attnlens.render.formats.furniture import FLOOR, SIZE, Box, Group, Line, groups, layout_of, rise
 from attnlens.render.formats.sheet import grid
 from attnlens.render.formats.xml import escape, spelled
-from attnlens.render.layout import Layout
-from attnlens.render.recipe import LIMIT, to_text
+from attnlens.render.look import caption
+from attnlens.render.look.colour import GRID, ON_DARK, ON_LIGHT, THEMES, Colours, is_dark
+from attnlens.render.look.furniture import FLOOR, SIZE, Box, Group, Line, groups, layout_of, rise
+from attnlens.render.look.layout import Layout
+from attnlens.render.recipes.recipe import LIMIT, to_text
 from attnlens.render.scene import Scene
 
 if TYPE_CHECKING:

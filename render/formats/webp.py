@@ -12,7 +12,7 @@ import numpy as np
 
 from attnlens.render.formats.sheet import strips
 from attnlens.render.formats.xml import escape
-from attnlens.render.recipe import LIMIT, to_text
+from attnlens.render.recipes.recipe import LIMIT, to_text
 from attnlens.render.scene import Scene
 from attnlens.schemas.errors import InputError
 

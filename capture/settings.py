@@ -1,0 +1,66 @@
+"""What a person decides about a capture: what is kept of it, and how its text goes on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from attnlens.schemas.errors import InputError
+from attnlens.store.layout import MIB
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What is kept, the same for every prompt of a run. A run is resumed only with the same, `buffer_bytes` excepted.
+
+    Attributes:
+        lens: read the residual stream of every depth through the logit lens.
+        top_k: how many tokens of each reading to keep.
+        buffer_bytes: host memory that rows may take while they wait to be written.
+    """
+
+    lens: bool = True
+    top_k: int = 5
+    buffer_bytes: int = 64 * MIB
+
+    def check(self) -> None:
+        """Refuses numbers that mean nothing.
+
+        Raises:
+            InputError: as said.
+        """
+        if self.top_k < 1:
+            raise InputError(f"top_k is {self.top_k}, expected 1 or more")
+        if self.buffer_bytes < MIB:
+            raise InputError(f"the buffer is {self.buffer_bytes} bytes, expected 1 MiB or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Generation:
+    """How one text goes on.
+
+    Attributes:
+        max_new_tokens: how many tokens to generate at the most.
+        temperature: of sampling; 0 takes the most probable token.
+        top_p: nucleus of sampling, Holtzman et al. 2020.
+        seed: of sampling.
+    """
+
+    max_new_tokens: int = 256
+    temperature: float = 0.1
+    top_p: float = 0.9
+    seed: int = 0
+
+    def check(self) -> None:
+        """Refuses numbers that mean nothing.
+
+        Raises:
+            InputError: as said.
+        """
+        if self.max_new_tokens < 0:
+            raise InputError(f"max_new_tokens is {self.max_new_tokens}, expected 0 or more")
+        if not 0 <= self.temperature < float("inf"):
+            raise InputError(f"temperature is {self.temperature}, expected 0 (the most probable token) or more")
+        if not 0 < self.top_p <= 1:
+            raise InputError(f"top_p is {self.top_p}, expected more than 0 and at most 1")
+        if not -(2**63) <= self.seed < 2**63:
+            raise InputError(f"seed is {self.seed}, expected a number of 64 bits, -2^63 … 2^63 - 1")

@@ -1,0 +1,1 @@
+"""The numbers of a picture: heads reduced, scales applied."""

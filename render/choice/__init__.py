@@ -1,0 +1,1 @@
+"""Which tokens, layers and columns: what a user's lists and slices name."""

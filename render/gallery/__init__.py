@@ -1,0 +1,1 @@
+"""index.html beside the pictures."""

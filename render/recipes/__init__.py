@@ -1,0 +1,1 @@
+"""What a picture carries to be drawn again, and drawing it again."""

@@ -1,0 +1,1 @@
+"""Making many pictures: jobs, processes, files."""

@@ -1,0 +1,86 @@
+"""The work of drawing, cut into pieces that any process can do: one job is one unit of a view with its pictures.
+
+A job holds names and numbers only, so it travels to another process; what it takes to draw it (the open store, the
+painter with its glyphs) is made where it is drawn and kept for the next job of the same kind. The bytes of a picture
+depend on the job alone, never on who draws it or on what was drawn before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+
+import attnlens
+from attnlens.render.formats import format_named
+from attnlens.render.options import RenderOptions
+from attnlens.render.painter.painter import Painter
+from attnlens.render.run import files
+from attnlens.render.run.products import products
+from attnlens.render.scene import Scene
+from attnlens.render.views.open import open_view
+from attnlens.render.views.view import View
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """Pictures of one unit (a query, or a block of a map's rows), and the folder they go to. `stems` None: all."""
+
+    store: str
+    capture: str
+    unit: int
+    stems: tuple[str, ...] | None
+    folder: str
+    options: RenderOptions = field(repr=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What became of a job: number of files written, and the characters that no font here could draw."""
+
+    count: int
+    missing: frozenset[str]
+
+
+def draw(job: Job) -> Iterator[tuple[str, bytes]]:
+    """The files of a job as (name without its ending, bytes)."""
+    painter = painter_of(job.options)
+    for product in products(_view(job), job.unit, job.options, _wanted(job)):
+        yield product.name, product.encode(painter)
+
+
+def write(job: Job) -> Outcome:
+    """Draw a job into its folder, file by file, each whole or not at all."""
+    folder, suffix, count = Path(job.folder), format_named(job.options.format).SUFFIX, 0
+    for name, data in draw(job):
+        files.write(folder / f"{name}{suffix}", data)
+        count += 1
+    return Outcome(count=count, missing=painter_of(job.options).missing_characters)
+
+
+def scenes(job: Job) -> Iterator[tuple[str, Scene]]:
+    """What the pictures of a job show, as (file name without its ending, scene)."""
+    return _view(job).scenes(job.unit, _wanted(job))
+
+
+def _wanted(job: Job) -> frozenset[str] | None:
+    return None if job.stems is None else frozenset(job.stems)
+
+
+@lru_cache(maxsize=2)
+def painter_of(options: RenderOptions) -> Painter:
+    """The painter of this process for these options; it keeps its glyphs from picture to picture."""
+    return Painter(options.dpi, palette=options.palette)
+
+
+def _view(job: Job) -> View:
+    # A capture that goes on, or a new one in its place, has another document: what was read before is stale then.
+    document = Path(job.store, job.capture, "zarr.json").stat()
+    version = (document.st_ino, document.st_mtime_ns, document.st_size)
+    return _open(job.store, job.capture, job.options, version)
+
+
+@lru_cache(maxsize=2)
+def _open(store: str, capture: str, options: RenderOptions, _version: tuple[int, ...]) -> View:
+    return open_view(attnlens.open(store)[capture], options)

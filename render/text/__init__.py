@@ -1,0 +1,1 @@
+"""The words of a picture: legible tokens, texts of cells."""
