@@ -22,7 +22,7 @@ import transformers
 import zarr
 from reference import Reference, reference_of
 from tiny_configs import names, tiny_config
-from tiny_overrides import NOT_BUILT
+from tiny_overrides import NEEDS_POSITIONS, NOT_BUILT
 from tiny_tokenizer import byte_tokenizer
 
 from attnlens.capture import capture
@@ -86,7 +86,7 @@ def examine(kind: str) -> Verdict:
         return verdict
     try:
         model = build(kind)
-    except Exception as error:  # whatever a foreign constructor raises
+    except Exception as error:  # noqa: BLE001 - whatever a foreign constructor raises
         verdict.reason = f"cannot be built small: {type(error).__name__}: {' '.join(str(error).split())}"
         return verdict
     with tempfile.TemporaryDirectory() as folder:
@@ -99,7 +99,7 @@ def examine(kind: str) -> Verdict:
                 verdict.wrong = "refused only after the store was begun"
             return verdict
         verdict.works = True
-        problems = [f"{finding.path}: {finding.message}" for finding in verify(path).problems]
+        problems = [f"{finding.where}: {finding.message}" for finding in verify(path).problems]
         if problems:
             verdict.wrong = "; ".join(problems[:3])
         compare(model, zarr.open_group(path, mode="r")["0000"], verdict)
@@ -114,7 +114,9 @@ def compare(model: Any, group: Any, verdict: Verdict) -> None:
     verdict.layers = f"{len(calling)} of {len(table)}"
     verdict.lens = about["lens_absent"] or "yes"
     ids = group["token_id"][:].tolist()
-    reference = reference_of(model, ids, about["n_prompt"], [row["path"] for row in calling])
+    reference = reference_of(
+        model, ids, about["n_prompt"], [row["path"] for row in calling], positions=verdict.kind in NEEDS_POSITIONS
+    )
     verdict.compared = reference.how
     complaints = [verdict.wrong] if verdict.wrong else []
     expected = [int(row.argmax()) for row in reference.logits[about["n_prompt"] - 1 :]]
@@ -172,7 +174,7 @@ def main(kind: str) -> None:
     torch.set_num_threads(1)
     try:
         verdict = examine(kind)
-    except Exception as error:  # a traceback of ours is a finding too
+    except Exception as error:  # noqa: BLE001 - a traceback of ours is a finding too
         traceback.print_exc()
         what = f"{type(error).__name__}: {error}"
         verdict = Verdict(kind=kind, name=names()[kind], works=None, wrong=f"the examination fails: {what}")

@@ -1,4 +1,4 @@
-"""What transformers alone says of a text: attention by its own eager functions, and logits, fed as a generation feeds."""
+"""What transformers alone says of a text fed as a generation feeds it: attention by its eager functions, and logits."""
 
 from __future__ import annotations
 
@@ -14,15 +14,18 @@ from torch import Tensor
 
 @dataclass
 class Reference:
-    """`attention`: for each layer, for each pass, (head, query, key); `logits` (token, vocabulary); `how` it was had."""
+    """`attention`: for each layer, for each pass, (head, query, key); `logits` (token, vocabulary); `how` it came."""
 
     attention: list[list[Tensor]]
     logits: Tensor
     how: str
 
 
-def reference_of(model: Any, ids: list[int], n_prompt: int, layers: list[str]) -> Reference:
-    """Runs the prompt in one pass, then token by token; `layers` are the paths of those with attention."""
+def reference_of(model: Any, ids: list[int], n_prompt: int, layers: list[str], *, positions: bool = False) -> Reference:
+    """Runs the prompt in one pass, then token by token; `layers` are the paths of those with attention.
+
+    `positions`: tell the model where the new tokens stand, as a few need once they have a cache.
+    """
     model.set_attn_implementation("eager")
     steps: list[list[Tensor]] = []
     logits: list[Tensor] = []
@@ -33,13 +36,8 @@ def reference_of(model: Any, ids: list[int], n_prompt: int, layers: list[str]) -
     with torch.no_grad(), eager_recorded(lambda module, weights: seen.append((paths[id(module)], weights))):
         for piece in passes:
             seen.clear()
-            extra = {}
-            if cache is not None and "position_ids" in _names(model):
-                extra["position_ids"] = torch.arange(first, first + len(piece))[None]
-            try:
-                out = model(torch.tensor([piece]), past_key_values=cache, use_cache=True, output_attentions=True, **extra)
-            except Exception:
-                out = model(torch.tensor([piece]), past_key_values=cache, use_cache=True, output_attentions=True)
+            extra = {"position_ids": torch.arange(first, first + len(piece))[None]} if positions and first else {}
+            out = model(torch.tensor([piece]), past_key_values=cache, use_cache=True, output_attentions=True, **extra)
             cache = out.past_key_values
             first += len(piece)
             logits.append(out.logits[0])
@@ -51,12 +49,6 @@ def reference_of(model: Any, ids: list[int], n_prompt: int, layers: list[str]) -
     attention = [[step[layer] for step in steps] for layer in range(len(layers))]
     how = "output_attentions" if reported else "eager functions"
     return Reference(attention, torch.cat(logits), how)
-
-
-def _names(model: Any) -> set[str]:
-    import inspect
-
-    return set(inspect.signature(model.forward).parameters)
 
 
 @contextmanager

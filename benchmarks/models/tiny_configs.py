@@ -18,7 +18,9 @@ VOCABULARY = 300
 LAYERS, WIDTH, HEADS, KV_HEADS, FEATURES, INNER, EXPERTS, CONTEXT, WINDOW = 4, 32, 4, 2, 8, 48, 4, 128, 7
 
 SMALL: dict[str, Any] = {
-    **dict.fromkeys(("num_hidden_layers", "n_layer", "n_layers", "num_layers", "decoder_layers", "encoder_layers"), LAYERS),
+    **dict.fromkeys(
+        ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "decoder_layers", "encoder_layers"), LAYERS
+    ),
     **dict.fromkeys(("num_decoder_layers", "num_encoder_layers"), LAYERS),
     **dict.fromkeys(("hidden_size", "n_embd", "d_model", "emb_dim", "word_embed_proj_dim", "embedding_size"), WIDTH),
     **dict.fromkeys(("input_embedding_size", "output_embedding_size", "embedding_dim", "attention_hidden_size"), WIDTH),
@@ -27,7 +29,9 @@ SMALL: dict[str, Any] = {
     **dict.fromkeys(("decoder_attention_heads", "encoder_attention_heads"), HEADS),
     **dict.fromkeys(("num_decoder_attention_heads", "num_encoder_attention_heads", "swa_num_attention_heads"), HEADS),
     **dict.fromkeys(("num_key_value_heads", "num_kv_heads", "swa_num_key_value_heads"), KV_HEADS),
-    **dict.fromkeys(("head_dim", "kv_channels", "dim_head", "swa_head_dim", "attention_head_size", "rotary_dim"), FEATURES),
+    **dict.fromkeys(
+        ("head_dim", "kv_channels", "dim_head", "swa_head_dim", "attention_head_size", "rotary_dim"), FEATURES
+    ),
     **dict.fromkeys(("attention_head_dim", "linear_head_dim", "d_head"), FEATURES),
     **dict.fromkeys(("intermediate_size", "n_inner", "ffn_dim", "decoder_ffn_dim", "encoder_ffn_dim", "dff"), INNER),
     **dict.fromkeys(("dim_ff", "ffn_hidden_size", "d_inner", "feed_forward_size", "intermediate_size_mlp"), INNER),
@@ -41,7 +45,9 @@ SMALL: dict[str, Any] = {
     **dict.fromkeys(("n_shared_experts", "num_shared_experts", "moe_num_shared_experts"), 1),
     **dict.fromkeys(("n_group", "topk_group"), 1),
     **dict.fromkeys(("first_k_dense_replace", "num_dense_layers", "moe_layer_start_index"), 1),
-    **dict.fromkeys(("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "max_target_positions"), CONTEXT),
+    **dict.fromkeys(
+        ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "max_target_positions"), CONTEXT
+    ),
     **dict.fromkeys(("context_length",), CONTEXT),
     **dict.fromkeys(("sliding_window", "sliding_window_size", "window_size", "attention_window_size"), WINDOW),
     **dict.fromkeys(("attention_chunk_size", "local_attention"), WINDOW),
@@ -58,12 +64,14 @@ SMALL: dict[str, Any] = {
     **dict.fromkeys(("linear_key_head_dim", "linear_value_head_dim"), 8),
     **dict.fromkeys(("chunk_size", "mamba_chunk_size"), 8),
     **dict.fromkeys(("hidden_size_per_layer_input",), 8),
-    **dict.fromkeys(("vocab_size_per_layer_input", "vocab_size", "unpadded_vocab_size", "audio_vocab_size"), VOCABULARY),
+    **dict.fromkeys(
+        ("vocab_size_per_layer_input", "vocab_size", "unpadded_vocab_size", "audio_vocab_size"), VOCABULARY
+    ),
     **dict.fromkeys(("query_pre_attn_scalar",), FEATURES),
     "pad_token_id": 0,
     "bos_token_id": 1,
     "eos_token_id": 2,
-}  # fmt: skip
+}
 """Small values by the name of a configuration's field; used where the default is a larger number."""
 
 ALWAYS = frozenset({"pad_token_id", "bos_token_id", "eos_token_id", "vocab_size", "num_key_value_heads", "head_dim"})
