@@ -50,11 +50,12 @@ def planned_arrays(about: CaptureMetadata, *, capacity: int, key_rows_hold: int)
     `key_rows_hold`: bytes of prompt rows that may wait in memory for their last layer.
     """
     sizes = axis_sizes(about, capacity)
+    residual = about.residual.dtype if about.residual else None
     for spec in specs([lens.name for lens in about.lenses]):
         lens = about.lens is not None
         if wanted(spec, mode=about.attention, lens=lens, complete=False, evidence=about.evidence):
             shape = tuple(sizes[axis] for axis in spec.axes)
-            dtype = about.attention_dtype if spec.presence == "qk" else about.residual and about.residual.dtype
+            dtype = about.attention_dtype if spec.presence == "qk" else residual
             order, chunks = _chunks(spec, shape, about, dtype, capacity, key_rows_hold)
             yield PlannedArray(spec=spec, shape=shape, layout=chunks, model_dtype=dtype, order=order)
 

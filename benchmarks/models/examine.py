@@ -20,11 +20,11 @@ import numpy as np
 import torch
 import transformers
 import zarr
-from reference import Reference, reference_of
-from tiny_configs import names, tiny_config
-from tiny_overrides import NEEDS_POSITIONS, NOT_BUILT
-from tiny_tokenizer import byte_tokenizer
 
+from attnlens.benchmarks.models.reference import Reference, reference_of
+from attnlens.benchmarks.models.tiny_configs import names, tiny_config
+from attnlens.benchmarks.models.tiny_overrides import NEEDS_POSITIONS, NOT_BUILT
+from attnlens.benchmarks.models.tiny_tokenizer import byte_tokenizer
 from attnlens.capture import capture
 from attnlens.schemas.errors import AttnlensError
 from attnlens.store.verify import verify

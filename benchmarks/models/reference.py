@@ -55,6 +55,7 @@ def reference_of(model: Any, ids: list[int], n_prompt: int, layers: list[str], *
 def eager_recorded(note: Callable[[torch.nn.Module, Tensor], None]) -> Iterator[None]:
     """Calls `note(module, weights)` at every call of an eager attention function of a modeling file."""
     changed = []
+    file: Any
     for name, file in list(sys.modules.items()):
         own = getattr(file, "eager_attention_forward", None) if name.startswith("transformers.models") else None
         if own is None:

@@ -10,9 +10,10 @@ import inspect
 from typing import Any
 
 import transformers
-from tiny_overrides import CONFIG, OVERRIDES, PART
 from transformers import CONFIG_MAPPING, PreTrainedConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+from attnlens.benchmarks.models.tiny_overrides import CONFIG, OVERRIDES, PART
 
 VOCABULARY = 300
 LAYERS, WIDTH, HEADS, KV_HEADS, FEATURES, INNER, EXPERTS, CONTEXT, WINDOW = 4, 32, 4, 2, 8, 48, 4, 128, 7
