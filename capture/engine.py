@@ -33,6 +33,7 @@ def capture(
     temperature: float = 0.1,
     top_p: float = 0.9,
     seed: int = 0,
+    attention: str = "dense",
     lens: bool = True,
     top_k: int = 5,
     overwrite: bool = False,
@@ -61,6 +62,8 @@ def capture(
         temperature: of sampling; 0 takes the most probable token.
         top_p: nucleus of sampling, Holtzman et al. 2020.
         seed: of sampling.
+        attention: keep every weight ("dense"), or the queries and keys that they are made of ("qk", linear in the
+            length of the text where weights are square), or let the predicted size decide ("auto").
         lens: read the residual stream of every depth through the logit lens.
         top_k: how many tokens of each reading to keep.
         overwrite: replace a store that is there.
@@ -79,7 +82,7 @@ def capture(
     """
     started = time.perf_counter()
     progress = progress or Silent()
-    settings = Settings(lens=lens, top_k=top_k, buffer_bytes=buffer_bytes)
+    settings = Settings(attention=attention, lens=lens, top_k=top_k, buffer_bytes=buffer_bytes)
     generation = Generation(max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed)
     settings.check()
     generation.check()

@@ -42,13 +42,14 @@ class CaptureOptions:
     trust_remote_code: bool = False
     revision: str | None = None
     top_k: int = 5
+    attention: str = "dense"
     lens: bool = True
     buffer_mib: int = 64
 
     @property
     def settings(self) -> Settings:
         """What is kept."""
-        return Settings(lens=self.lens, top_k=self.top_k, buffer_bytes=self.buffer_mib * MIB)
+        return Settings(attention=self.attention, lens=self.lens, top_k=self.top_k, buffer_bytes=self.buffer_mib * MIB)
 
     @property
     def generation(self) -> Generation:
@@ -92,6 +93,7 @@ def run(options: CaptureOptions, progress: Progress) -> CaptureReport:
         temperature=options.temperature,
         top_p=options.top_p,
         seed=options.seed,
+        attention=options.attention,
         lens=options.lens,
         top_k=options.top_k,
         overwrite=options.overwrite,

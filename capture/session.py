@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from attnlens.capture.describe import device_name, model_info, versions
+from attnlens.capture.encoding import choose_encoding
 from attnlens.capture.evidence import ROW_SUM_LIMIT
 from attnlens.capture.forward import input_device
 from attnlens.capture.memory import return_freed_memory
@@ -41,6 +42,8 @@ class CaptureReport:
     completion: str
     seconds: float
     bytes_written: int
+    attention: str = "dense"
+    attention_choice: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +77,12 @@ class Session:
     def metadata(
         self, capture_id: str, plan: Plan, generation: Generation, sampler: Sampler, prompt_id: str | None = None
     ) -> CaptureMetadata:
-        """What is known of a capture before it begins."""
+        """What is known of a capture before it begins.
+
+        Raises:
+            ModelError: attention cannot be kept in the way that was asked for.
+        """
+        encoding = choose_encoding(self.settings.attention, self.probed, plan.capacity)
         return CaptureMetadata(
             id=capture_id,
             prompt_id=prompt_id,
@@ -85,7 +93,9 @@ class Session:
             n_fed=0,
             prompt=plan.prompt.text,
             messages=plan.prompt.messages,
-            attention="dense",
+            attention=encoding.mode,
+            attention_dtype=self.probed.vector_dtype if encoding.mode == "qk" else None,
+            attention_choice=encoding.choice,
             model=self.model_info,
             lens=self.lens_info,
             lens_absent=self.probed.lens_absent,
@@ -157,6 +167,8 @@ class Session:
             completion=completion,
             seconds=time.perf_counter() - started,
             bytes_written=rows.bytes_written,
+            attention=metadata.attention or "none",
+            attention_choice=metadata.attention_choice,
         )
 
 

@@ -7,17 +7,21 @@ from dataclasses import dataclass
 from attnlens.schemas.errors import InputError
 from attnlens.store.layout import MIB
 
+ENCODINGS = ("dense", "qk", "auto")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
     """What is kept, the same for every prompt of a run. A run is resumed only with the same, `buffer_bytes` excepted.
 
     Attributes:
+        attention: how it is kept: every weight (dense), queries and keys (qk), or what is smaller (auto).
         lens: read the residual stream of every depth through the logit lens.
         top_k: how many tokens of each reading to keep.
         buffer_bytes: host memory that rows may take while they wait to be written.
     """
 
+    attention: str = "dense"
     lens: bool = True
     top_k: int = 5
     buffer_bytes: int = 64 * MIB
@@ -28,6 +32,8 @@ class Settings:
         Raises:
             InputError: as said.
         """
+        if self.attention not in ENCODINGS:
+            raise InputError(f"attention is {self.attention!r}, expected one of {', '.join(ENCODINGS)}")
         if self.top_k < 1:
             raise InputError(f"top_k is {self.top_k}, expected 1 or more")
         if self.buffer_bytes < MIB:
