@@ -54,6 +54,13 @@ class Folder(Place):
                     found[path] = 0
         return dict(sorted(found.items()))
 
+    def folders(self, under: str = "") -> list[str]:
+        """See `Place.folders`; empty ones too."""
+        if not self._is_inside(under):
+            raise _outside(under)
+        with os.scandir(f"{self._real}/{under}") as entries:
+            return sorted(entry.name for entry in entries if entry.is_dir(follow_symlinks=False))
+
     def _stat(self, path: str) -> os.stat_result:
         number = self._open(path)
         try:
