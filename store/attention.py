@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -119,6 +119,16 @@ class ReplayedAttention(Attention):
     ) -> NDArray[np.float32]:
         """`rows` as they are drawn: rounded to float16, so that both encodings of a capture give the same pictures."""
         return self.rows(queries, layers, heads).astype(np.float16).astype(np.float32)
+
+    def blocks(
+        self, queries: NDArray[np.intp], layers: NDArray[np.intp]
+    ) -> Iterator[tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.float32]]]:
+        """Rows of all heads, block by block as memory allows: places of layers, places of queries, weights as `rows`.
+
+        Raises:
+            AbsentError, StoreError: as `rows`.
+        """
+        return self._replayed.blocks(queries, layers)
 
     def _reduce(self, name: Reduction, query: NDArray[np.intp], layer: NDArray[np.intp]) -> NDArray[np.float32]:
         n_token, model = self._capture.n_token, self._capture.metadata.model
