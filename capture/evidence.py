@@ -99,11 +99,11 @@ class AttentionEvidence:
                     "damaged (another --dtype may help)"
                 )
         self._finite.clear()
-        by_width: dict[int, list[Block]] = {}
+        by_place: dict[tuple[int, int, int], list[Block]] = {}
         for block in self._step:
-            by_width.setdefault(block.weights.shape[2], []).append(block)
+            by_place.setdefault((block.first_query, block.first_key, block.weights.shape[2]), []).append(block)
         self._step.clear()
-        for blocks in by_width.values():
+        for blocks in by_place.values():
             self._send(blocks)
         device = self._off[0][1].device if self._off else torch.device("cpu")
         worst = torch.stack([off.to(device) for _, off in self._off]).tolist() if self._off else []
