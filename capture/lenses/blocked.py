@@ -43,20 +43,30 @@ def can_walk(head: nn.Module) -> bool:
 
 
 def read_through(
-    stream: Tensor, head: nn.Linear, following: Tensor, top_k: int, *, scale: float, softcap: float | None
+    stream: Tensor,
+    head: nn.Linear,
+    following: Tensor,
+    top_k: int,
+    tracked: Tensor | None = None,
+    *,
+    scale: float,
+    softcap: float | None,
 ) -> Readout:
     """As `read_logits` of cap(scale · head(stream)), for stream (row, feature) that is ready for the head.
 
-    `following` int64 (row): the id that really came next, -1 for unknown.
+    `following` int64 (row): the id that really came next, -1 for unknown; `tracked` int64 (tracked): ids to follow.
     """
     product = _Product(head, scale, softcap)
+    tracked = following[:0] if tracked is None else tracked
     n_row, size = len(stream), head.out_features
     width = min(size, _width(n_row))
     n_block = -(-size // width)
-    aim = product.own(stream, following.clamp(min=0))
+    target = torch.cat([following[:, None], tracked.expand(n_row, -1)], dim=1)
+    aim = product.own(stream, following.clamp(min=0), tracked)
     best = _Best(n_row, min(top_k, size))
-    met = torch.full((n_row,), torch.nan)
-    most, largest, mean, beaten = (torch.empty(n_block, n_row) for _ in range(4))
+    met = torch.full(target.shape, torch.nan)
+    most, largest, mean = (torch.empty(n_block, n_row) for _ in range(3))
+    beaten = torch.empty(n_block, target.shape[1], n_row)
     kept, scratch = torch.empty(min(BLOCKS_KEPT, n_block), n_row, width), torch.empty(n_row, width)
     parts = kept.unflatten(2, (-1, PART_COLUMNS if width % PART_COLUMNS == 0 else width))
     peaks = torch.empty(parts.shape[:3])
@@ -76,21 +86,27 @@ def read_through(
             torch.softmax(logits, dim=-1, out=scratch)
             torch.amax(scratch, dim=-1, out=largest[block])
             torch.sum(scratch.mul_(logits), dim=-1, out=mean[block])
-            torch.sum(torch.gt(logits, aim[:, None], out=scratch), dim=-1, out=beaten[block])
+            for column, count in zip(aim.T, beaten[block], strict=True):
+                torch.sum(torch.gt(logits, column[:, None], out=scratch), dim=-1, out=count)
         best.add(parts[: len(blocks)], peaks[: len(blocks)], begin * width)
-        _meet(met, kept, following - begin * width)
+        _meet(met, kept, target - begin * width)
     logsum = most - largest.log()
     total = logsum.logsumexp(dim=0)
     mean.mul_(logsum.sub_(total).exp_())
-    known = following >= 0
+    known = target >= 0
+    rank = torch.where(known, beaten.sum(dim=0).T.int(), -1)
+    probability = torch.where(known, (met - total[:, None]).exp(), torch.nan)
     read = Readout(
         token=best.token.int(),
         probability=(best.value - total[:, None]).exp(),
         entropy=(total - mean.sum(dim=0)).clamp(min=0),
-        next_rank=torch.where(known, beaten.sum(dim=0).int(), -1),
-        next_probability=torch.where(known, (met - total).exp(), torch.nan),
+        next_rank=rank[:, 0],
+        next_probability=probability[:, 0],
+        tracked_rank=rank[:, 1:],
+        tracked_probability=probability[:, 1:],
     )
-    return _counted_again(read, product, stream, following, known & (met != aim))
+    doubtful = (known & (met != aim)).any(dim=1)
+    return _counted_again(read, product, stream, following, tracked, doubtful)
 
 
 def _width(n_row: int) -> int:
@@ -118,13 +134,17 @@ class _Product:
             torch.addmm(bias[first:last], stream, weight, out=out)
         self._finish(out)
 
-    def own(self, stream: Tensor, target: Tensor) -> Tensor:
-        """Logit (row) of one token a row: by a product of the same kind, whose sums are the same to the last bit."""
-        logits = torch.mm(stream, self.head.weight[target].T)
+    def own(self, stream: Tensor, own: Tensor, shared: Tensor) -> Tensor:
+        """Logits (row, 1 + shared) of one token a row and of some that all rows share.
+
+        By a product of the same kind as the walk's, whose sums are then the same to the last bit.
+        """
+        token = torch.cat([own, shared])
+        logits = torch.mm(stream, self.head.weight[token].T)
         if self.bias is not None:
-            logits += self.bias[target]
+            logits += self.bias[token]
         self._finish(logits)
-        return logits.diagonal().contiguous()
+        return torch.cat([logits.diagonal()[:, None], logits[:, len(own) :]], dim=1)
 
     def whole(self, stream: Tensor) -> Tensor:
         """Logits (row, vocabulary)."""
@@ -183,14 +203,17 @@ class _Best:
 
 
 def _meet(met: Tensor, logits: Tensor, column: Tensor) -> None:
-    """Keeps the logit of the token that came next, where it is among these (block, row, column)."""
+    """Keeps the logits of tokens aimed at, (row, aim), where they are among these (block, row, column)."""
     width = logits.shape[2]
-    rows = ((column >= 0) & (column < len(logits) * width)).nonzero()[:, 0]
-    met[rows] = logits[column[rows] // width, rows, column[rows] % width]
+    row, aim = ((column >= 0) & (column < len(logits) * width)).nonzero(as_tuple=True)
+    place = column[row, aim]
+    met[row, aim] = logits[place // width, row, place % width]
 
 
-def _counted_again(read: Readout, product: _Product, stream: Tensor, following: Tensor, doubtful: Tensor) -> Readout:
-    """Ranks anew, by whole logits, in rows where the logit aimed at was not the very one that the walk met.
+def _counted_again(
+    read: Readout, product: _Product, stream: Tensor, following: Tensor, tracked: Tensor, doubtful: Tensor
+) -> Readout:
+    """Ranks anew, by whole logits, in rows where a logit aimed at was not the very one that the walk met.
 
     None, where a product sums every cell in the same order, as BLAS libraries do.
     """
@@ -198,5 +221,10 @@ def _counted_again(read: Readout, product: _Product, stream: Tensor, following: 
     if not len(rows):
         return read
     height = rows_at_a_time(product.head.out_features)
-    parts = [read_logits(product.whole(stream[some]), following[some], 1) for some in rows.split(height)]
-    return replace(read, next_rank=read.next_rank.index_copy(0, rows, joined(parts).next_rank))
+    parts = [read_logits(product.whole(stream[some]), following[some], 1, tracked) for some in rows.split(height)]
+    again = joined(parts)
+    return replace(
+        read,
+        next_rank=read.next_rank.index_copy(0, rows, again.next_rank),
+        tracked_rank=read.tracked_rank.index_copy(0, rows, again.tracked_rank),
+    )
