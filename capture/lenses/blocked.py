@@ -68,7 +68,7 @@ def read_through(
     most, largest, mean = (torch.empty(n_block, n_row) for _ in range(3))
     beaten = torch.empty(n_block, target.shape[1], n_row)
     kept, scratch = torch.empty(min(BLOCKS_KEPT, n_block), n_row, width), torch.empty(n_row, width)
-    parts = kept.unflatten(2, (-1, PART_COLUMNS if width % PART_COLUMNS == 0 else width))
+    parts = kept.view(len(kept), n_row, -1, PART_COLUMNS if width % PART_COLUMNS == 0 else width)
     peaks = torch.empty(parts.shape[:3])
     for begin in range(0, n_block, BLOCKS_KEPT):
         blocks = range(begin, min(begin + BLOCKS_KEPT, n_block))
@@ -221,7 +221,9 @@ def _counted_again(
     if not len(rows):
         return read
     height = rows_at_a_time(product.head.out_features)
-    parts = [read_logits(product.whole(stream[some]), following[some], 1, tracked) for some in rows.split(height)]
+    parts = [
+        read_logits(product.whole(stream[some]), following[some], 1, tracked) for some in torch.split(rows, height)
+    ]
     again = joined(parts)
     return replace(
         read,
