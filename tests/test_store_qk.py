@@ -210,8 +210,9 @@ def test_numbers_that_were_changed_are_found(tmp_path: Path, name: str, cell: An
 
 def test_keys_that_are_no_numbers_are_an_error_in_words(tmp_path: Path) -> None:
     path = tmp_path / "run.zarr"
-    Vectors(kinds=("full",), n_prompt=8).write(path)
-    edit(path, "attention_k", put((4, 0, 1, 3), np.nan))
+    sample = Vectors(kinds=("full",), n_prompt=8)
+    sample.k[4, 0, 1, 3] = np.nan
+    sample.write(path)
     with pytest.raises(StoreError, match="layer 0: queries and keys give no finite weights; run `lens verify`"):
         attnlens.open(path)[0].attention.rows(7)
 
