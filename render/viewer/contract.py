@@ -1,0 +1,63 @@
+"""What Python and the browser must agree on, taken from the Python side and written as `js/contract.js`."""
+
+from __future__ import annotations
+
+import base64
+import json
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+
+from attnlens.render.colour import GRID, ON_DARK, ON_LIGHT, THEMES
+from attnlens.render.scales import FLOOR, LEFT_OVER, SCALES
+from attnlens.render.text import LIMIT
+from attnlens.render.texts import TEXTS
+from attnlens.schemas.arrays import ARRAYS
+from attnlens.schemas.version import FORMAT, FORMAT_VERSION
+
+MAPS = ("coolwarm", "cividis", "viridis", "magma", "RdBu_r")
+"""Colour maps that the page can choose from; the last one is for differences."""
+
+
+def contract() -> str:
+    """The text of `contract.js`."""
+    arrays: dict[str, dict[str, Any]] = {
+        spec.name: {"axes": spec.axes, "dtype": [spec.dtype], "presence": spec.presence} for spec in ARRAYS
+    }
+    arrays["value_norm"] = {"axes": ("layer", "head", "key"), "dtype": ["float16", "float32"], "presence": "optional"}
+    scales = {
+        name: {"label": scale.label, "bar": scale.bar, "range": scale.range, "ticks": scale.ticks}
+        for name, scale in SCALES.items()
+    }
+    values = {
+        "FORMAT": FORMAT,
+        "VERSION": FORMAT_VERSION,
+        "ARRAYS": arrays,
+        "SCALES": scales,
+        "TEXTS": {name: text.label for name, text in TEXTS.items()},
+        "FLOOR": FLOOR,
+        "LEFT_OVER": LEFT_OVER,
+        "LIMIT": LIMIT,
+        "MAPS": {name: _table(name) for name in MAPS},
+        "THEMES": {
+            name: {"paper": theme.paper, "ink": theme.ink, "faint": theme.faint, "hatch": theme.hatch}
+            for name, theme in THEMES.items()
+        },
+        "GRID": GRID,
+        "ON_LIGHT": ON_LIGHT,
+        "ON_DARK": ON_DARK,
+    }
+    lines = [f"export const {name} = {json.dumps(value, ensure_ascii=False)};" for name, value in values.items()]
+    return "\n".join(["// Written by render/viewer/contract.py: `make viewer`.", *lines, ""])
+
+
+def _table(name: str) -> str:
+    """A colormap's colours, 256 × rgb, as base64."""
+    colours = matplotlib.colormaps[name](np.arange(256), bytes=True)[:, :3]
+    return base64.b64encode(colours.astype(np.uint8).tobytes()).decode()
+
+
+if __name__ == "__main__":
+    (Path(__file__).parents[1] / "js" / "contract.js").write_text(contract(), encoding="utf-8")
