@@ -5,17 +5,22 @@ from __future__ import annotations
 import base64
 import json
 from pathlib import Path
-from typing import Any
 
 import matplotlib
 import numpy as np
 
-from attnlens.render.colour import GRID, ON_DARK, ON_LIGHT, THEMES
-from attnlens.render.scales import FLOOR, LEFT_OVER, SCALES
-from attnlens.render.text import LIMIT
-from attnlens.render.texts import TEXTS
-from attnlens.schemas.arrays import ARRAYS
+from attnlens.render.attention.scales import FLOOR, LEFT_OVER, SCALES
+from attnlens.render.look.colour import GRID, ON_DARK, ON_LIGHT, THEMES
+from attnlens.render.text.legible import LIMIT
+from attnlens.render.text.texts import TEXTS
+from attnlens.schemas.arrays import ARRAY, READINGS, TRACKED
 from attnlens.schemas.version import FORMAT, FORMAT_VERSION
+
+READS = (
+    "token_id", "token_text", "token_special", "token_bytes", "token_byte_offset", "vocabulary_id", "vocabulary_text",
+    *READINGS, *TRACKED, "model_probability", "attention_weight", "attention_max", "attention_mean", "value_norm",
+)  # fmt: skip
+"""Arrays that the page reads."""
 
 MAPS = ("coolwarm", "cividis", "viridis", "magma", "RdBu_r")
 """Colour maps that the page can choose from; the last one is for differences."""
@@ -23,19 +28,17 @@ MAPS = ("coolwarm", "cividis", "viridis", "magma", "RdBu_r")
 
 def contract() -> str:
     """The text of `contract.js`."""
-    arrays: dict[str, dict[str, Any]] = {
-        spec.name: {"axes": spec.axes, "dtype": [spec.dtype], "presence": spec.presence} for spec in ARRAYS
-    }
-    arrays["value_norm"] = {"axes": ("layer", "head", "key"), "dtype": ["float16", "float32"], "presence": "optional"}
-    scales = {
-        name: {"label": scale.label, "bar": scale.bar, "range": scale.range, "ticks": scale.ticks}
-        for name, scale in SCALES.items()
-    }
     values = {
         "FORMAT": FORMAT,
         "VERSION": FORMAT_VERSION,
-        "ARRAYS": arrays,
-        "SCALES": scales,
+        "ARRAYS": {
+            name: {"axes": ARRAY[name].axes, "dtype": ARRAY[name].dtype, "presence": ARRAY[name].presence}
+            for name in READS
+        },
+        "SCALES": {
+            name: {"label": scale.label, "bar": scale.bar, "range": scale.range, "ticks": scale.ticks}
+            for name, scale in SCALES.items()
+        },
         "TEXTS": {name: text.label for name, text in TEXTS.items()},
         "FLOOR": FLOOR,
         "LEFT_OVER": LEFT_OVER,

@@ -53,19 +53,40 @@ export class Attention {
     if (heads.stored && !transform.before) return { values: after(await this.#reduced(heads.stored, query)), strip: null };
     if (heads.rollout && transform.norms) throw new StoreError("A rollout has no value vectors of its own: choose another scale than value-norm.");
     const weights = heads.rollout ? await this.#rollout(query) : await this.rows(query);
-    const row = await this.row(query, transform.norms);
-    const mask = heads.choose(weights, row), reduce = REDUCE[heads.rollout ? "max" : heads.name];
-    const values = after(reduce(transform.before ? transform.before(weights, row) : weights, mask));
-    if (!transform.strip) return { values, strip: null };
-    const mass = { ...weights, data: SCORES.sink(weights, row), nKey: 1 };
-    return { values, strip: reduce(mass, mask) };
+    return finished(weights, await this.row(query, transform.norms), heads, transform);
+  }
+
+  /** Values of some queries in one layer, of a head or (null) reduced: a list of float32 (key), keys 0 … query. */
+  async mapped(layer, head, heads, scale, queries) {
+    const transform = TRANSFORMS[scale], { nHead } = this.capture;
+    if (heads.rollout && head === null) throw new StoreError("A map shows one layer, a rollout goes through all: choose other heads.");
+    const [first, last] = [queries[0], queries[queries.length - 1]], span = last - first + 1;
+    const dense = span <= 2 * queries.length;
+    const chosen = head === null ? null : [head, head + 1], width = head === null ? nHead : 1;
+    const spans = dense ? [[first, last + 1]] : queries.map((query) => [query, query + 1]);
+    const blocks = await Promise.all(spans.map((part) => this.block(layer, chosen, part, [0, last + 1])));
+    const one = head === null ? heads : { name: "max", choose: () => null };
+    return Promise.all(queries.map(async (query, place) => {
+      const data = new Float32Array(width * (query + 1)), block = blocks[dense ? 0 : place], height = dense ? span : 1;
+      for (let h = 0; h < width; h++) {
+        const from = (h * height + (dense ? query - first : 0)) * (last + 1);
+        data.set(block.subarray(from, from + query + 1), h * (query + 1));
+      }
+      const weights = { data, nLayer: 1, nHead: width, nKey: query + 1 };
+      if (one.stored && !transform.before) { // the store's own reductions are float16
+        const values = REDUCE[one.name](weights, null).map(rounded);
+        return transform.after ? transform.after(values, query + 1) : values;
+      }
+      const row = await this.row(query, transform.norms, layer, head);
+      return finished(weights, row, one, transform, layer).values;
+    }));
   }
 
   /** What choices of heads and scales look at: {ids, sinks, norms}. */
-  async row(query, norms = false) {
+  async row(query, norms = false, layer = null, head = null) {
     const { ids, special } = await this.lens.refined;
     const sinks = Array.from({ length: query + 1 }, (_, key) => key === 0 || Boolean(special[key]));
-    return { ids: ids.subarray(0, query + 1), sinks, norms: norms ? await this.#valueNorms() : null };
+    return { ids: ids.subarray(0, query + 1), sinks, norms: norms ? await this.#valueNorms(layer, head) : null };
   }
 
   /** Attention to one key in one layer from every later query: [{query, value}], of what the store can tell cheaply. */
@@ -74,7 +95,7 @@ export class Attention {
     if (heads.stored && capture.has(`attention_${heads.stored}`)) {
       const origin = capture.nPrompt - 1;
       const values = await capture.readFloats(`attention_${heads.stored}`, [[first - origin, capture.nRow - origin], layer, key]);
-      return { from: first, values, partial: key < first };
+      return { from: first, values, partial: key < first, half: true };
     }
     const { nLayer, nHead, nToken, nRow } = capture;
     const cost = 2 * nLayer * nHead * nToken * (nRow - key);
@@ -84,7 +105,7 @@ export class Attention {
     const attention = { data, nLayer: 1, nHead, nKey: count };
     let mask = null;
     if (heads.list) mask = Uint8Array.from({ length: nHead }, (_, head) => Number(heads.list.includes(head)));
-    return { from: key, values: REDUCE[heads.name](attention, mask), partial: false };
+    return { from: key, values: REDUCE[heads.name](attention, mask), partial: false, half: heads.name !== "mean" && heads.name !== "median" };
   }
 
   async #read(query) {
@@ -114,11 +135,13 @@ export class Attention {
     return REDUCE[name](await this.rows(query), null).map(rounded);
   }
 
-  async #valueNorms() {
+  async #valueNorms(layer, head) {
     const { capture } = this;
     if (!capture.has("value_norm")) throw new StoreError(`The scale value-norm needs the lengths of value vectors (value_norm), and ${capture.whyAbsent("value_norm")}.`);
     this.#norms ??= capture.readFloats("value_norm").then((data) => ({ data, nKey: capture.shape("value_norm")[2] }));
-    return this.#norms;
+    const { data, nKey } = await this.#norms;
+    const first = ((layer ?? 0) * capture.nHead + (head ?? 0)) * nKey;
+    return { data: data.subarray(first), nKey };
   }
 
   async #rollout(query) {
@@ -144,4 +167,14 @@ export class Attention {
       }
     return means;
   }
+}
+
+/** Heads of one query put on the drawn scale and reduced: {values (layer, key), strip (layer) or null}. */
+function finished(weights, row, heads, transform, layer = 0) {
+  const chosen = heads.choose(weights, row), size = weights.nLayer * weights.nHead;
+  const mask = chosen && chosen.length > size ? chosen.subarray(layer * weights.nHead, layer * weights.nHead + size) : chosen;
+  const reduce = REDUCE[heads.rollout ? "max" : heads.name];
+  const values = reduce(transform.before ? transform.before(weights, row) : weights, mask);
+  const strip = transform.strip ? reduce({ ...weights, data: SCORES.sink(weights, row), nKey: 1 }, mask) : null;
+  return { values: transform.after ? transform.after(values, weights.nKey) : values, strip };
 }

@@ -37,7 +37,7 @@ class Blocks {
   async #read(block) {
     const start = block * this.size, selection = [null, [start, start + this.size], null].slice(0, this.shape.length);
     try {
-      const data = await this.capture.readFloatsOrIntegers(this.name, selection);
+      const data = await this.capture.read(this.name, selection);
       this.blocks.set(block, data);
       return data;
     } catch (error) {
@@ -49,12 +49,20 @@ class Blocks {
 
 /** Everything that a capture's lens says, and the texts of its tokens. */
 export class Lens {
-  constructor(capture) {
+  #texts = null;
+  #refined = null;
+
+  /** `name` is that of a further lens, null for the first. */
+  constructor(capture, name = null) {
     this.capture = capture;
+    this.name = name ?? capture.about.lens?.name ?? null;
     this.nRow = capture.nRow;
     this.absent = capture.about.lens ? null : capture.about.lens_absent ?? "no reason given";
     this.arrays = {};
-    for (const name of ARRAYS) if (!this.absent && capture.has(name)) this.arrays[name] = new Blocks(capture, name);
+    for (const array of ARRAYS) {
+      const stored = name ? `${array}_${name}` : array;
+      if (!this.absent && capture.has(stored)) this.arrays[array] = new Blocks(capture, stored);
+    }
     this.vocabulary = new Map();
     this.spelled = new Map([[-1, ""]]);
     this.tokens = [];
@@ -63,8 +71,13 @@ export class Lens {
 
   get nRank() { return this.arrays.lens_token?.nRank ?? 0; }
 
-  /** Texts of the timeline and of the vocabulary. */
-  async open() {
+  /** Texts of the timeline and of the vocabulary, read once. */
+  get texts() {
+    this.#texts ??= this.#open();
+    return this.#texts;
+  }
+
+  async #open() {
     const { capture } = this;
     const words = this.absent ? null : Promise.all([capture.read("vocabulary_id"), capture.read("vocabulary_text")]);
     const [texts, found] = await Promise.all([capture.read("token_text"), words]);
@@ -73,11 +86,19 @@ export class Lens {
     if (found) found[0].forEach((id, place) => { if (id >= 0 && place < found[1].length) this.vocabulary.set(id, found[1][place]); });
   }
 
+  /** The same promise for everyone. */
+  get refined() {
+    if (!this.#refined) {
+      const names = ["token_id", "token_special", "token_bytes", "token_byte_offset"];
+      const reading = Promise.all(names.map((name) => this.capture.read(name)));
+      this.#refined = Promise.all([reading, this.texts]).then(() => this.#refine(reading)).then(() => this);
+    }
+    return this.#refined;
+  }
+
   /** What of the tokens can come after the first picture: ids, which are special, and the exact bytes of pieces. */
-  async refine() {
-    const { capture } = this;
-    const [ids, special, bytes, offset] = await Promise.all(
-      ["token_id", "token_special", "token_bytes", "token_byte_offset"].map((name) => capture.read(name)));
+  async #refine(reading) {
+    const [ids, special, bytes, offset] = await reading;
     this.ids = ids;
     this.special = special;
     this.tokens = this.raw.map((text, token) => {

@@ -51,10 +51,11 @@ export class Capture {
     if (!about) throw new StoreError(`Capture ${id} has not begun yet. Reload when it has, or choose another.`);
     const documents = new Map();
     const inline = document.consolidated_metadata?.metadata;
-    await Promise.all(Object.keys(ARRAYS).map(async (name) => {
+    const further = (about.lenses ?? []).flatMap((lens) => Object.keys(ARRAYS).map((name) => `${name}_${lens?.name}`));
+    await Promise.all([...Object.keys(ARRAYS), ...further].map(async (name) => {
       const found = store.documents[`${id}/${name}`] ?? (inline && Object.hasOwn(inline, name) ? inline[name] : null);
       if (found) documents.set(name, found);
-      else if (!inline && !store.documents[id] && !name.startsWith("manifest")) {
+      else if (!inline && !store.documents[id]) {
         const text = await store.bytes.get(`/${id}/${name}/zarr.json`);
         if (text) documents.set(name, parse(text, `${id}/${name}/zarr.json`));
       }
@@ -87,9 +88,10 @@ export class Capture {
   /** Why an array is not there. */
   whyAbsent(name) {
     const { about } = this;
-    if (ARRAYS[name]?.presence === "lens" && !about.lens) return `captured without a lens (${about.lens_absent ?? "no reason given"})`;
+    const { presence } = this.#spec(name);
+    if (presence === "lens" && !about.lens) return `captured without a lens (${about.lens_absent ?? "no reason given"})`;
     if (/attention/.test(name) && !about.attention) return `captured without attention (${about.attention_absent ?? "no reason given"})`;
-    if (ARRAYS[name]?.presence === "optional") return "it was not captured";
+    if (presence === "evidence") return String(about.absent?.[name] ?? "it was not captured");
     return `the capture is ${about.status}`;
   }
 
@@ -135,15 +137,21 @@ export class Capture {
     return data instanceof Uint16Array ? floats(data) : data;
   }
 
+  /** What the format says of an array; further lenses have the names of the first with their own behind. */
+  #spec(name) {
+    const lens = (this.about.lenses ?? []).find((one) => name.endsWith(`_${one?.name}`));
+    return ARRAYS[name] ?? ARRAYS[lens ? name.slice(0, -lens.name.length - 1) : ""] ?? { axes: [], presence: "always" };
+  }
+
   #document(name) {
     const found = this.documents.get(name);
     if (!found) throw new StoreError(`Capture ${this.id} has no ${name}: ${this.whyAbsent(name)}.`);
-    const wanted = ARRAYS[name];
+    const wanted = this.#spec(name);
     const axes = found.dimension_names;
     if (!Array.isArray(found.shape) || !Array.isArray(axes) || !Array.isArray(found.codecs)
-      || axes.join() !== wanted.axes.join() || found.shape.length !== axes.length || !wanted.dtype.includes(found.data_type)
+      || axes.join() !== wanted.axes.join() || found.shape.length !== axes.length || found.data_type !== wanted.dtype
       || !found.shape.every((size) => Number.isSafeInteger(size) && size >= 0)) {
-      throw new StoreError(`${this.id}/${name}: expected ${wanted.dtype.join(" or ")} over (${wanted.axes.join(", ")}), found ${found.data_type} over (${axes}). Run lens verify.`);
+      throw new StoreError(`${this.id}/${name}: expected ${wanted.dtype} over (${wanted.axes.join(", ")}), found ${found.data_type} over (${axes}). Run lens verify.`);
     }
     return found;
   }
