@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from attnlens.render.viewer.serve import open_server
 from attnlens.render.viewer.server import ViewServer
 from attnlens.schemas.errors import AttnlensError
-from attnlens.render.viewer.serve import open_server
 from render_store import make
 from viewer_page import serving
 
@@ -103,8 +103,9 @@ def test_without_the_token_there_is_nothing(server: ViewServer, path: str) -> No
 @pytest.mark.parametrize(
     "key",
     [
-        "../secret.txt", "..%2fsecret.txt", "%2e%2e/secret.txt", "0000/../../secret.txt", "/etc/passwd", "//etc/passwd", "out",
-        "up/secret.txt", "0000", "", ".", "0000/zarr.json/", "zarr.json%00", "zarr.json%0a", "..", "0000\\zarr.json", ".hidden",
+        "../secret.txt", "..%2fsecret.txt", "%2e%2e/secret.txt", "0000/../../secret.txt", "/etc/passwd", "//etc/passwd",
+        "out", "up/secret.txt", "0000", "", ".", "0000/zarr.json/", "zarr.json%00", "zarr.json%0a", "..",
+        "0000\\zarr.json", ".hidden",
     ],
 )  # fmt: skip
 def test_paths_outside_the_store_are_refused(server: ViewServer, key: str) -> None:
@@ -120,12 +121,12 @@ def test_links_inside_the_store_are_followed(server: ViewServer, folder: Path) -
 
 @pytest.mark.parametrize(
     ("wanted", "span"),
-    [("bytes=0-9", (0, 10)), ("bytes=7-7", (7, 8)), ("bytes=5-", (5, None)), ("bytes=-4", (-4, None)), ("bytes=-999999", (0, None)),
-     ("bytes=10-9999999", (10, None))],
+    [("0-9", (0, 10)), ("7-7", (7, 8)), ("5-", (5, None)), ("-4", (-4, None)), ("-999999", (0, None)),
+     ("10-9999999", (10, None))],
 )  # fmt: skip
 def test_ranges(server: ViewServer, folder: Path, wanted: str, span: tuple[int, int | None]) -> None:
     whole = (folder / "run.zarr" / "zarr.json").read_bytes()
-    status, body, headers = ask(server, f"/{server.token}/store/0/zarr.json", Range=wanted)
+    status, body, headers = ask(server, f"/{server.token}/store/0/zarr.json", Range=f"bytes={wanted}")
     assert status == 206
     assert body == whole[slice(*span)]
     start = whole.index(body) if len(body) > 20 else slice(*span).indices(len(whole))[0]
@@ -168,7 +169,7 @@ def test_nonsense_is_answered_in_words(server: ViewServer, body: bytes) -> None:
 
 
 def test_too_long_a_list_is_refused(server: ViewServer) -> None:
-    assert ask(server, f"/{server.token}/store/0/", "POST", b" " * (2**20 + 1))[0] == 400
+    assert ask(server, f"/{server.token}/store/0/", "POST", Content_Length=str(2**20 + 1))[0] == 400
 
 
 def test_every_answer_forbids_what_it_does_not_need(server: ViewServer) -> None:

@@ -17,9 +17,9 @@ import attnlens
 from attnlens.render.look.colour import THEMES, Colours
 from attnlens.render.options import RenderOptions
 from attnlens.render.scene import Scene
+from attnlens.render.text.legible import legible, legible_bytes
 from attnlens.render.views.map_view import MapView
 from attnlens.render.views.query_view import QueryView
-from attnlens.render.text.legible import legible, legible_bytes
 from render_store import WORDS, make
 from viewer_page import Page, chromium, serving
 
@@ -52,8 +52,8 @@ def page(store: Path) -> Iterator[Page]:
 
 
 def test_200_random_cells_show_what_plain_zarr_reads(store: Path, page: Page) -> None:
-    group = zarr.open_group(store, mode="r")["0000"]
-    read = {name: np.asarray(array[...]) for name, array in group.arrays()}
+    group = zarr.open_group(store / "0000", mode="r")
+    read: dict[str, Any] = {name: np.asarray(array[...]) for name, array in group.arrays()}
     texts = dict(zip(read["vocabulary_id"].tolist(), read["vocabulary_text"].tolist(), strict=True))
     rng = np.random.default_rng(11)
     for _ in range(20):
@@ -156,7 +156,8 @@ def test_maps_are_those_of_render(store: Path, page: Page, scale: str) -> None:
         page.set(view="map", map=name, heads=heads, scale=scale, cell=12, from_=0, at=None)
         page.js(
             """async () => { const { board } = attnlens.view; board.zoom(3); board.pan(-999, -999);
-              for (let i = 0; i < 300 && !Array.from({ length: board.scene.nRow }, (_, row) => row).every(board.scene.has); i++)
+              const rows = Array.from({ length: board.scene.nRow }, (_, row) => row);
+              for (let i = 0; i < 300 && !rows.every(board.scene.has); i++)
                 await new Promise((done) => setTimeout(done, 10)); }"""
         )
         found = np.array(levels(page))

@@ -101,9 +101,10 @@ class Page:
     def tip(self) -> dict[str, str]:
         return dict(
             self.js(
-                """() => [...document.querySelectorAll(".tip dt")].map((name) =>
-                     [name.textContent, [...name.nextElementSibling.querySelectorAll("li")].map((item) => item.textContent)
-                       .join("\\n") || name.nextElementSibling.textContent])"""
+                """() => [...document.querySelectorAll(".tip dt")].map((name) => {
+                  const value = name.nextElementSibling, items = [...value.querySelectorAll("li")];
+                  return [name.textContent, items.map((item) => item.textContent).join("\\n") || value.textContent];
+                })"""
             )
         )
 

@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from urllib.parse import quote
 
-from attnlens.render.viewer.folder import Folder
 from attnlens.render.viewer.server import ViewServer
+from attnlens.store.places import Place
 from attnlens.store.reader import open_store
 
 
@@ -20,11 +20,12 @@ def open_server(paths: Sequence[Path], port: int = 0) -> ViewServer:
         InputError: the port is taken.
     """
     names: list[str] = []
+    places: list[Place] = []
     for path in paths:
-        open_store(path)  # says in words what is wrong with it
+        places.append(open_store(path).place)  # says in words what is wrong with it
         name = path.resolve().name
         names.append(name if name not in names else f"{name} ({len(names) + 1})")
-    return ViewServer([(name, Folder(path)) for name, path in zip(names, paths, strict=True)], port)
+    return ViewServer(list(zip(names, places, strict=True)), port)
 
 
 def serve(

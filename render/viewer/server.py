@@ -1,7 +1,7 @@
 """The server of `lens view`: this machine only, one page, the files of the stores that were named, and nothing else.
 
 Other pages in the same browser are the danger: they may send requests here, under any name that leads to this machine.
-So the address holds a random token, the Host header must be ours (DNS rebinding), and so must Origin where there is one.
+So the address holds a random token, the Host header must be ours (DNS rebinding), and so must Origin where it is sent.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from urllib.parse import unquote, urlsplit
 
 from attnlens.render.formats.xml import escape
 from attnlens.render.viewer.assets import TYPES, asset
-from attnlens.render.viewer.folder import Folder
 from attnlens.schemas.errors import InputError
+from attnlens.store.places import Place
 
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src data: blob:; "
@@ -27,6 +27,8 @@ POLICY = (
 )
 LARGEST_BODY = 2**20
 LARGEST_ANSWER = 256 * 2**20
+KEY = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}(/[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}){0,9}")
+"""How files of a store are called: no `..`, no drive, no dot in front. Links that lead out the place itself refuses."""
 _RANGE = re.compile(r"bytes=(\d{0,15})-(\d{0,15})")
 
 
@@ -34,7 +36,7 @@ class ViewServer(ThreadingHTTPServer):
     """Serves the page and some stores on the loopback interface, from the moment `serve_forever` is called.
 
     Args:
-        stores: (name, files) of each store; names are shown in the page.
+        stores: Name and place of each; names are shown in the page.
         port: 0 takes a free one.
 
     Raises:
@@ -44,8 +46,8 @@ class ViewServer(ThreadingHTTPServer):
     daemon_threads = True
     block_on_close = False
 
-    def __init__(self, stores: Sequence[tuple[str, Folder]], port: int = 0) -> None:
-        self.stores = tuple(files for _, files in stores)
+    def __init__(self, stores: Sequence[tuple[str, Place]], port: int = 0) -> None:
+        self.stores = tuple(place for _, place in stores)
         self.token = secrets.token_urlsafe(18)
         try:
             super().__init__(("127.0.0.1", port), _Handler)
@@ -86,7 +88,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(HTTPStatus.OK, self.server.page if name == "index.html" else asset(name), TYPES[name])
             return
         store, key = self._store(path)
-        size = None if store is None else store.size(key)
+        size = None if store is None else _size(store, key)
         if store is None or size is None:
             self._refuse(HTTPStatus.NOT_FOUND, "there is no such file in the store")
             return
@@ -102,10 +104,12 @@ class _Handler(BaseHTTPRequestHandler):
             told = {"Content-Range": f"bytes {span[0]}-{span[1] - 1}/{size}"}
             self._send(HTTPStatus.PARTIAL_CONTENT, body, headers=told)
 
-    do_HEAD = do_GET
+    def do_HEAD(self) -> None:
+        """The same without the bytes."""
+        self.do_GET()
 
     def do_POST(self) -> None:
-        """Several files or ranges in one answer: the length of a list, the list [size, start, total], then the bytes."""
+        """Several files or ranges in one answer: length of a list, the list [size, start, total], then the bytes."""
         path = self._path()
         store, key = (None, "") if path is None else self._store(path)
         if path is None:
@@ -123,7 +127,7 @@ class _Handler(BaseHTTPRequestHandler):
         head: list[list[int] | None] = []
         body: list[bytes] = []
         for name, span in wishes:
-            size = store.size(name)
+            size = _size(store, name)
             if size is None:
                 head.append(None)
                 continue
@@ -152,7 +156,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._refuse(HTTPStatus.NOT_FOUND, "use the address that lens view printed")
         return None
 
-    def _store(self, path: str) -> tuple[Folder | None, str]:
+    def _store(self, path: str) -> tuple[Place | None, str]:
         """Which store a path leads to, and the file in it."""
         found = re.fullmatch(r"store/(\d{1,3})/(.*)", path, re.DOTALL)
         if found is None or int(found[1]) >= len(self.server.stores):
@@ -186,6 +190,14 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(body)
+
+
+def _size(store: Place, key: str) -> int | None:
+    """Bytes of a file, None where the store has none of that name."""
+    try:
+        return store.size(key) if KEY.fullmatch(key) else None
+    except OSError:
+        return None
 
 
 def _span(header: str, size: int) -> tuple[int, int] | None:
