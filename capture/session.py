@@ -26,6 +26,7 @@ from attnlens.capture.vocabulary import Vocabulary
 from attnlens.progress import Progress
 from attnlens.schemas.errors import Interrupted
 from attnlens.schemas.metadata import CaptureMetadata, LensInfo, ModelInfo, Sampling, SelfCheck
+from attnlens.store.batch import BatchWriter
 from attnlens.store.writer import CaptureWriter, StoreWriter
 
 
@@ -107,7 +108,7 @@ class Session:
         self,
         plan: Plan,
         generation: Generation,
-        writer: StoreWriter,
+        writer: StoreWriter | BatchWriter,
         capture_id: str,
         progress: Progress,
         *,
