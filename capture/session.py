@@ -20,6 +20,7 @@ from attnlens.capture.memory import return_freed_memory
 from attnlens.capture.passes import Passes
 from attnlens.capture.plan import Plan
 from attnlens.capture.probe import Probed, probe
+from attnlens.capture.prompt import Prompt
 from attnlens.capture.sampling import Sampler
 from attnlens.capture.settings import Generation, Settings
 from attnlens.capture.vocabulary import Vocabulary
@@ -103,6 +104,11 @@ class Session:
             created=datetime.now(UTC).isoformat(timespec="seconds"),
             self_checks=list(self.probed.checks),
         )
+
+    def failed(self, capture_id: str, prompt_id: str, words: str, generation: Generation) -> CaptureMetadata:
+        """The record of a prompt, `words` as they were given, that could not be made into tokens."""
+        plan = Plan(prompt=Prompt(words, []), given=None, max_new_tokens=generation.max_new_tokens)
+        return self.metadata(capture_id, plan, generation, self.sampler(generation, 1), prompt_id)
 
     def capture(
         self,

@@ -9,7 +9,7 @@ import typer
 
 from attnlens.commands.options import Json, Quiet
 
-MODEL, PROMPT, STORE = "Model", "Prompt (one of -p, --prompt-file, --messages)", "Store"
+MODEL, PROMPT, STORE = "Model", "Prompt (one of -p, --prompt-file, --messages, --prompts)", "Store"
 GENERATION, EVIDENCE = "Generation", "Evidence"
 
 EXAMPLES = (
@@ -51,6 +51,15 @@ def capture(
             help='A conversation: JSON list of {"role": …, "content": …}.',
         ),
     ] = None,
+    prompts: Annotated[
+        Path | None,
+        typer.Option(
+            "--prompts",
+            metavar="FILE",
+            rich_help_panel=PROMPT,
+            help="Many: one a line, as text or JSON. A capture each.",
+        ),
+    ] = None,
     system: Annotated[
         str | None,
         typer.Option("--system", metavar="TEXT", rich_help_panel=PROMPT, help="System message."),
@@ -69,6 +78,10 @@ def capture(
     ] = False,
     append: Annotated[
         bool, typer.Option("--append", rich_help_panel=STORE, help="Add a capture to the store there.")
+    ] = False,
+    resume: Annotated[
+        bool,
+        typer.Option("--resume", rich_help_panel=STORE, help="With --prompts: do what is missing or not complete."),
     ] = False,
     max_new_tokens: Annotated[
         int,
@@ -146,11 +159,13 @@ def capture(
                 prompt=prompt,
                 prompt_file=prompt_file,
                 messages=messages,
+                prompts=prompts,
                 system=system,
                 raw=raw,
                 output=output,
                 overwrite=overwrite,
                 append=append,
+                resume=resume,
                 max_new_tokens=max_new_tokens,
                 temperature=temperature,
                 top_p=top_p,

@@ -3,7 +3,8 @@
 Axis names are the field's: token (a position on the one timeline prompt + generation), query (the token that
 looks), key (the token looked at), layer, head, depth (index of the residual stream, 0 … L), generated (the queries
 from the last prompt token on), rank (0 is the most probable), entry (of the vocabulary), edge (token boundaries),
-tracked (tokens that were chosen to be followed), feature (of the residual stream), byte, file.
+tracked (tokens that were chosen to be followed), feature (of the residual stream), kv_head (a head of keys, shared by
+n_head / n_kv_head neighbouring heads), head_feature (of a query or key), byte, file.
 """
 
 from __future__ import annotations
@@ -17,11 +18,11 @@ DType = Literal["bool", "uint8", "int32", "float16", "float32", "string", "model
 """`model`: the dtype in which the model computes, one of MODEL_DTYPES."""
 Axis = Literal[
     "token", "query", "key", "layer", "head", "depth", "generated", "rank", "entry", "edge", "byte", "file", "tracked",
-    "feature",
+    "feature", "kv_head", "head_feature",
 ]  # fmt: skip
-Presence = Literal["always", "dense", "lens", "depth", "attention", "finished", "evidence"]
-"""When an array must exist: always; in dense mode; with a lens; with a lens or an array along depth; with attention;
-once the capture is complete; where the capture's `evidence` names it."""
+Presence = Literal["always", "dense", "qk", "lens", "depth", "attention", "finished", "evidence"]
+"""When an array must exist: always; in dense or qk mode; with a lens; with a lens or an array along depth; with
+attention; once the capture is complete; where the capture's `evidence` names it."""
 
 MODEL_DTYPES: Mapping[str, str] = {"float32": "float32", "float16": "float16", "bfloat16": "uint16"}
 """Dtype of the model → dtype of the array. Zarr has no bfloat16: its bits are kept as uint16, and the array's attribute
@@ -72,7 +73,8 @@ ARRAYS: tuple[ArraySpec, ...] = (
     _coordinate("query", "position of the token that looks", "attention"),
     _coordinate("key", "position of the token looked at", "attention"),
     _coordinate("layer", "index of the transformer layer", "attention"),
-    _coordinate("head", "index of the attention head", "dense"),
+    _coordinate("head", "index of the attention head", "attention"),
+    _coordinate("kv_head", "index of the head of keys", "qk"),
     _coordinate("depth", "index of the residual stream: 0 enters layer 0, l leaves layer l-1", "depth"),
     _coordinate("generated", "positions of the queries from the last prompt token on", "attention"),
     ArraySpec(name="token_id", axes=("token",), dtype="int32", unit="vocabulary id", presence="always",
@@ -104,6 +106,12 @@ ARRAYS: tuple[ArraySpec, ...] = (
                       "temperature and top-p; NaN where the model's output was not computed"),
     ArraySpec(name="attention_weight", axes=("layer", "head", "query", "key"), dtype="float16", unit="probability",
               presence="dense", meaning="softmax attention of every head; layers without attention are NaN"),
+    ArraySpec(name="attention_q", axes=("token", "layer", "head", "head_feature"), dtype="model", unit="activation",
+              presence="qk", meaning="queries as the attention function got them, after rotation and norms; layers "
+                                     "without attention are NaN"),
+    ArraySpec(name="attention_k", axes=("token", "layer", "kv_head", "head_feature"), dtype="model", unit="activation",
+              presence="qk", meaning="keys as the attention function got them, after rotation and norms; layers "
+                                     "without keys of their own are NaN"),
     ArraySpec(name="attention_max", axes=("generated", "layer", "key"), dtype="float16", unit="probability",
               presence="attention", meaning="maximum over heads"),
     ArraySpec(name="attention_mean", axes=("generated", "layer", "key"), dtype="float16", unit="probability",
@@ -183,6 +191,8 @@ def wanted(spec: ArraySpec, *, mode: str | None, lens: bool, complete: bool, evi
             return True
         case "dense":
             return mode == "dense"
+        case "qk":
+            return mode == "qk"
         case "attention":
             return mode is not None
         case "lens":

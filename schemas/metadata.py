@@ -23,7 +23,12 @@ class Record(BaseModel):
 
 
 class LayerInfo(Record):
-    """One row of the per-layer table: what the attention of this layer is."""
+    """One row of the per-layer table: what the attention of this layer is.
+
+    A weight is softmax over keys of softcap · tanh(scaling · q·k / softcap), without the tanh where there is no
+    soft-cap, over the keys that `kind` and `window` let the query see. `sink_values` (head) are further scores in the
+    softmax that no key has. `key_source` is the layer whose keys are used, where a layer has none of its own.
+    """
 
     index: int = Field(ge=0)
     path: str
@@ -36,6 +41,8 @@ class LayerInfo(Record):
     scaling: float | None = None
     softcap: float | None = None
     sinks: bool = False
+    sink_values: list[float] | None = None
+    key_source: int | None = Field(default=None, ge=0)
 
 
 class ModelInfo(Record):
@@ -118,6 +125,8 @@ class CaptureMetadata(Record):
     messages: list[dict[str, Any]] | None = None
     attention: Mode | None
     attention_absent: str | None = None
+    attention_dtype: Literal["float32", "float16", "bfloat16"] | None = None
+    attention_choice: str | None = None
     model: ModelInfo
     lens: LensInfo | None
     lens_absent: str | None = None

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ValidationError
 from attnlens.schemas.arrays import ARRAY, MODEL_DTYPES, TIMELINE, ArraySpec, specs, wanted
 from attnlens.schemas.metadata import CaptureMetadata, StoreMetadata
 from attnlens.schemas.problems import Kind, Problem
+from attnlens.schemas.qk import qk_problems, vector_shape
 from attnlens.schemas.version import FORMAT, FORMAT_VERSION, NAMESPACE
 
 CAPTURE_NAME = re.compile(r"[0-9]{4,12}")
@@ -171,6 +172,8 @@ def _array_problems(
 def _dtype(spec: ArraySpec, about: CaptureMetadata) -> str:
     if spec.name == "residual" and about.residual is not None:
         return MODEL_DTYPES[about.residual.dtype]
+    if spec.presence == "qk" and spec.dtype == "model":
+        return MODEL_DTYPES[about.attention_dtype or "float32"]
     return spec.dtype
 
 
@@ -185,6 +188,8 @@ def _expected_sizes(about: CaptureMetadata) -> dict[str, int]:
         sizes["tracked"] = len(about.tracked)
     if about.residual is not None:
         sizes["feature"] = about.residual.n_feature
+    if about.attention == "qk":
+        sizes["kv_head"], sizes["head_feature"] = vector_shape(about.model.layers)
     return sizes
 
 
@@ -212,6 +217,8 @@ def _disagreements(about: CaptureMetadata, where: str) -> list[str]:
         problems.append(f"model.layers describes layers {_shown(indices)}, expected 0 … {about.model.n_layer - 1}")
     if about.attention is not None and not any(layer.kind != "none" for layer in about.model.layers):
         problems.append("attention is stored, but model.layers has no layer with attention")
+    if about.attention == "qk":
+        problems += qk_problems(about)
     if about.attention is None and about.attention_absent is None:
         problems.append("attention is absent, but attention_absent does not say why")
     if about.lens is None and about.lens_absent is None:

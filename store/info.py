@@ -148,12 +148,15 @@ def _array(capture: Capture, name: str, stored: int) -> ArrayInfo:
 
 
 def _absent(capture: Capture) -> dict[str, str]:
+    """What is not there and why; the other way to keep attention is not missed where there is one."""
     about = capture.metadata
     complete = about.status == "complete"
+    encodings = {"dense", "qk"} if about.attention is not None else {"qk"}
     absent = {
         group_of(spec.name): capture.why_absent(spec.name)
         for spec in ARRAYS
         if spec.name not in capture
+        and spec.presence not in encodings
         and not wanted(
             spec, mode=about.attention, lens=about.lens is not None, complete=complete, evidence=about.evidence
         )

@@ -22,6 +22,9 @@ LAYER_CHUNK_BYTES = 256 * KIB
 REDUCTION_CHUNK_BYTES = 64 * KIB
 SMALL_SHARD_BYTES = 4 * MIB
 LENS_TOKENS = 32
+QUERY_TOKENS, KEY_TOKENS = 8, 64
+VECTOR_CHUNK_BYTES = 256 * KIB
+VECTOR_SHARD_BYTES = 8 * MIB
 LENS_SHARD_TOKENS = 512
 LIST_CHUNK = 16 * KIB
 BYTES_CHUNK = 64 * KIB
@@ -100,6 +103,21 @@ def reduction_layout(*, n_layer: int, generated: int, capacity: int) -> ChunkLay
     chunk = (rows, n_layer, keys)
     shape = (generated, n_layer, capacity)
     return ChunkLayout(chunk, _grow(chunk, shape, 2, SMALL_SHARD_BYTES, (2,), rows=0, most_rows=SHARD_ROWS))
+
+
+def vector_layout(*, n_layer: int, heads: int, features: int, itemsize: int, capacity: int, tokens: int) -> ChunkLayout:
+    """`attention_q` and `attention_k` (token, layer, head, feature): some layers of up to `tokens` tokens are a chunk.
+
+    A row needs its own query and the keys of all tokens before it, of the layers that are looked at: so chunks of
+    queries are short, those of keys long enough to be few, and neither spans more layers than make a fair read. Shards
+    have all layers, so that a token that was generated changes one file.
+    """
+    vector = heads * features * itemsize
+    tokens = power_of_two(min(tokens, VECTOR_CHUNK_BYTES // vector), capacity)
+    layers = even(n_layer, VECTOR_CHUNK_BYTES // (vector * tokens))
+    chunk = (tokens, layers, heads, features)
+    shape = (capacity, n_layer, heads, features)
+    return ChunkLayout(chunk, _grow(chunk, shape, itemsize, VECTOR_SHARD_BYTES, (1,), rows=0, most_rows=1024))
 
 
 def lens_layout(*, depths: int, capacity: int, ranks: int | None, itemsize: int = 4) -> ChunkLayout:

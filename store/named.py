@@ -24,9 +24,9 @@ ROW_AXES = ("query", "generated", "token", "key")
 """Axes whose rows a capture commits; the first that an array has counts."""
 NOT_ROWS = frozenset({"token", "token_id", "token_text", "token_special", "query", "generated", "key"})
 """Arrays with such an axis that are known for every token, fed or not."""
-NEVER_FILL = frozenset({"attention_weight", "attention_max", "attention_mean", "lens_token", "lens_probability",
-                        "lens_entropy", "value_norm", "tracked_rank", "tracked_probability", "mid_token",
-                        "mid_probability", "mid_entropy"})  # fmt: skip
+NEVER_FILL = frozenset({"attention_weight", "attention_q", "attention_k", "attention_max", "attention_mean",
+                        "lens_token", "lens_probability", "lens_entropy", "value_norm", "tracked_rank",
+                        "tracked_probability", "mid_token", "mid_probability", "mid_entropy"})  # fmt: skip
 """Arrays in which a committed row cannot hold the fill value, so that one there means a missing chunk."""
 
 
@@ -147,7 +147,7 @@ class NamedArray:
     def _has_fill(self, values: NDArray[Any], selection: list[slice | NDArray[np.intp]]) -> bool:
         """Whether a cell that must hold data is missing. One column of each block of keys tells."""
         if "layer" in self.axes:
-            layers = self._capture.attention_layers
+            layers = self._capture.key_layers if self.name == "attention_k" else self._capture.attention_layers
             axis = self.axes.index("layer")
             part = selection[axis]
             chosen = np.arange(self.shape[axis])[part]
@@ -157,6 +157,10 @@ class NamedArray:
             columns = np.arange(self.shape[-1])[part]
             _, first = np.unique(columns // self._array.chunks[-1], return_index=True)
             values = values[..., first]
+        if self.axes[-1] == "head_feature":
+            values = values[..., 0]
+        if self._bits:
+            return bool((values == self._fill()).any())
         return bool((np.isnan(values) if values.dtype.kind == "f" else values == -1).any())
 
     def _row_axis(self) -> tuple[int | None, int]:

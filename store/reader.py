@@ -179,6 +179,12 @@ class Capture:
         return np.asarray([layer.kind != "none" for layer in self.metadata.model.layers], np.bool_)
 
     @cached_property
+    def key_layers(self) -> NDArray[np.bool_]:
+        """Which layers have attention over keys of their own (layer)."""
+        layers = self.metadata.model.layers
+        return np.asarray([layer.kind != "none" and layer.key_source is None for layer in layers], np.bool_)
+
+    @cached_property
     def specs(self) -> dict[str, ArraySpec]:
         """What the contract says of every array that this capture may have, those of further lenses included."""
         return {spec.name: spec for spec in specs([lens.name for lens in self.metadata.lenses])}
@@ -271,9 +277,9 @@ class Capture:
                 return about.absent.get(group_of(name), "it was not asked for")
             case "lens" | "depth" if about.lens is None:
                 return f"it was captured without a lens ({about.lens_absent or 'no reason given'})"
-            case "attention" | "dense" if about.attention is None:
+            case "attention" | "dense" | "qk" if about.attention is None:
                 return f"it was captured without attention ({about.attention_absent or 'no reason given'})"
-            case "dense" if about.attention != "dense":
+            case "dense" | "qk" as mode if about.attention != mode:
                 return f"attention was captured in mode {about.attention}"
             case _:
                 return f"the capture is {about.status}"

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from attnlens.schemas.errors import InputError, StoreError
-from attnlens.schemas.metadata import CaptureMetadata, StoreMetadata
+from attnlens.schemas.metadata import CaptureMetadata, LayerInfo, StoreMetadata
 from attnlens.store.commit import CaptureFile
 from attnlens.store.faults import write_error
 from attnlens.store.layout import MIB
@@ -186,6 +186,19 @@ class CaptureWriter:
         call with all its heads.
         """
         self._put(lambda file: file.attention(layer, first_query, first_key, weights), weights.nbytes)
+
+    def vectors(self, first_token: int, layers: Sequence[int], queries: NDArray[Any], keys: NDArray[Any]) -> None:
+        """Queries and keys of the tokens first_token … in the layers named, each (layer, token, head, feature).
+
+        In the capture's `attention_dtype`, bfloat16 as its bits in uint16. Keys of a layer that uses those of another
+        are passed over.
+        """
+        size = queries.nbytes + keys.nbytes
+        self._put(lambda file: file.vectors(first_token, layers, queries, keys), size)
+
+    def layers(self, table: Sequence[LayerInfo]) -> None:
+        """The per-layer table as the prompt's pass showed it, before the first row is committed."""
+        self._put(lambda file: file.layers(table), 0)
 
     def reductions(
         self,
