@@ -114,7 +114,7 @@ def _ask(where: str, value: object, defaults: Defaults, copies: dict[str, int]) 
     raw = _flag(record, "raw", defaults.raw)
     if raw and "messages" in record:
         raise InputError("messages need the model's template, but raw was asked for")
-    system = record.get("system")
+    system: Any = record.get("system")
     if system is not None:
         require_unicode(_required_text(system, "system"), "the system text")
         if raw or not isinstance(prompt, str):

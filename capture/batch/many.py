@@ -246,9 +246,7 @@ class _Batch:
             try:
                 self.captures.append(self._capture(one, prompt, watch))
             except Refusal as error:
-                self.failures.append(
-                    Failure(id=one.id, where=one.where, capture_id=prompt.capture, message=str(error))
-                )
+                self.failures.append(Failure(id=one.id, where=one.where, capture_id=prompt.capture, message=str(error)))
             except Interrupted:
                 raise Interrupted(self._kept(prompt)) from None
             finished = self._writer.finished()
