@@ -22,8 +22,9 @@ from attnlens.store.faults import write_error
 from attnlens.store.files import PARTIAL, clean, group_document, read_document, write_document
 from attnlens.store.layout import MIB
 from attnlens.store.lock import refuse_busy
-from attnlens.store.place import Place
+from attnlens.store.places import Folder
 from attnlens.store.root import is_free, new_root, next_ids, read_root, replaceable, root_entries, write_root
+from attnlens.store.target import Target
 from attnlens.store.writer import CaptureWriter
 
 Mode = Literal["new", "overwrite", "append", "resume"]
@@ -34,10 +35,10 @@ Wanted = Sequence[tuple[str, str]]
 class BatchWriter:
     """The captures of many prompts, being written. Made by `open_batch`."""
 
-    def __init__(self, path: Path, place: Place, batch: Batch) -> None:
+    def __init__(self, path: Path, target: Target, batch: Batch) -> None:
         self.path = path
         self.batch = batch
-        self._place = place
+        self._target = target
         self._finished: dict[str, bool] = {}
 
     def pending(self) -> list[BatchPrompt]:
@@ -107,22 +108,22 @@ class BatchWriter:
         Raises:
             StoreError: the disk refuses.
         """
-        if not self._place.lock.last():
+        if not self._target.lock.last():
             return False
         try:
-            metadata = read_root(self.path)
-            entries = root_entries(self.path, metadata.planned)
+            metadata = read_root(Folder(self.path))
+            entries = root_entries(Folder(self.path), metadata.planned)
             write_root(self.path, metadata.model_copy(update={"index": entries}), running=False)
         except OSError as error:
             raise write_error(error, self.path, 0) from error
         finally:
-            self._place.lock.release()
+            self._target.lock.release()
         return True
 
     def wait(self) -> None:
         """After `close`: return when every other process of the run has closed the store, or died."""
-        self._place.lock.wait()
-        self._place.lock.release()
+        self._target.lock.wait()
+        self._target.lock.release()
 
 
 def check_batch(
@@ -170,33 +171,33 @@ def open_batch(
         InputError: something is there, other prompts or settings were given, or another run is writing.
         StoreError: what is there is no store of this version, or the disk refuses.
     """
-    target = _target(path)
+    folder = _target(path)
     try:
-        place = Place(
-            target,
-            replace=lambda: mode == "overwrite" and _joined(target, wanted, run) is None,
+        target = Target(
+            folder,
+            replace=lambda: mode == "overwrite" and _joined(folder, wanted, run) is None,
             run=run if shared else None,
         )
         begun = False
         try:
-            if place.lock.exclusive:
-                batch = _existing(target, wanted, settings, mode=mode, run=run)
-                metadata = new_root() if is_free(target) else read_root(target)
+            if target.lock.exclusive:
+                batch = _existing(folder, wanted, settings, mode=mode, run=run)
+                metadata = new_root() if is_free(folder) else read_root(Folder(folder))
                 begun = True
-                batch, waste = _prepare(target, metadata, batch, wanted, settings, run)
+                batch, waste = _prepare(folder, metadata, batch, wanted, settings, run)
                 if shared:
-                    place.lock.share()
-                for folder in waste:
-                    shutil.rmtree(folder, ignore_errors=True)
+                    target.lock.share()
+                for unfinished in waste:
+                    shutil.rmtree(unfinished, ignore_errors=True)
             else:
-                batch = _required(target, wanted, run)
+                batch = _required(folder, wanted, run)
         except BaseException:
-            place.undo(begun=begun)
+            target.undo(begun=begun)
             raise
     except OSError as error:
-        raise write_error(error, target, 0) from error
-    place.keep()
-    return BatchWriter(target, place, batch)
+        raise write_error(error, folder, 0) from error
+    target.keep()
+    return BatchWriter(folder, target, batch)
 
 
 def _target(path: str | PathLike[str]) -> Path:
@@ -220,17 +221,17 @@ def _existing(path: Path, wanted: Wanted, settings: Mapping[str, Any], *, mode: 
             replaceable(path)
             return None
         case "append":
-            read_root(path)
+            read_root(Folder(path))
             return None
         case "resume":
-            return _same(path, read_root(path).batches, wanted, settings)
+            return _same(path, read_root(Folder(path)).batches, wanted, settings)
 
 
 def _joined(path: Path, wanted: Wanted, run: str) -> Batch | None:
     """The batch that another process of this run has put in place."""
     if is_free(path) or not (path / "zarr.json").exists():
         return None
-    for batch in read_root(path).batches:
+    for batch in read_root(Folder(path)).batches:
         if batch.run == run and _hashes(batch) == list(wanted):
             return batch
     return None

@@ -20,7 +20,7 @@ from attnlens.store.commit import CaptureFile
 from attnlens.store.faults import write_error
 from attnlens.store.layout import MIB
 from attnlens.store.lock import refuse_busy
-from attnlens.store.place import Place
+from attnlens.store.places import Folder
 from attnlens.store.queue import ByteQueue
 from attnlens.store.root import (
     check_free,
@@ -32,6 +32,7 @@ from attnlens.store.root import (
     root_entries,
     write_root,
 )
+from attnlens.store.target import Target
 
 COMMIT_ROWS = 8
 COMMIT_SECONDS = 2.0
@@ -57,9 +58,11 @@ class StoreWriter:
         """
         target = Path(path)
         target = target.resolve() if target.is_symlink() else target
+        if append and target.is_file():
+            raise InputError(f"{path} is packed: unpack it by `lens unpack`, then add to that")
         refuse_busy(target)
         if append and target.exists():
-            return cls(target, read_root(target), exists=True, replace=False)
+            return cls(target, read_root(Folder(target)), exists=True, replace=False)
         replace = overwrite and not is_free(target)
         if replace:
             replaceable(target)
@@ -71,7 +74,7 @@ class StoreWriter:
         """Name of the next capture's group: "0000", "0001", …"""
         if not self._exists:
             return next_ids(self._metadata.planned, 1)[0]
-        self._metadata = read_root(self.path)  # another run may have added to it
+        self._metadata = read_root(Folder(self.path))  # another run may have added to it
         return next_ids([*self._metadata.planned, *(entry.name for entry in self.path.iterdir())], 1)[0]
 
     def capture(
@@ -99,11 +102,11 @@ class StoreWriter:
         if capacity < metadata.n_prompt:
             raise InputError(f"capacity {capacity} is less than the prompt's {metadata.n_prompt} tokens")
         try:
-            place = Place(self.path, replace=lambda: self._replace)
+            target = Target(self.path, replace=lambda: self._replace)
             begun = False
             try:
                 if not self._exists:
-                    place.require_free()
+                    target.require_free()
                 if metadata.id != self.new_id():
                     raise InputError(f"capture id {metadata.id} is not the next one of {self.path}, {self.new_id()}")
                 begun = True
@@ -113,17 +116,17 @@ class StoreWriter:
                 )
                 file = CaptureFile(self.path, metadata, capacity=capacity, key_rows_hold=key_rows_hold)
             except BaseException:
-                place.undo(begun=begun)
+                target.undo(begun=begun)
                 raise
         except OSError as error:
             raise write_error(error, self.path, 0) from error
         self._exists, self._replace = True, False
-        place.keep()
-        return CaptureWriter(file, self._index, buffer_bytes, place.lock.release)
+        target.keep()
+        return CaptureWriter(file, self._index, buffer_bytes, target.lock.release)
 
     def _index(self) -> None:
         """Bring the list of captures in the store's zarr.json up to date."""
-        entries = root_entries(self.path, self._metadata.planned)
+        entries = root_entries(Folder(self.path), self._metadata.planned)
         self._metadata = write_root(self.path, self._metadata.model_copy(update={"index": entries}), running=False)
 
 

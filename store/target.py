@@ -11,7 +11,7 @@ from attnlens.store.lock import LOCK_NAME, WriterLock, lock_run, lock_store
 from attnlens.store.root import check_free, is_free, replaceable
 
 
-class Place:
+class Target:
     """A folder ready for a writer. Until `keep`, `undo` gives back what was there before."""
 
     def __init__(self, path: Path, *, replace: Callable[[], bool], run: str | None = None) -> None:
