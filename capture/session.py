@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from attnlens.capture.describe import device_name, model_info, versions
+from attnlens.capture.equipment import Equipment, equip
 from attnlens.capture.evidence import ROW_SUM_LIMIT
 from attnlens.capture.forward import input_device
 from attnlens.capture.memory import return_freed_memory
@@ -26,7 +27,7 @@ from attnlens.capture.settings import Generation, Settings
 from attnlens.capture.vocabulary import Vocabulary
 from attnlens.progress import Progress
 from attnlens.schemas.errors import Interrupted
-from attnlens.schemas.metadata import CaptureMetadata, LensInfo, ModelInfo, Sampling, SelfCheck
+from attnlens.schemas.metadata import CaptureMetadata, ModelInfo, Sampling, SelfCheck
 from attnlens.store.batch import BatchWriter
 from attnlens.store.writer import CaptureWriter, StoreWriter
 
@@ -56,7 +57,7 @@ class Session:
     probed: Probed
     vocabulary: Vocabulary
     model_info: ModelInfo
-    lens_info: LensInfo | None
+    equipment: Equipment
 
     def sampler(self, generation: Generation, n_prompt: int) -> Sampler:
         """The chooser of tokens after a prompt of `n_prompt`.
@@ -89,8 +90,7 @@ class Session:
             messages=plan.prompt.messages,
             attention="dense",
             model=self.model_info,
-            lens=self.lens_info,
-            lens_absent=self.probed.lens_absent,
+            **self.equipment.metadata(),
             sampling=Sampling(
                 forced=plan.given is not None,
                 max_new_tokens=plan.max_new_tokens,
@@ -147,7 +147,7 @@ class Session:
                         sampler,
                         self.device,
                         progress,
-                        top_k=self.settings.top_k,
+                        equipment=self.equipment,
                     )
                     passes.run()
                     progress.stage("writing")
@@ -190,20 +190,22 @@ def open_session(
     with _evaluating(model):
         progress.stage("probe")
         device = input_device(model)
+        prompt = torch.tensor(list(prompt_ids), device=device)
         with torch.no_grad():
-            probed = probe(model, torch.tensor(list(prompt_ids), device=device), lens=settings.lens)
-        size = probed.vocabulary_size
+            probed = probe(model, prompt, lens=settings.lens)
+            vocabulary = Vocabulary(tokenizer, probed.vocabulary_size)
+            equipment = equip(model, probed, prompt, settings, tokenizer, vocabulary)
         yield Session(
             model=model,
             tokenizer=tokenizer,
             settings=settings,
             device=device,
             probed=probed,
-            vocabulary=Vocabulary(tokenizer, size),
+            vocabulary=vocabulary,
             model_info=model_info(
                 model, probed, name=model_id or _name_of(model), revision=revision, quantization=quantization
             ),
-            lens_info=probed.lens.info(min(settings.top_k, size)) if probed.lens else None,
+            equipment=equipment,
         )
 
 

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 import attnlens
-from attnlens.capture import capture
+from attnlens.capture import capture, probe
 from attnlens.capture.batch.asked import seed_of
+from attnlens.capture.settings import Settings
 from attnlens.render.options import RenderOptions
 from attnlens.render.pictures import render
 from attnlens.schemas.errors import AbsentError, InputError
@@ -133,7 +134,7 @@ def test_resume_does_what_is_missing_partial_or_failed(truth: Path, tmp_path: Pa
         ([*prompts(N)[1:], prompts(N)[0]], {}, "in another order"),
         ([*prompts(N)[:-1], {**prompts(N)[-1], "prompt": "other"}], {}, "is not what it was"),
         ([*prompts(N)[:-1], {**prompts(N)[-1], "top_p": 0.5}], {}, "is not what it was"),
-        (prompts(N), {"top_k": 2}, "top_k was 5, now it is 2"),
+        (prompts(N), {"settings": Settings(top_k=2)}, "top_k was 5, now it is 2"),
         (prompts(N), {"seed": 6}, "seed was 5, now it is 6"),
         (prompts(N), {"model_id": "another"}, "model was 'LlamaForCausalLM', now it is 'another'"),
     ],
@@ -165,15 +166,13 @@ def test_a_store_that_is_there(truth: Path, tmp_path: Path) -> None:
 
 
 def test_the_model_is_probed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from attnlens.capture import session
-
     probes: list[int] = []
-    real = session.probe
+    real = probe.probe
 
     def counted(*args: Any, **kwargs: Any) -> Any:
         probes.append(1)
         return real(*args, **kwargs)
 
-    monkeypatch.setattr(session, "probe", counted)
+    monkeypatch.setattr("attnlens.capture.session.probe", counted)
     run(tmp_path / "run.zarr", prompts(3), max_new_tokens=1)
     assert len(probes) == 1

@@ -23,10 +23,13 @@ from attnlens.progress import Progress, Silent
 from attnlens.schemas.errors import InputError, Interrupted, MissingExtraError, ModelError, StoreError
 from attnlens.schemas.metadata import BatchPrompt
 from attnlens.store.batch import BatchWriter, Mode, check_batch, open_batch
-from attnlens.store.layout import MIB
 
 Refusal = (InputError, ModelError, MissingExtraError)
 """What is wrong with one prompt, and leaves the others alone."""
+
+
+NOT_COMPARED = ("buffer_bytes", "lenses")
+"""Settings that a resumed run may change, or that are told by what they came to: a store never names a local path."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,12 +72,10 @@ def capture_many(
     temperature: float = 0.1,
     top_p: float = 0.9,
     seed: int = 0,
-    lens: bool = True,
-    top_k: int = 5,
+    settings: Settings | None = None,
     overwrite: bool = False,
     append: bool = False,
     resume: bool = False,
-    buffer_bytes: int = 64 * MIB,
     model_id: str | None = None,
     revision: str | None = None,
     quantization: dict[str, Any] | None = None,
@@ -100,13 +101,11 @@ def capture_many(
         temperature: of sampling; 0 takes the most probable token.
         top_p: nucleus of sampling, Holtzman et al. 2020.
         seed: of sampling. A prompt's own seed is used as it is.
-        lens: read the residual stream of every depth through the logit lens.
-        top_k: how many tokens of each reading to keep.
+        settings: what is kept of each, for example `Settings(top_k=3)`.
         overwrite: replace a store that is there.
         append: add captures to the store that is there.
         resume: go on with the same prompts in the store that is there: captures that are missing, partial or failed
             are made again, complete ones are kept. Begins if nothing is there.
-        buffer_bytes: host memory that rows may take while they wait to be written.
         model_id: name to record; by default the model's own.
         revision: of the model, to record.
         quantization: to record, where the model's config does not say.
@@ -118,7 +117,7 @@ def capture_many(
         StoreError: the store cannot be written.
         Interrupted: Ctrl-C; what was committed is kept.
     """
-    settings = Settings(lens=lens, top_k=top_k, buffer_bytes=buffer_bytes)
+    settings = settings or Settings()
     generation = Generation(max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed)
     settings.check()
     generation.check()
@@ -301,7 +300,7 @@ def _first_ids(tokenizer: Any, asked: Sequence[Asked]) -> list[int]:
 
 def _shared(settings: Settings, defaults: Defaults) -> dict[str, Any]:
     """What a resumed run must have in common with the one before, as far as it is known without the model."""
-    kept = {name: value for name, value in dataclasses.asdict(settings).items() if name != "buffer_bytes"}
+    kept = {name: value for name, value in dataclasses.asdict(settings).items() if name not in NOT_COMPARED}
     values = {**kept, **dataclasses.asdict(defaults.generation), "system": defaults.system, "raw": defaults.raw}
     plain: dict[str, Any] = json.loads(json.dumps(values, default=str))
     return plain
@@ -317,7 +316,7 @@ def _model(session: Session) -> dict[str, Any]:
         "dtype": about.dtype,
         "quantization": about.quantization,
         "n_layer": about.n_layer,
-        "lens_weights": session.lens_info.hash if session.lens_info is not None else None,
+        "lenses": [f"{lens.info.name} {lens.info.hash}" for lens in session.equipment.lenses],
     }
     return values
 
