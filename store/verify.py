@@ -17,6 +17,7 @@ from attnlens.store.check_files import check_chunks, check_consolidated, check_d
 from attnlens.store.check_lens import check_lens
 from attnlens.store.check_tokens import check_tokens
 from attnlens.store.descriptions import Limits, describe_array
+from attnlens.store.files import PARTIAL
 from attnlens.store.findings import Findings
 from attnlens.store.places import Place
 from attnlens.store.reader import Store, open_store, read_capture
@@ -54,7 +55,7 @@ def verify(path: str | PathLike[str], *, progress: Progress | None = None) -> Ve
     """
     progress = progress or Silent()
     findings = Findings()
-    store = open_store(path)
+    store = open_store(path, checked=False)
     _check_root(store.place, store.metadata, findings)
     check_archive(store.place, findings)
     captures: dict[str, str] = {}
@@ -67,7 +68,8 @@ def verify(path: str | PathLike[str], *, progress: Progress | None = None) -> Ve
 def _check_root(place: Place, about: StoreMetadata, findings: Findings) -> None:
     """The store's own metadata: their digest, and that the index says what the captures say."""
     check_digest(place.document(), "", findings)
-    for name in sorted(set(place.folders()) - set(about.planned)):
+    present = {name for name in place.folders() if not name.endswith(PARTIAL)}
+    for name in sorted(present - set(about.planned)):
         problem = (
             "is a capture that the store does not list" if CAPTURE_NAME.fullmatch(name) else "is not of the format"
         )
@@ -83,9 +85,10 @@ def _check_root(place: Place, about: StoreMetadata, findings: Findings) -> None:
 def _check_capture(store: Store, name: str, findings: Findings, progress: Progress) -> str:
     """One capture; returns its status."""
     limits = Limits()
-    attributes, documents, problems = read_capture(store.place, name, limits)
-    descriptions = {key: describe_array(document, limits) for key, document in documents.items()}
-    if attributes:
+    document, documents, problems = read_capture(store.place, name, limits)
+    descriptions = {key: describe_array(text, limits) for key, text in documents.items()}
+    attributes = document.get("attributes", {})
+    if document:
         problems += [
             problem
             for problem in validate_capture(attributes, descriptions, where=name)
@@ -93,9 +96,8 @@ def _check_capture(store: Store, name: str, findings: Findings, progress: Progre
         ]
     findings.count("arrays", len(documents))
     findings.extend(problems)
-    if not attributes:
+    if not document:
         return "damaged"
-    document = store.place.document(name)
     check_digest(document, name, findings)
     if problems:
         return "damaged"
@@ -103,7 +105,7 @@ def _check_capture(store: Store, name: str, findings: Findings, progress: Progre
     capture = store[name]
     if capture.status == "complete":
         check_manifest(store.place, capture, findings, progress)
-    if capture.status != "planned":
+    if capture.status not in ("planned", "failed"):  # neither has a row
         whole = _check_arrays(store, name, findings, progress)
         check_tokens(capture, findings)
         if "attention_weight" in whole:
