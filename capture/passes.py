@@ -68,6 +68,7 @@ class Passes:
             VocabularyEntries(rows.vocabulary, vocabulary),
             at_depths=equipment.depth_readers(len(probed.layers)),
             inside=equipment.inside_reader(),
+            origin=rows.metadata.lens_first,
             residual=ResidualEvidence(rows, equipment.residual) if equipment.residual else None,
         )
         receive = self._readings.receive if self._readings.wants_depths else None

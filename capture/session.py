@@ -101,6 +101,7 @@ class Session:
             attention_choice=encoding.choice,
             model=self.model_info,
             **self.equipment.metadata(),
+            lens_first=self.settings.lens_first(plan.n_prompt) if self.equipment.lenses else 0,
             sampling=Sampling(
                 forced=plan.given is not None,
                 max_new_tokens=plan.max_new_tokens,

@@ -160,6 +160,15 @@ def capture(
             show_default=False,
         ),
     ] = None,
+    lens_tokens: Annotated[
+        str,
+        typer.Option(
+            "--lens-tokens",
+            metavar="WHICH",
+            rich_help_panel=EVIDENCE,
+            help="all; generated; last:N of the prompt and all after.",
+        ),
+    ] = "all",
     lens_points: Annotated[
         str,
         typer.Option(
@@ -241,6 +250,7 @@ def capture(
             lens=not no_lens,
             lenses=tuple(lens or ("logit",)),
             lens_points=lens_points,
+            lens_tokens=lens_tokens,
             track=(*(track or ()), *(track_id or ())),
             residuals=residuals,
             value_norm=not no_value_norm,

@@ -12,6 +12,7 @@ from attnlens.render.choice.queries import Timeline
 from attnlens.render.scene import Labels, Prediction
 from attnlens.render.text.legible import legible, legible_bytes
 from attnlens.render.text.texts import Text, read_lens
+from attnlens.schemas.errors import AbsentError
 
 if TYPE_CHECKING:
     from attnlens.store.reader import Capture
@@ -44,7 +45,7 @@ class Cells:
         self, capture: Capture, tokens: Tokens, text: Text, timeline: Timeline, lens: str | None = None
     ) -> None:
         metadata = capture.metadata
-        self._tokens, self._text = tokens, text
+        self._tokens, self._text, self._capture = tokens, text, capture
         self._n_layer = metadata.model.n_layer
         self.names_tokens = text.array == "lens_token" and text.ranks == 1
         vocabulary = {} if metadata.lens is None else capture.vocabulary
@@ -72,6 +73,12 @@ class Cells:
             return tuple(self._tokens.texts[column] for column in columns)
         if self._values is None:
             return ("",) * len(columns)
+        if min(columns) < self._capture.lens_start:
+            first, start = self._capture.metadata.lens_first, self._capture.lens_start
+            raise AbsentError(
+                f"capture {self._capture.id}: the lens did not read token {min(columns)}, it was asked for the tokens "
+                f"from {first} on; draw those (--tokens {start}:), or the attention without the lens (--text weight)"
+            )
         return self._text.line(self._values[depth, list(columns)], self.spell)
 
     def names(self, columns: tuple[int, ...]) -> tuple[str, ...]:
@@ -84,7 +91,7 @@ class Cells:
 
     def predicted(self, query: int) -> Prediction | None:
         """The lens's first choice at the last depth."""
-        if self._final is None:
+        if self._final is None or query < self._capture.lens_start:
             return None
         return Prediction(text=self.spell(int(self._final[query])), probability=float(self._chance[query]))
 
