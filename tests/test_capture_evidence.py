@@ -346,7 +346,7 @@ def test_value_norm_of_a_quantised_projection_is_what_it_makes_of_each_head(quan
     capture(loaded.model, loaded.tokenizer, "Who is", tmp_path / "run.zarr", completion=" Bob?")
     handle.remove()
     found = attnlens.open(tmp_path / "run.zarr")[0]
-    value = seen[-1].unflatten(1, (2, 16)).repeat_interleave(2, dim=1)
+    value = seen[-1].reshape(-1, 2, 16).repeat_interleave(2, dim=1)
     for head in range(4):
         alone = torch.zeros(1, len(value), 64)
         alone[0, :, 16 * head : 16 * head + 16] = value[:, head]
@@ -380,7 +380,7 @@ def test_an_adapted_projection_counts_with_its_adapter(tmp_path: Path) -> None:
             self.base = base
             self.down, self.up = torch.nn.Linear(32, 2, bias=False), torch.nn.Linear(2, 32, bias=False)
 
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
+        def forward(self, x: torch.Tensor) -> Any:
             return self.base(x) + self.up(self.down(x)) * 3
 
     model, plain = tiny_model("llama"), tiny_model("llama")
