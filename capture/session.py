@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from attnlens.capture.describe import device_name, model_info, versions
+from attnlens.capture.encoding import choose_encoding
 from attnlens.capture.equipment import Equipment, equip
 from attnlens.capture.evidence import ROW_SUM_LIMIT
 from attnlens.capture.forward import input_device
@@ -21,12 +22,14 @@ from attnlens.capture.memory import return_freed_memory
 from attnlens.capture.passes import Passes
 from attnlens.capture.plan import Plan
 from attnlens.capture.probe import Probed, probe
+from attnlens.capture.prompt import Prompt
 from attnlens.capture.sampling import Sampler
 from attnlens.capture.settings import Generation, Settings
 from attnlens.capture.vocabulary import Vocabulary
 from attnlens.progress import Progress
 from attnlens.schemas.errors import Interrupted
 from attnlens.schemas.metadata import CaptureMetadata, ModelInfo, Sampling, SelfCheck
+from attnlens.store.batch import BatchWriter
 from attnlens.store.writer import CaptureWriter, StoreWriter
 
 
@@ -42,6 +45,8 @@ class CaptureReport:
     completion: str
     seconds: float
     bytes_written: int
+    attention: str = "dense"
+    attention_choice: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +80,12 @@ class Session:
     def metadata(
         self, capture_id: str, plan: Plan, generation: Generation, sampler: Sampler, prompt_id: str | None = None
     ) -> CaptureMetadata:
-        """What is known of a capture before it begins."""
+        """What is known of a capture before it begins.
+
+        Raises:
+            ModelError: attention cannot be kept in the way that was asked for.
+        """
+        encoding = choose_encoding(self.settings.attention, self.probed, plan.capacity)
         return CaptureMetadata(
             id=capture_id,
             prompt_id=prompt_id,
@@ -86,7 +96,9 @@ class Session:
             n_fed=0,
             prompt=plan.prompt.text,
             messages=plan.prompt.messages,
-            attention="dense",
+            attention=encoding.mode,
+            attention_dtype=self.probed.vector_dtype if encoding.mode == "qk" else None,
+            attention_choice=encoding.choice,
             model=self.model_info,
             **self.equipment.metadata(),
             sampling=Sampling(
@@ -103,11 +115,16 @@ class Session:
             self_checks=[*self.probed.checks, *self.equipment.checks],
         )
 
+    def failed(self, capture_id: str, prompt_id: str, words: str, generation: Generation) -> CaptureMetadata:
+        """The record of a prompt, `words` as they were given, that could not be made into tokens."""
+        plan = Plan(prompt=Prompt(words, []), given=None, max_new_tokens=generation.max_new_tokens)
+        return self.metadata(capture_id, plan, generation, self.sampler(generation, 1), prompt_id)
+
     def capture(
         self,
         plan: Plan,
         generation: Generation,
-        writer: StoreWriter,
+        writer: StoreWriter | BatchWriter,
         capture_id: str,
         progress: Progress,
         *,
@@ -157,6 +174,8 @@ class Session:
             completion=completion,
             seconds=time.perf_counter() - started,
             bytes_written=rows.bytes_written,
+            attention=metadata.attention or "none",
+            attention_choice=metadata.attention_choice,
         )
 
 
