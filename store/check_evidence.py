@@ -88,7 +88,7 @@ def _tracked(capture: Capture, names: Names, findings: Findings, progress: Progr
 def _norms(capture: Capture, keys: slice, findings: Findings) -> None:
     array = capture["value_norm"]
     values: NDArray[Any] = array[:, :, keys]
-    heads = np.asarray([layer.n_head for layer in capture.metadata.model.layers])
+    heads = np.asarray([layer.n_head for layer in capture.metadata.model.layers]) * capture.attention_layers
     bad = ~(values >= 0) & (np.arange(values.shape[1])[None, :, None] < heads[:, None, None])
 
     def tell(layer: int, head: int, key: int) -> tuple[str, str]:

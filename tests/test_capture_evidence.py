@@ -18,6 +18,8 @@ import zarr
 import attnlens
 from attnlens.capture import capture
 from attnlens.capture.models import load
+from attnlens.render.options import RenderOptions
+from attnlens.render.views.open import open_view
 from attnlens.schemas.errors import InputError
 from attnlens.store.verify import verify
 from families import byte_tokenizer, tiny_model
@@ -392,3 +394,25 @@ def test_an_adapted_projection_counts_with_its_adapter(tmp_path: Path) -> None:
         capture(one, byte_tokenizer(), "Hi", tmp_path / f"{name}.zarr", raw=True, completion=" you")
     found, expected = (attnlens.open(tmp_path / f"{name}.zarr")[0]["value_norm"][:] for name in ("adapted", "merged"))
     np.testing.assert_allclose(found, expected, rtol=1e-4)
+
+
+@pytest.mark.parametrize("family", ["llama", "mistral", "gpt_oss", "gemma2"])
+def test_both_ways_to_keep_attention_have_the_same_evidence(family: str, tmp_path: Path) -> None:
+    for mode in ("dense", "qk"):
+        capture(
+            tiny_model(family), byte_tokenizer(), PROMPT, tmp_path / f"{mode}.zarr", raw=True, max_new_tokens=6,
+            temperature=0, attention=mode, residuals=True, track=[5], lens_points="all",
+        )  # fmt: skip
+    dense, qk = (attnlens.open(tmp_path / f"{mode}.zarr")[0] for mode in ("dense", "qk"))
+    assert qk.metadata.evidence == dense.metadata.evidence
+    for name in dense.metadata.evidence:
+        one, other = dense[name][:], qk[name][:]
+        if one.dtype.kind == "f":
+            np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5, err_msg=name)
+        else:
+            assert (one == other).mean() > 0.99
+    options = RenderOptions(scale="value-norm", heads="mean")
+    drawn = [open_view(found, options) for found in (dense, qk)]
+    one, other = (next(iter(view.scenes(view.units[-1])))[1].matrix for view in drawn)
+    np.testing.assert_allclose(one, other, atol=2e-3)
+    assert verify(tmp_path / "qk.zarr").problems == []
