@@ -114,7 +114,7 @@ class NamedArray:
             cells = self._cells(part, number, size)
             if number == row and not isinstance(part, slice) and max(cells, default=-1) >= committed:
                 raise AbsentError(self._absent(int(max(cells))))
-            if number == row and not isinstance(part, slice) and min(cells, default=self._start) < self._start:
+            if number == row and not isinstance(part, slice) and min(cells, default=self.first_row) < self.first_row:
                 raise AbsentError(self._unread(int(min(cells))))
             if not isinstance(part, slice) and np.ndim(part) == 0:
                 dropped.append(number)
@@ -154,8 +154,8 @@ class NamedArray:
         self, values: NDArray[Any], selection: list[slice | NDArray[np.intp]], row: int | None = None
     ) -> bool:
         """Whether a cell that must hold data is missing. One column of each block of keys tells."""
-        if row is not None and self._start:
-            values = values.compress(np.arange(self.shape[row])[selection[row]] >= self._start, axis=row)
+        if row is not None and self.first_row:
+            values = values.compress(np.arange(self.shape[row])[selection[row]] >= self.first_row, axis=row)
         if "layer" in self.axes:
             layers = self._capture.key_layers if self.name == "attention_k" else self._capture.attention_layers
             axis = self.axes.index("layer")
@@ -186,7 +186,7 @@ class NamedArray:
         return None, 0
 
     @property
-    def _start(self) -> int:
+    def first_row(self) -> int:
         """The first row that there is: lenses may have read later tokens only."""
         base = self.name if self._spec is None else self._spec.base or self.name
         return self._capture.lens_start if base in LENS_ROWS else 0
