@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,6 +16,10 @@ from attnlens.render.text.texts import Text, read_lens
 
 if TYPE_CHECKING:
     from attnlens.store.reader import Capture
+
+
+_KEPT = 64
+"""Windows whose texts are remembered: they come again with the next query, whatever it looks at."""
 
 
 class Tokens:
@@ -43,6 +48,7 @@ class Cells:
     def __init__(self, capture: Capture, tokens: Tokens, text: Text, timeline: Timeline) -> None:
         metadata = capture.metadata
         self._tokens, self._text = tokens, text
+        self._of_lens = lru_cache(maxsize=_KEPT)(self._made_of_lens)
         self._n_layer = metadata.model.n_layer
         self.names_tokens = text.array == "lens_token" and text.ranks == 1
         vocabulary = {} if metadata.lens is None else capture.vocabulary
@@ -63,6 +69,9 @@ class Cells:
                 ("",) * len(columns) if depth == self._n_layer else self._text.line(values, self.spell)
                 for depth, values in zip(depths, matrix, strict=True)
             )
+        return self._of_lens(depths, columns)
+
+    def _made_of_lens(self, depths: tuple[int, ...], columns: tuple[int, ...]) -> Labels:
         return tuple(self._line(depth, columns) for depth in depths)
 
     def _line(self, depth: int, columns: tuple[int, ...]) -> tuple[str, ...]:
