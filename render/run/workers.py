@@ -1,8 +1,8 @@
 """Jobs on several processes: this one and helpers beside it, each reading its own part of the store.
 
-This process draws as well, so that the first picture does not wait for the helpers to start. Helpers begin as fresh
-interpreters (never as copies of this one, which may run threads), ignore Ctrl-C, which is this process's to answer, and
-end when this process does, however it ends.
+This process draws as well, so that the first picture does not wait for the helpers to start. Helpers are never copies
+of this one, which may run threads; they ignore Ctrl-C, which is this process's to answer, and end when this process
+does, however it ends.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from concurrent.futures.process import BrokenProcessPool
 from itertools import islice
 from multiprocessing.connection import wait as wait_for
 
+from attnlens.render.run.helpers import context
 from attnlens.render.run.jobs import Job, Outcome, write
 from attnlens.schemas.errors import AttnlensError
 
@@ -25,11 +26,6 @@ WORTH = 48
 
 _AHEAD = 2
 """Jobs that each helper has at hand, so that it never waits for the next one."""
-
-
-def cores() -> int:
-    """Processors that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def run(jobs: Iterable[Job], workers: int, count: int) -> Iterator[Outcome]:
@@ -47,7 +43,7 @@ def run(jobs: Iterable[Job], workers: int, count: int) -> Iterator[Outcome]:
         return
     if (at_once := next(left, None)) is not None:
         yield write(at_once)  # helpers that start would slow the first pictures down
-    pool = ProcessPoolExecutor(helpers, mp_context=_context(), initializer=_begin)
+    pool = ProcessPoolExecutor(helpers, mp_context=context(), initializer=_begin)
     running: set[Future[Outcome]] = set()
     try:
         while True:
@@ -65,15 +61,6 @@ def run(jobs: Iterable[Job], workers: int, count: int) -> Iterator[Outcome]:
         ) from error
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _context() -> multiprocessing.context.BaseContext:
-    name = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
-    context = multiprocessing.get_context(name)
-    if name == "forkserver":
-        # What all helpers need is then imported once.
-        context.set_forkserver_preload(["__main__", __name__])
-    return context
 
 
 def _begin() -> None:
