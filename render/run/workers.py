@@ -19,6 +19,7 @@ from multiprocessing.connection import wait as wait_for
 
 from attnlens.render.run.helpers import context
 from attnlens.render.run.jobs import Job, Outcome, write
+from attnlens.render.run.memory import return_freed_memory
 from attnlens.schemas.errors import AttnlensError
 
 WORTH = 48
@@ -36,6 +37,7 @@ def run(jobs: Iterable[Job], workers: int, count: int) -> Iterator[Outcome]:
     Raises:
         AttnlensError: what a job raised, or a helper died.
     """
+    return_freed_memory()
     helpers = min(workers, 1 + count // WORTH) - 1
     left = iter(jobs)
     if helpers < 1:
@@ -65,6 +67,7 @@ def run(jobs: Iterable[Job], workers: int, count: int) -> Iterator[Outcome]:
 
 def _begin() -> None:
     """In a helper, first of all."""
+    return_freed_memory()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, overload
 
@@ -13,6 +13,7 @@ from attnlens.render.choice.queries import Timeline
 from attnlens.render.scene import Labels, Prediction
 from attnlens.render.text.legible import legible, legible_bytes
 from attnlens.render.text.texts import Blocks, Text, Values
+from attnlens.schemas.errors import StoreError
 
 if TYPE_CHECKING:
     from attnlens.store.reader import Capture
@@ -79,8 +80,7 @@ class Cells:
         self._of_lens = lru_cache(maxsize=_KEPT)(self._made_of_lens)
         self._n_layer = metadata.model.n_layer
         self.names_tokens = text.array == "lens_token" and text.ranks == 1
-        vocabulary = {} if metadata.lens is None else capture.vocabulary
-        self._spell = _Texts(vocabulary, tokens)
+        self._spell = _Texts(capture, tokens)
         self._values: Blocks | None = None
         if text.array is not None and not (metadata.lens is None and self.names_tokens):
             self._values = Blocks(capture[text.array], timeline.n_row, text.ranks)
@@ -135,16 +135,45 @@ class Cells:
 
 
 class _Texts(dict[int, str]):
-    """Vocabulary id → legible text, each made once. Ids of the timeline have exact bytes there."""
+    """Vocabulary id → legible text, each made when it is needed. Ids of the timeline have exact bytes there."""
 
-    def __init__(self, vocabulary: Mapping[int, str], tokens: Tokens) -> None:
+    def __init__(self, capture: Capture, tokens: Tokens) -> None:
         super().__init__()
-        self._vocabulary, self._tokens = vocabulary, tokens
-        self._ids, self._places = np.unique(tokens.ids, return_index=True)
+        self._capture, self._tokens = capture, tokens
+        self._positions = _Places(tokens.ids)
+        self._entries = _Places(np.asarray(capture["vocabulary_id"][:] if capture.metadata.lens else [], np.int32))
+        self._block = lru_cache(maxsize=8)(self._read)
         self[-1] = ""
 
     def __missing__(self, token: int) -> str:
-        at = int(np.searchsorted(self._ids, token))
-        there = at < len(self._ids) and self._ids[at] == token
-        text = self[token] = self._tokens.texts[int(self._places[at])] if there else legible(self._vocabulary[token])
+        if (position := self._positions.of(token)) is not None:
+            text = self._tokens.texts[position]
+        else:
+            text = legible(self._stored(token))
+        self[token] = text
         return text
+
+    def _stored(self, token: int) -> str:
+        entry = self._entries.of(token)
+        block = [] if entry is None else self._block(entry // _BLOCK)
+        if entry is None or entry % _BLOCK >= len(block):
+            raise StoreError(
+                f"{self._capture.id}/vocabulary_id: the lens arrays use token id {token}, which is not there; "
+                "run `lens verify`"
+            )
+        return block[entry % _BLOCK]
+
+    def _read(self, number: int) -> list[str]:
+        return [str(text) for text in self._capture["vocabulary_text"][number * _BLOCK : (number + 1) * _BLOCK]]
+
+
+class _Places:
+    """Where each of some ids stands first."""
+
+    def __init__(self, ids: npt.NDArray[np.int32]) -> None:
+        self._ids, self._places = np.unique(ids, return_index=True)
+
+    def of(self, number: int) -> int | None:
+        """The place of an id, None where it is not among them."""
+        at = int(np.searchsorted(self._ids, number))
+        return int(self._places[at]) if at < len(self._ids) and self._ids[at] == number else None
