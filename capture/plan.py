@@ -35,22 +35,6 @@ class Plan:
         return self.n_prompt + (self.max_new_tokens if self.given is None else len(self.given))
 
 
-def check_options(*, max_new_tokens: int, temperature: float, top_p: float, top_k: int) -> None:
-    """Refuses numbers that mean nothing.
-
-    Raises:
-        InputError: as said.
-    """
-    if max_new_tokens < 0:
-        raise InputError(f"max_new_tokens is {max_new_tokens}, expected 0 or more")
-    if not 0 <= temperature < float("inf"):
-        raise InputError(f"temperature is {temperature}, expected 0 (the most probable token) or more")
-    if not 0 < top_p <= 1:
-        raise InputError(f"top_p is {top_p}, expected more than 0 and at most 1")
-    if top_k < 1:
-        raise InputError(f"top_k is {top_k}, expected 1 or more")
-
-
 def read_prompt(tokenizer: Any, prompt: Text, *, system: str | None, raw: bool) -> Prompt:
     """The prompt as ids, whatever it was given as.
 

@@ -6,10 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from attnlens.capture.batch.launch import read_launch
 from attnlens.capture.engine import CaptureReport, capture
 from attnlens.capture.models import load
-from attnlens.capture.plan import Text, check_options
+from attnlens.capture.plan import Text
 from attnlens.capture.prompt import read_messages, read_prompt_file, read_token_ids
+from attnlens.capture.settings import Generation, Settings
 from attnlens.progress import Progress
 from attnlens.schemas.errors import InputError
 from attnlens.store.layout import MIB
@@ -25,10 +27,12 @@ class CaptureOptions:
     prompt: str | None = None
     prompt_file: Path | None = None
     messages: Path | None = None
+    prompts: Path | None = None
     system: str | None = None
     raw: bool = False
     overwrite: bool = False
     append: bool = False
+    resume: bool = False
     max_new_tokens: int = 256
     temperature: float = 0.1
     top_p: float = 0.9
@@ -41,8 +45,36 @@ class CaptureOptions:
     trust_remote_code: bool = False
     revision: str | None = None
     top_k: int = 5
+    attention: str = "dense"
     lens: bool = True
+    lenses: tuple[str, ...] = ("logit",)
+    lens_points: str = "layers"
+    track: tuple[str | int, ...] = ()
+    residuals: bool = False
+    value_norm: bool = True
     buffer_mib: int = 64
+
+    @property
+    def settings(self) -> Settings:
+        """What is kept."""
+        return Settings(
+            attention=self.attention,
+            lens=self.lens,
+            lenses=self.lenses,
+            lens_points=self.lens_points,
+            track=self.track,
+            residuals=self.residuals,
+            value_norm=self.value_norm,
+            top_k=self.top_k,
+            buffer_bytes=self.buffer_mib * MIB,
+        )
+
+    @property
+    def generation(self) -> Generation:
+        """How a text goes on."""
+        return Generation(
+            max_new_tokens=self.max_new_tokens, temperature=self.temperature, top_p=self.top_p, seed=self.seed
+        )
 
 
 def run(options: CaptureOptions, progress: Progress) -> CaptureReport:
@@ -51,11 +83,15 @@ def run(options: CaptureOptions, progress: Progress) -> CaptureReport:
     Raises:
         AttnlensError: an input, the model or the store cannot be used; nothing is left half-written.
     """
-    check_options(
-        max_new_tokens=options.max_new_tokens, temperature=options.temperature, top_p=options.top_p, top_k=options.top_k
-    )
     if options.buffer_mib < 1:
         raise InputError(f"--buffer is {options.buffer_mib} MiB, expected 1 or more")
+    options.settings.check()
+    options.generation.check()
+    if options.resume:
+        raise InputError("--resume goes on with many prompts; give them with --prompts FILE")
+    launch = read_launch()
+    if launch.shared:
+        raise InputError(f"{launch.world} processes were started for one prompt; give several with --prompts FILE")
     prompt, token_ids = _text(options)
     StoreWriter.create(options.output, overwrite=options.overwrite, append=options.append)  # checks, writes nothing
     loaded = load(
@@ -80,7 +116,13 @@ def run(options: CaptureOptions, progress: Progress) -> CaptureReport:
         temperature=options.temperature,
         top_p=options.top_p,
         seed=options.seed,
+        attention=options.attention,
         lens=options.lens,
+        lenses=options.lenses,
+        lens_points=options.lens_points,
+        track=options.track,
+        residuals=options.residuals,
+        value_norm=options.value_norm,
         top_k=options.top_k,
         overwrite=options.overwrite,
         append=options.append,
@@ -110,7 +152,7 @@ def _text(options: CaptureOptions) -> tuple[Text, Sequence[int] | None]:
         # A bare list of ids is a whole text: its first token is the prompt, and pictures exist for the rest.
         return (given.prompt, completion) if given.prompt is not None else (given.completion[:1], given.completion[1:])
     if not named:
-        raise InputError("no prompt; give one with -p TEXT, --prompt-file FILE, --messages FILE or --token-ids FILE")
+        raise InputError("no prompt; give one with -p TEXT, --prompt-file, --messages, --token-ids or --prompts FILE")
     if options.messages is not None:
         if options.system is not None:
             raise InputError("--system and --messages were given; put the system message into the messages file")

@@ -31,7 +31,8 @@ def render(
         typer.Option("-o", "--output", metavar="DIR", help="Folder for the pictures.", show_default="STORE-pictures"),
     ] = None,
     capture: Annotated[
-        str | None, typer.Option("--capture", metavar="ID", help="Which capture.", show_default="all")
+        str | None,
+        typer.Option("--capture", metavar="ID", help="Which capture, or id of a prompt.", show_default="all"),
     ] = None,
     queries: Annotated[
         str, typer.Option("--queries", metavar="WHICH", help="generated, prompt, all, or positions: 57 or 40:60.")
@@ -68,6 +69,16 @@ def render(
             rich_help_panel=SHOWN,
             help="In the cells: token, probability, top-k, entropy, next-rank, weight.",
             show_default="token; in maps weight",
+        ),
+    ] = None,
+    lens: Annotated[
+        str | None,
+        typer.Option(
+            "--lens",
+            metavar="NAME",
+            rich_help_panel=SHOWN,
+            help="Which of the store's lenses is read.",
+            show_default="its first",
         ),
     ] = None,
     map: Annotated[
@@ -135,6 +146,7 @@ def render(
     from attnlens.console import one_line, open_progress, to_json
     from attnlens.render.options import RenderOptions, select_theme
     from attnlens.render.pictures import render as draw
+    from attnlens.store.places import stem_of
 
     options = RenderOptions(
         capture=capture,
@@ -146,6 +158,7 @@ def render(
         heads=heads,
         scale=scale,
         text=text,
+        lens=lens,
         map=map,
         cmap=cmap,
         theme=select_theme(theme),
@@ -154,7 +167,7 @@ def render(
         format=format,
         sheet=sheet,
     )
-    folder = output or Path(f"{store.stem}-pictures")
+    folder = output or Path(f"{stem_of(store)}-pictures")
     if again is not None:
         from attnlens.render.recipes.again import draw_again
 

@@ -25,6 +25,7 @@ from attnlens.render.run.whole import is_there
 from attnlens.render.views.open import open_view
 from attnlens.render.views.view import View
 from attnlens.schemas.errors import AbsentError, InputError
+from attnlens.store.places import file_time
 
 if TYPE_CHECKING:
     from attnlens.store.reader import Capture, Store
@@ -63,7 +64,9 @@ class Plan:
         """Number of files."""
         return sum(len(names(self.view, unit, self.options)) for unit in self.view.units)
 
-    def jobs(self, store: Path, left: Callable[[Plan, tuple[str, ...]], tuple[str, ...] | None]) -> Iterator[Job]:
+    def jobs(
+        self, store: str | PathLike[str], left: Callable[[Plan, tuple[str, ...]], tuple[str, ...] | None]
+    ) -> Iterator[Job]:
         """A job for every unit; `left` says which of its files are left to draw, None for all."""
         for unit in self.view.units:
             stems = left(self, names(self.view, unit, self.options))
@@ -118,8 +121,8 @@ def render(
     plans, notes = ready_plans(store_path, out_dir, options)
     total = sum(plan.count() for plan in plans)
     progress.stage("pictures", total, "pictures")
-    kept = _Kept(Path(store_path), form, progress) if resume else None
-    work = (job for plan in plans for job in plan.jobs(Path(store_path), kept.left if kept else _all))
+    kept = _Kept(store_path, form, progress) if resume else None
+    work = (job for plan in plans for job in plan.jobs(store_path, kept.left if kept else _all))
     drawn = engine or _here(n_workers or cores())
     count, missing = 0, frozenset[str]()
     for outcome in drawn(work, total):
@@ -160,14 +163,14 @@ def _all(plan: Plan, stems: tuple[str, ...]) -> tuple[str, ...] | None:
 class _Kept:
     """Pictures that are there already."""
 
-    def __init__(self, store: Path, form: Format, progress: Progress) -> None:
+    def __init__(self, store: str | PathLike[str], form: Format, progress: Progress) -> None:
         self._store, self._form, self._progress = store, form, progress
         self.count = 0
 
     def left(self, plan: Plan, stems: tuple[str, ...]) -> tuple[str, ...]:
         """Which of the files are left to draw."""
         run = of_run(plan.capture, plan.options)
-        since = (self._store / plan.capture.id / "zarr.json").stat().st_mtime_ns
+        since = file_time(self._store, f"{plan.capture.id}/zarr.json")
         left = tuple(
             stem for stem in stems if not is_there(plan.folder / f"{stem}{self._form.SUFFIX}", self._form, run, since)
         )
@@ -191,7 +194,7 @@ def ready_plans(
 
 def make_plans(store: Store, folder: Path, options: RenderOptions) -> tuple[list[Plan], tuple[str, ...]]:
     """One plan a capture, and notes. Of several captures those that hold nothing to draw are left out, with a note."""
-    ids = _ids(store.ids, options.capture)
+    ids = _ids(store, options.capture)
     notes: list[str] = []
     plans: list[Plan] = []
     for name in ids:
@@ -209,11 +212,10 @@ def make_plans(store: Store, folder: Path, options: RenderOptions) -> tuple[list
     return plans, tuple(notes)
 
 
-def _ids(there: Sequence[str], wanted: str | None) -> Sequence[str]:
-    if wanted is None:
-        if not there:
-            raise AbsentError("the store holds no capture")
-        return there
-    if wanted not in there:
-        raise InputError(f"--capture {wanted}: there is none, the store holds {', '.join(there) or 'no capture'}")
-    return (wanted,)
+def _ids(store: Store, wanted: str | None) -> Sequence[str]:
+    """Names of the captures to draw; one is named by its own name or by the id of its prompt."""
+    if wanted is not None:
+        return (store.find(wanted),)
+    if not store.ids:
+        raise AbsentError("the store holds no capture")
+    return store.ids

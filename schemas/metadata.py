@@ -14,6 +14,7 @@ from attnlens.schemas.version import FORMAT_VERSION
 Status = Literal["planned", "partial", "complete", "failed"]
 LayerKind = Literal["full", "sliding", "chunked", "none"]
 Mode = Literal["dense", "qk"]
+ModelDType = Literal["float32", "float16", "bfloat16"]
 
 
 class Record(BaseModel):
@@ -23,7 +24,12 @@ class Record(BaseModel):
 
 
 class LayerInfo(Record):
-    """One row of the per-layer table: what the attention of this layer is."""
+    """One row of the per-layer table: what the attention of this layer is.
+
+    A weight is softmax over keys of softcap · tanh(scaling · q·k / softcap), without the tanh where there is no
+    soft-cap, over the keys that `kind` and `window` let the query see. `sink_values` (head) are further scores in the
+    softmax that no key has. `key_source` is the layer whose keys are used, where a layer has none of its own.
+    """
 
     index: int = Field(ge=0)
     path: str
@@ -36,6 +42,8 @@ class LayerInfo(Record):
     scaling: float | None = None
     softcap: float | None = None
     sinks: bool = False
+    sink_values: list[float] | None = None
+    key_source: int | None = Field(default=None, ge=0)
 
 
 class ModelInfo(Record):
@@ -54,14 +62,25 @@ class ModelInfo(Record):
 
 
 class LensInfo(Record):
-    """How residuals were read: modules called, then logits × scale, then soft-cap · tanh(logits / soft-cap)."""
+    """How residuals were read: modules called, then logits × scale, then soft-cap · tanh(logits / soft-cap).
+
+    `source`: of a tuned lens, the folder that it came from (its last part). Its translators are applied before.
+    """
 
     name: str
+    source: str | None = None
     modules: list[str]
     scale: float = 1.0
     softcap: float | None = None
     hash: str
     top_k: int = Field(ge=1)
+
+
+class ResidualInfo(Record):
+    """The array `residual`: features of the stream, and the model's dtype of it."""
+
+    n_feature: int = Field(ge=1)
+    dtype: Literal["float32", "float16", "bfloat16"]
 
 
 class Sampling(Record):
@@ -90,22 +109,33 @@ class CaptureMetadata(Record):
 
     `n_token` is T, the length of the timeline known so far; `n_fed` of these tokens went through the model, and
     `committed` ≤ n_fed rows are safe in every array. While the capture is not complete its arrays may be longer than T.
+    `lens` is the first lens, `lenses` are further ones. `evidence` names the arrays beyond the usual that are there,
+    `absent` those that are not, with the reason.
+    A failed capture may have no token at all: its prompt could not be made into any.
     """
 
     id: str
+    prompt_id: str | None = None
     status: Status
     committed: int = Field(ge=0)
-    n_prompt: int = Field(ge=1)
-    n_token: int = Field(ge=1)
+    n_prompt: int = Field(ge=0)
+    n_token: int = Field(ge=0)
     n_fed: int = Field(ge=0)
     prompt: str
     completion: str = ""
     messages: list[dict[str, Any]] | None = None
     attention: Mode | None
     attention_absent: str | None = None
+    attention_dtype: ModelDType | None = None
+    attention_choice: str | None = None
     model: ModelInfo
     lens: LensInfo | None
     lens_absent: str | None = None
+    lenses: list[LensInfo] = Field(default_factory=list)
+    evidence: list[str] = Field(default_factory=list)
+    absent: dict[str, str] = Field(default_factory=dict)
+    tracked: list[int] = Field(default_factory=list)
+    residual: ResidualInfo | None = None
     sampling: Sampling
     versions: dict[str, str]
     device: str
@@ -121,12 +151,29 @@ class IndexEntry(Record):
     """One line of the store's derived index, so that a list of captures costs one read."""
 
     id: str
+    prompt_id: str | None = None
     status: Status
-    n_prompt: int = Field(ge=1)
-    n_token: int = Field(ge=1)
+    n_prompt: int = Field(ge=0)
+    n_token: int = Field(ge=0)
     prompt: str
     completion: str = ""
     digest: str | None = None
+
+
+class BatchPrompt(Record):
+    """One prompt of a batch: the capture that it becomes, its own id, and a hash over all that was asked."""
+
+    capture: str
+    prompt_id: str
+    sha256: str
+
+
+class Batch(Record):
+    """Prompts that were given together, in order. `settings`: what they share, the model included."""
+
+    settings: dict[str, Any] = Field(default_factory=dict)
+    prompts: list[BatchPrompt]
+    run: str | None = None
 
 
 class StoreMetadata(Record):
@@ -137,5 +184,6 @@ class StoreMetadata(Record):
     created: str
     writer: str
     planned: list[str]
+    batches: list[Batch] = Field(default_factory=list)
     index: list[IndexEntry] | None = None
     digest: str | None = None

@@ -13,13 +13,16 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from attnlens.schemas.arrays import ARRAYS, TIMELINE, ArraySpec, wanted
+from attnlens.schemas.arrays import ARRAY, MODEL_DTYPES, TIMELINE, ArraySpec, specs, wanted
 from attnlens.schemas.metadata import CaptureMetadata, StoreMetadata
 from attnlens.schemas.problems import Kind, Problem
+from attnlens.schemas.qk import qk_problems, vector_shape
 from attnlens.schemas.version import FORMAT, FORMAT_VERSION, NAMESPACE
 
 CAPTURE_NAME = re.compile(r"[0-9]{4,12}")
 """Name of a capture's group."""
+LENS_NAME = re.compile(r"[a-z][a-z0-9_]{0,39}")
+"""Name of a further lens, which its arrays have behind theirs."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +73,20 @@ def validate_store(attributes: Mapping[str, Any]) -> list[Problem]:
             problems.append(
                 _at("", "metadata", f"planned: {_short(name)} is no capture name, expected 4 or more digits")
             )
+    if not problems:
+        problems += [_at("", "metadata", message) for message in _batch_problems(attributes[NAMESPACE], set(names))]
+    return problems
+
+
+def _batch_problems(ours: Mapping[str, Any], planned: set[str]) -> list[str]:
+    """What contradicts the list of captures in the record of prompts that were given together."""
+    problems, taken = [], set()
+    for prompt in [prompt for batch in StoreMetadata.model_validate(dict(ours)).batches for prompt in batch.prompts]:
+        if prompt.capture not in planned:
+            problems.append(f"batches: capture {_short(prompt.capture)} is not planned")
+        if prompt.capture in taken:
+            problems.append(f"batches: capture {prompt.capture} belongs to two prompts")
+        taken.add(prompt.capture)
     return problems
 
 
@@ -93,7 +110,7 @@ def validate_capture(
     problems += [_at(where, "metadata", message) for message in _disagreements(about, where)]
     sizes = _expected_sizes(about)
     seen: dict[str, tuple[int, str]] = {}
-    for spec in ARRAYS:
+    for spec in specs([lens.name for lens in about.lenses]):
         here = f"{where}/{spec.name}" if where else spec.name
         found = arrays.get(spec.name)
         if found is None:
@@ -109,7 +126,7 @@ def _expected_now(about: CaptureMetadata, spec: ArraySpec, complete: bool) -> bo
     """A planned capture may lack any array: it may have been cut short while they were made. So may a failed one."""
     if about.status in ("planned", "failed"):
         return False
-    return wanted(spec, mode=about.attention, lens=about.lens is not None, complete=complete)
+    return wanted(spec, mode=about.attention, lens=about.lens is not None, complete=complete, evidence=about.evidence)
 
 
 def _array_problems(
@@ -120,8 +137,9 @@ def _array_problems(
     seen: dict[str, tuple[int, str]],
 ) -> list[str]:
     problems = []
-    if found.dtype != spec.dtype:
-        problems.append(f"dtype is {found.dtype}, expected {spec.dtype}")
+    expected = _dtype(spec, about)
+    if found.dtype != expected:
+        problems.append(f"dtype is {found.dtype}, expected {expected}")
     if found.axes != spec.axes:
         names = ", ".join(map(str, found.axes))
         return [*problems, f"axes are ({names}), expected ({', '.join(spec.axes)})"]
@@ -151,6 +169,14 @@ def _array_problems(
     return problems
 
 
+def _dtype(spec: ArraySpec, about: CaptureMetadata) -> str:
+    if spec.name == "residual" and about.residual is not None:
+        return MODEL_DTYPES[about.residual.dtype]
+    if spec.presence == "qk" and spec.dtype == "model":
+        return MODEL_DTYPES[about.attention_dtype or "float32"]
+    return spec.dtype
+
+
 def _expected_sizes(about: CaptureMetadata) -> dict[str, int]:
     length, n_layer = about.n_token, about.model.n_layer
     sizes: dict[str, int] = dict.fromkeys(map(str, TIMELINE), length)
@@ -158,6 +184,12 @@ def _expected_sizes(about: CaptureMetadata) -> dict[str, int]:
     sizes |= {"layer": n_layer, "head": about.model.n_head, "depth": n_layer + 1}
     if about.lens is not None:
         sizes["rank"] = about.lens.top_k
+    if about.tracked:
+        sizes["tracked"] = len(about.tracked)
+    if about.residual is not None:
+        sizes["feature"] = about.residual.n_feature
+    if about.attention == "qk":
+        sizes["kv_head"], sizes["head_feature"] = vector_shape(about.model.layers)
     return sizes
 
 
@@ -172,6 +204,8 @@ def _disagreements(about: CaptureMetadata, where: str) -> list[str]:
         problems.append(f"n_fed is {about.n_fed}, more than n_token, {about.n_token}")
     if about.status != "planned" and about.n_prompt > about.n_token:
         problems.append(f"n_prompt is {about.n_prompt}, more than n_token, {about.n_token}")
+    if about.status != "failed" and about.n_prompt < 1:
+        problems.append("n_prompt is 0, expected 1 or more in a capture that did not fail")
     if about.status == "planned" and about.committed:
         problems.append(f"status is planned, but {about.committed} rows are committed")
     if about.status == "complete" and about.committed != about.n_fed:
@@ -183,10 +217,32 @@ def _disagreements(about: CaptureMetadata, where: str) -> list[str]:
         problems.append(f"model.layers describes layers {_shown(indices)}, expected 0 … {about.model.n_layer - 1}")
     if about.attention is not None and not any(layer.kind != "none" for layer in about.model.layers):
         problems.append("attention is stored, but model.layers has no layer with attention")
+    if about.attention == "qk":
+        problems += qk_problems(about)
     if about.attention is None and about.attention_absent is None:
         problems.append("attention is absent, but attention_absent does not say why")
     if about.lens is None and about.lens_absent is None:
         problems.append("lens is absent, but lens_absent does not say why")
+    return problems + _evidence_disagreements(about)
+
+
+def _evidence_disagreements(about: CaptureMetadata) -> list[str]:
+    problems = []
+    names = [lens.name for lens in about.lenses]
+    if names and about.lens is None:
+        problems.append("lenses names further lenses, but there is no first one")
+    if about.lens is not None and len({about.lens.name, *names}) != 1 + len(names):
+        problems.append("lenses: two lenses have the same name")
+    problems += [f"lenses: {_short(name)} is no name of a lens" for name in names if not LENS_NAME.fullmatch(name)]
+    if about.lens is not None and any(lens.top_k != about.lens.top_k for lens in about.lenses):
+        problems.append("lenses: top_k differs between lenses, which share the axis rank")
+    for name in about.evidence:
+        if name not in ARRAY or ARRAY[name].presence != "evidence":
+            problems.append(f"evidence names {_short(name)}, which is no such array")
+    if "residual" in about.evidence and about.residual is None:
+        problems.append("evidence names residual, but residual does not say its dtype")
+    if any(name.startswith("tracked_") for name in about.evidence) and not about.tracked:
+        problems.append("evidence names tracked tokens, but tracked lists none")
     return problems
 
 

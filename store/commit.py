@@ -14,18 +14,20 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 
-from attnlens.schemas.arrays import ARRAY, ARRAYS, TIMELINE, wanted
-from attnlens.schemas.metadata import CaptureMetadata
+from attnlens.schemas.arrays import READINGS, TIMELINE, ArraySpec
+from attnlens.schemas.metadata import CaptureMetadata, LayerInfo
 from attnlens.schemas.version import NAMESPACE
 from attnlens.store import layout
 from attnlens.store.columns import Column, TextColumn
 from attnlens.store.create import CountingStore, create_array
-from attnlens.store.files import clean, group_document, read_document, remove_partials, write_document
+from attnlens.store.files import clean, clean_text, group_document, read_document, remove_partials, write_document
+from attnlens.store.lanes import LaneSink
 from attnlens.store.manifest import document_digest, file_hashes, listed, manifest_hash
+from attnlens.store.planned import planned_arrays
 from attnlens.store.shards import ShardedRows
 from attnlens.store.sinks import AttentionSink, DepthSink, ReductionSink, ValueSink
+from attnlens.store.vectors import VectorSink
 
-LENS_ARRAYS = ("lens_token", "lens_probability", "lens_entropy", "next_rank", "next_probability")
 COORDINATES = "token_text token_special"
 """The CF attribute that makes xarray show these arrays as coordinates."""
 
@@ -33,18 +35,21 @@ COORDINATES = "token_text token_special"
 class CaptureFile:
     """The writing end of one capture, used by one thread. Creating it writes the planned capture."""
 
-    def __init__(self, root: Path, metadata: CaptureMetadata, *, capacity: int, key_rows_hold: int) -> None:
+    def __init__(
+        self, root: Path, metadata: CaptureMetadata, *, capacity: int, key_rows_hold: int, claimed: bool = False
+    ) -> None:
+        """`claimed`: the capture's folder was made before, to keep other processes away from it."""
         self.metadata = metadata
         self.folder = root / metadata.id
         self.fed = 0
         self.oldest: float | None = None
         self._store = CountingStore(root)
         self._capacity = capacity
-        self.folder.mkdir()
+        self.folder.mkdir(exist_ok=claimed)
         self._write_metadata()
         self._arrays: dict[str, zarr.Array[Any]] = {}
         self._create(key_rows_hold)
-        self._open_sinks()
+        self._open_sinks(key_rows_hold)
 
     @property
     def bytes_written(self) -> int:
@@ -71,6 +76,16 @@ class CaptureFile:
         """Rows (head, query, key) of one layer."""
         self._attention.add(layer, first_query, first_key, weights)
 
+    def vectors(self, first_token: int, layers: Sequence[int], queries: NDArray[Any], keys: NDArray[Any]) -> None:
+        """Queries and keys, each (layer, token, head, feature), of the layers named."""
+        self._queries.add(first_token, layers, queries)
+        self._keys.add(first_token, layers, keys)
+
+    def layers(self, table: Sequence[LayerInfo]) -> None:
+        """The per-layer table as the prompt's pass showed it; on disk with the next commit."""
+        model = self.metadata.model.model_copy(update={"layers": list(table)})
+        self.metadata = self.metadata.model_copy(update={"model": model})
+
     def reductions(self, layer: int, first_query: int, first_key: int, *values: NDArray[np.float16]) -> None:
         """Maximum and mean over heads, each (query, key), of one layer."""
         self._reductions.add(layer, first_query, first_key, values)
@@ -79,6 +94,18 @@ class CaptureFile:
         """What the lens read from some depths of some tokens."""
         for name, values in arrays.items():
             self._lens[name].add(first_token, depths, values)
+
+    def tracked(self, texts: Sequence[str]) -> None:
+        """Texts of the tracked tokens."""
+        self._arrays["tracked_text"][:] = np.asarray(
+            [clean_text(text) for text in texts], dtype=np.dtypes.StringDType()
+        )
+
+    def lanes(self, first_row: int, lanes: slice, arrays: Mapping[str, NDArray[Any]]) -> None:
+        """Rows of arrays along layers or depths."""
+        for name, values in arrays.items():
+            sink = self._lanes[name] if name in self._lanes else self._lens[name]
+            sink.add(first_row, lanes, values)
 
     def model_probability(self, first_token: int, values: NDArray[np.float32]) -> None:
         """The model's own probability of the tokens that came next."""
@@ -152,45 +179,21 @@ class CaptureFile:
     def _create(self, key_rows_hold: int) -> None:
         """Create every array of the table that this capture wants, and fill the coordinates."""
         about = self.metadata
-        ranks = about.lens.top_k if about.lens else 0
-        n_layer, n_head, length = about.model.n_layer, about.model.n_head, self._capacity
-        generated = length - about.n_prompt + 1
-        sizes: dict[str, int] = {str(axis): length for axis in TIMELINE} | {
-            "layer": n_layer, "head": n_head, "depth": n_layer + 1, "generated": generated, "rank": ranks,
-            "entry": about.model.vocabulary_size, "edge": length + 1, "byte": max(16 * length, 1 << 12),
-        }  # fmt: skip
-        attention = layout.attention_layout(
-            n_layer=n_layer,
-            n_head=n_head,
-            n_prompt=about.n_prompt,
-            capacity=length,
-            key_rows_hold=key_rows_hold,
-        )
-        self._order = attention.order
-        reduction = layout.reduction_layout(n_layer=n_layer, generated=generated, capacity=length)
-        for spec in ARRAYS:
-            if not wanted(spec, mode=about.attention, lens=about.lens is not None, complete=False):
-                continue
-            shape = tuple(sizes[axis] for axis in spec.axes)
-            if spec.name == "attention_weight":
-                chunks = attention.weight
-            elif spec.name in ("attention_max", "attention_mean"):
-                chunks = reduction
-            elif spec.axes[0] == "depth" and len(shape) > 1:
-                chunks = layout.lens_layout(
-                    depths=n_layer + 1, capacity=length, ranks=ranks if "rank" in spec.axes else None
-                )
-            else:
-                chunks = layout.list_layout(
-                    shape[0], layout.BYTES_CHUNK if spec.dtype == "uint8" else layout.LIST_CHUNK
-                )
-            array = create_array(self._store, about.id, spec.name, shape, chunks)
-            if spec.axes == (spec.name,):
-                first = about.n_prompt - 1 if spec.name == "generated" else 0
-                array[:] = np.arange(first, first + shape[0], dtype=np.int32)
-            self._arrays[spec.name] = array
+        self._specs: dict[str, ArraySpec] = {}
+        self._orders: dict[str, layout.AttentionOrder] = {}
+        for planned in planned_arrays(about, capacity=self._capacity, key_rows_hold=key_rows_hold):
+            spec, name = planned.spec, planned.spec.name
+            array = create_array(
+                self._store, about.id, name, planned.shape, planned.layout, spec=spec, model_dtype=planned.model_dtype
+            )
+            if spec.axes == (name,):
+                first = about.n_prompt - 1 if name == "generated" else 0
+                array[:] = np.arange(first, first + planned.shape[0], dtype=np.int32)
+            self._specs[name], self._arrays[name], self._orders[name] = spec, array, planned.order
+        if "tracked_id" in self._arrays:
+            self._arrays["tracked_id"][:] = np.asarray(about.tracked, np.int32)
 
-    def _open_sinks(self) -> None:
+    def _open_sinks(self, key_rows_hold: int) -> None:
         arrays, about = self._arrays, self.metadata
         layers = [info.index for info in about.model.layers if info.kind != "none"]
         self._token_id = self._column("token_id")
@@ -201,24 +204,38 @@ class CaptureFile:
         self._offset.extend([0])
         self._columns = [self._token_id, self._token_text, self._token_special, self._bytes, self._offset]
         self._model_probability = ValueSink(arrays["model_probability"])
-        self._sinks: list[AttentionSink | ReductionSink | DepthSink] = []
+        self._sinks: list[AttentionSink | ReductionSink | DepthSink | LaneSink | VectorSink] = []
         if about.attention == "dense":
             rows = self._sharded("attention_weight", 2, keep_tail=False)
-            self._attention = AttentionSink(rows, self._order, about.n_prompt, layers)
+            self._attention = AttentionSink(rows, self._orders["attention_weight"], about.n_prompt, layers)
             self._sinks.append(self._attention)
+        if about.attention == "qk":
+            hold, own = key_rows_hold // 2, [index for index in layers if about.model.layers[index].key_source is None]
+            self._queries = VectorSink("attention_q", self._sharded("attention_q", 0), layers, self.folder, hold)
+            self._keys = VectorSink("attention_k", self._sharded("attention_k", 0), own, self.folder, hold)
+            self._sinks += [self._queries, self._keys]
         if about.attention is not None:
             maximum, mean = self._sharded("attention_max", 0), self._sharded("attention_mean", 0)
             self._reductions = ReductionSink(maximum, mean, about.n_prompt - 1, layers)
             self._sinks.append(self._reductions)
         if about.lens is not None:
-            self._lens = {name: DepthSink(name, self._sharded(name, 1)) for name in LENS_ARRAYS}
+            self._lens = {name: DepthSink(name, self._sharded(name, 1)) for name in READINGS}
             self._sinks.extend(self._lens.values())
             self._vocabulary_id = self._column("vocabulary_id")
             self._vocabulary_text = self._column("vocabulary_text")
             self._columns += [self._vocabulary_id, self._vocabulary_text]
+        self._lanes = {spec.name: self._lane_sink(spec, layers) for spec in self._specs.values() if _in_lanes(spec)}
+        self._sinks.extend(self._lanes.values())
+
+    def _lane_sink(self, spec: ArraySpec, layers: Sequence[int]) -> LaneSink:
+        axis = next(number for number, axis in enumerate(spec.axes) if axis in TIMELINE)
+        early = self._orders[spec.name] == "layers"
+        rows = self._sharded(spec.name, axis, keep_tail=not early)
+        needed = layers if spec.axes[0] == "layer" else range(rows.shape[0])
+        return LaneSink(spec.name, rows, axis, needed, n_prompt=self.metadata.n_prompt if early else 0)
 
     def _column(self, name: str) -> Column:
-        kind = TextColumn if ARRAY[name].dtype == "string" else Column
+        kind = TextColumn if self._specs[name].dtype == "string" else Column
         return kind(self._arrays[name], self.folder.parent, self._store.count)
 
     def _sharded(self, name: str, axis: int, *, keep_tail: bool = True) -> ShardedRows:
@@ -235,9 +252,14 @@ class CaptureFile:
         }
         columns = {"token_id", "token_text", "token_special"}
         for name, array in self._arrays.items():
-            axes = ARRAY[name].axes
+            axes = self._specs[name].axes
             if name not in columns and any(axis in sizes for axis in axes):
                 array.resize(tuple(sizes.get(axis, size) for axis, size in zip(axes, array.shape, strict=True)))
+
+
+def _in_lanes(spec: ArraySpec) -> bool:
+    """Whether the array is one of those that not every capture has, along layers or depths."""
+    return len(spec.axes) > 1 and (spec.presence == "evidence" or spec.base is not None)
 
 
 def _plain(value: Any) -> Any:

@@ -9,8 +9,9 @@ from zarr.codecs import Crc32cCodec, ZstdCodec
 from zarr.core.buffer import Buffer
 from zarr.storage import LocalStore
 
-from attnlens.schemas.arrays import ARRAY, ArraySpec
+from attnlens.schemas.arrays import ARRAY, MODEL_DTYPES, ArraySpec
 from attnlens.schemas.version import NAMESPACE
+from attnlens.store.bfloat16 import BFLOAT16, BITS, NAN
 from attnlens.store.encode import ZSTD_LEVEL
 from attnlens.store.layout import ChunkLayout
 
@@ -31,26 +32,47 @@ class CountingStore(LocalStore):
 
 
 def create_array(
-    store: LocalStore, group: str, name: str, shape: tuple[int, ...], layout: ChunkLayout
+    store: LocalStore,
+    group: str,
+    name: str,
+    shape: tuple[int, ...],
+    layout: ChunkLayout,
+    *,
+    spec: ArraySpec | None = None,
+    model_dtype: str | None = None,
 ) -> zarr.Array[Any]:
-    """Create array `name` of the table in `group`, filled with its fill value, and open it for writing."""
-    spec = ARRAY[name]
+    """Create array `name` of the table in `group`, filled with its fill value, and open it for writing.
+
+    Args:
+        store: Where.
+        group: Name of the capture.
+        name: Name of the array.
+        shape: Its shape.
+        layout: Its chunks and shards.
+        spec: Its row, where the table has none of that name (arrays of a further lens).
+        model_dtype: What a row with the dtype "model" means here.
+    """
+    spec = spec or ARRAY[name]
+    bits = spec.dtype == "model" and model_dtype == BFLOAT16
+    ours = {"unit": spec.unit, "meaning": spec.meaning} | ({BITS: BFLOAT16} if bits else {})
     return zarr.create_array(
         store,
         name=f"{group}/{name}",
         shape=shape,
-        dtype=_dtype(spec),
+        dtype=_dtype(spec, model_dtype),
         chunks=layout.chunk,
         shards=layout.shard,
         filters=None,
         compressors=[ZstdCodec(level=ZSTD_LEVEL), Crc32cCodec()],
-        fill_value=spec.fill,
-        attributes={NAMESPACE: {"unit": spec.unit, "meaning": spec.meaning}},
+        fill_value=NAN if bits else spec.fill,
+        attributes={NAMESPACE: ours},
         dimension_names=spec.axes,
         # A committed row is stored even where it equals the fill value, so that a missing chunk is always damage.
         config={"write_empty_chunks": True},
     )
 
 
-def _dtype(spec: ArraySpec) -> Any:
+def _dtype(spec: ArraySpec, model_dtype: str | None) -> Any:
+    if spec.dtype == "model":
+        return MODEL_DTYPES[model_dtype or "float32"]
     return str if spec.dtype == "string" else spec.dtype

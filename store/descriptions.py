@@ -14,7 +14,7 @@ CODECS = frozenset(
 )
 """Codecs that may run. zarr would import any that is installed, and some run what they read."""
 
-ITEM_BYTES = {"bool": 1, "uint8": 1, "int32": 4, "float16": 2, "float32": 4, "string": 8}
+ITEM_BYTES = {"bool": 1, "uint8": 1, "uint16": 2, "int32": 4, "float16": 2, "float32": 4, "string": 8}
 
 
 @dataclass(frozen=True, kw_only=True)

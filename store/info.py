@@ -5,12 +5,11 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from os import PathLike
-from pathlib import Path
 from typing import Any
 
-from attnlens.schemas.arrays import ARRAY, ARRAYS, wanted
+from attnlens.schemas.arrays import ARRAYS, group_of, wanted
 from attnlens.store.descriptions import raw_bytes
-from attnlens.store.files import walk
+from attnlens.store.places import Place
 from attnlens.store.reader import Capture, open_store
 
 
@@ -31,6 +30,7 @@ class CaptureDescription:
     """One capture. `absent`: what it does not hold, and why."""
 
     id: str
+    prompt_id: str | None
     status: str
     error: str | None
     model: dict[str, Any]
@@ -42,6 +42,8 @@ class CaptureDescription:
     n_fed: int
     committed: int
     attention: str | None
+    attention_dtype: str | None
+    attention_choice: str | None
     lens: str | None
     layers: dict[str, int]
     sampling: dict[str, Any]
@@ -58,7 +60,7 @@ class CaptureDescription:
 
 @dataclass(frozen=True, kw_only=True)
 class StoreDescription:
-    """A store: who wrote it, how large it is, and its captures."""
+    """A store: who wrote it, how large it is, and its captures. `not_begun`: how many more were planned."""
 
     path: str
     format: str
@@ -69,21 +71,24 @@ class StoreDescription:
     stored_bytes: int
     raw_bytes: int
     captures: list[CaptureDescription]
+    not_begun: int = 0
 
     def to_json(self) -> dict[str, Any]:
         """The description as JSON values."""
         return dataclasses.asdict(self)
 
 
-def describe(path: str | PathLike[str]) -> StoreDescription:
-    """What the store at `path` holds.
+def describe(path: str | PathLike[str], capture: str | None = None) -> StoreDescription:
+    """What the store at `path` holds, or of its captures the one with this name or prompt id.
 
     Raises:
+        AbsentError: there is no such capture.
         StoreError: it is not a store, is damaged, or has another format version.
     """
     store = open_store(path)
-    captures = [_capture(store.path, capture) for capture in store]
-    sizes = [file.stat().st_size for _, file in walk(store.path)]
+    wanted = store.ids if capture is None else [store.find(capture)]
+    captures = [_capture(store.place, store[name]) for name in wanted]
+    sizes = store.place.files().values()
     about = store.metadata
     return StoreDescription(
         path=str(path),
@@ -95,19 +100,21 @@ def describe(path: str | PathLike[str]) -> StoreDescription:
         stored_bytes=sum(sizes),
         raw_bytes=sum(capture.raw_bytes for capture in captures),
         captures=captures,
+        not_begun=len(about.planned) - len(store.ids),
     )
 
 
-def _capture(store: Path, capture: Capture) -> CaptureDescription:
+def _capture(place: Place, capture: Capture) -> CaptureDescription:
     about = capture.metadata
     stored: dict[str, int] = {}
-    for name, file in walk(store / capture.id):
-        array = name.split("/", 1)[0]
-        stored[array] = stored.get(array, 0) + file.stat().st_size
+    for path, size in place.files(capture.id).items():
+        array = path.split("/", 2)[1]
+        stored[array] = stored.get(array, 0) + size
     arrays = [_array(capture, name, stored.get(name, 0)) for name in capture.names]
     kinds = [layer.kind for layer in about.model.layers]
     return CaptureDescription(
         id=capture.id,
+        prompt_id=about.prompt_id,
         status=about.status,
         error=about.error,
         model=about.model.model_dump(mode="json", exclude={"layers", "config"}),
@@ -119,6 +126,8 @@ def _capture(store: Path, capture: Capture) -> CaptureDescription:
         n_fed=about.n_fed,
         committed=about.committed,
         attention=about.attention,
+        attention_dtype=about.attention_dtype,
+        attention_choice=about.attention_choice,
         lens=about.lens.name if about.lens else None,
         layers={kind: kinds.count(kind) for kind in dict.fromkeys(kinds)},
         sampling=about.sampling.model_dump(mode="json"),
@@ -141,20 +150,25 @@ def _array(capture: Capture, name: str, stored: int) -> ArrayInfo:
         name=name,
         axes={str(axis): size for axis, size in zip(found.axes, shape, strict=True)},
         dtype=found.dtype,
-        unit=ARRAY[name].unit if name in ARRAY else "",
+        unit=capture.specs[name].unit if name in capture.specs else "",
         raw_bytes=raw_bytes(found.dtype, shape),
         stored_bytes=stored,
     )
 
 
 def _absent(capture: Capture) -> dict[str, str]:
+    """What is not there and why; the other way to keep attention is not missed where there is one."""
     about = capture.metadata
     complete = about.status == "complete"
+    encodings = {"dense", "qk"} if about.attention is not None else {"qk"}
     absent = {
-        spec.name: capture.why_absent(spec.name)
+        group_of(spec.name): capture.why_absent(spec.name)
         for spec in ARRAYS
         if spec.name not in capture
-        and not wanted(spec, mode=about.attention, lens=about.lens is not None, complete=complete)
+        and spec.presence not in encodings
+        and not wanted(
+            spec, mode=about.attention, lens=about.lens is not None, complete=complete, evidence=about.evidence
+        )
     }
     for layer in about.model.layers:
         if layer.kind == "none":

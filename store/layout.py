@@ -22,6 +22,9 @@ LAYER_CHUNK_BYTES = 256 * KIB
 REDUCTION_CHUNK_BYTES = 64 * KIB
 SMALL_SHARD_BYTES = 4 * MIB
 LENS_TOKENS = 32
+QUERY_TOKENS, KEY_TOKENS = 8, 64
+VECTOR_CHUNK_BYTES = 256 * KIB
+VECTOR_SHARD_BYTES = 8 * MIB
 LENS_SHARD_TOKENS = 512
 LIST_CHUNK = 16 * KIB
 BYTES_CHUNK = 64 * KIB
@@ -102,6 +105,21 @@ def reduction_layout(*, n_layer: int, generated: int, capacity: int) -> ChunkLay
     return ChunkLayout(chunk, _grow(chunk, shape, 2, SMALL_SHARD_BYTES, (2,), rows=0, most_rows=SHARD_ROWS))
 
 
+def vector_layout(*, n_layer: int, heads: int, features: int, itemsize: int, capacity: int, tokens: int) -> ChunkLayout:
+    """`attention_q` and `attention_k` (token, layer, head, feature): some layers of up to `tokens` tokens are a chunk.
+
+    A row needs its own query and the keys of all tokens before it, of the layers that are looked at: so chunks of
+    queries are short, those of keys long enough to be few, and neither spans more layers than make a fair read. Shards
+    have all layers, so that a token that was generated changes one file.
+    """
+    vector = heads * features * itemsize
+    tokens = power_of_two(min(tokens, VECTOR_CHUNK_BYTES // vector), capacity)
+    layers = even(n_layer, VECTOR_CHUNK_BYTES // (vector * tokens))
+    chunk = (tokens, layers, heads, features)
+    shape = (capacity, n_layer, heads, features)
+    return ChunkLayout(chunk, _grow(chunk, shape, itemsize, VECTOR_SHARD_BYTES, (1,), rows=0, most_rows=1024))
+
+
 def lens_layout(*, depths: int, capacity: int, ranks: int | None, itemsize: int = 4) -> ChunkLayout:
     """Lens arrays (depth, token[, rank]): all depths and ranks of 32 tokens are one chunk."""
     width = depths * (ranks or 1) * itemsize
@@ -110,6 +128,28 @@ def lens_layout(*, depths: int, capacity: int, ranks: int | None, itemsize: int 
     chunk = (depths, tokens, *tail)
     shape = (depths, capacity, *tail)
     return ChunkLayout(chunk, _grow(chunk, shape, itemsize, SMALL_SHARD_BYTES, (), rows=1, most_rows=LENS_SHARD_TOKENS))
+
+
+def norm_layout(*, n_layer: int, n_head: int, capacity: int) -> ChunkLayout:
+    """`value_norm` (layer, head, key): all layers and heads of 32 keys are one chunk."""
+    keys = power_of_two(min(LENS_TOKENS, SMALL_SHARD_BYTES // (4 * n_layer * n_head)), capacity)
+    chunk = (n_layer, n_head, keys)
+    shape = (n_layer, n_head, capacity)
+    return ChunkLayout(chunk, _grow(chunk, shape, 4, SMALL_SHARD_BYTES, (), rows=2, most_rows=LENS_SHARD_TOKENS))
+
+
+def residual_layout(
+    *, depths: int, features: int, itemsize: int, n_prompt: int, capacity: int, hold: int
+) -> tuple[AttentionOrder, ChunkLayout]:
+    """`residual` (depth, token, feature), and the order in which it can be written, as for attention.
+
+    As other arrays along depth while the prompt's rows fit `hold` bytes; else one depth is a shard of up to 1 MiB.
+    """
+    if depths * n_prompt * features * itemsize <= hold:
+        return "rows", lens_layout(depths=depths, capacity=capacity, ranks=features, itemsize=itemsize)
+    chunk = (1, power_of_two(8, capacity), features)
+    shape = (depths, capacity, features)
+    return "layers", ChunkLayout(chunk, _grow(chunk, shape, itemsize, MIB, (), rows=1, most_rows=LENS_SHARD_TOKENS))
 
 
 def list_layout(length: int, chunk: int = LIST_CHUNK) -> ChunkLayout:

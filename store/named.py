@@ -4,27 +4,29 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, SupportsIndex
 
 import numpy as np
 from numpy.typing import NDArray
 
-from attnlens.schemas.arrays import ARRAY, FILL
+from attnlens.schemas.arrays import FILL
 from attnlens.schemas.errors import AbsentError, InputError
+from attnlens.store.bfloat16 import BFLOAT16, BITS, decode
 
 if TYPE_CHECKING:
     import zarr
 
+    from attnlens.store.places import Place
     from attnlens.store.reader import Capture
 
 Index = SupportsIndex | slice | Sequence[int] | NDArray[np.integer[Any]]
-ROW_AXES = ("query", "generated", "token")
-"""Axes whose rows a capture commits."""
-NOT_ROWS = frozenset({"token", "token_id", "token_text", "token_special", "query", "generated"})
+ROW_AXES = ("query", "generated", "token", "key")
+"""Axes whose rows a capture commits; the first that an array has counts."""
+NOT_ROWS = frozenset({"token", "token_id", "token_text", "token_special", "query", "generated", "key"})
 """Arrays with such an axis that are known for every token, fed or not."""
-NEVER_FILL = frozenset({"attention_weight", "attention_max", "attention_mean", "lens_token", "lens_probability",
-                        "lens_entropy"})  # fmt: skip
+NEVER_FILL = frozenset({"attention_weight", "attention_q", "attention_k", "attention_max", "attention_mean",
+                        "lens_token", "lens_probability", "lens_entropy", "value_norm", "tracked_rank",
+                        "tracked_probability", "mid_token", "mid_probability", "mid_entropy"})  # fmt: skip
 """Arrays in which a committed row cannot hold the fill value, so that one there means a missing chunk."""
 
 
@@ -32,20 +34,24 @@ class NamedArray:
     """One array of a capture. Indexing reads it and returns a numpy array; nothing is kept.
 
     Rows that are not committed are never shown: asked for by number they raise AbsentError, inside a slice they are
-    fill values (NaN, -1). An integer index removes its axis, as in numpy.
+    fill values (NaN, -1). An integer index removes its axis, as in numpy. bfloat16 is returned as float32.
     """
 
     def __init__(
-        self, capture: Capture, name: str, array: zarr.Array[Any], folder: Path, shape: tuple[int, ...]
+        self, capture: Capture, name: str, array: zarr.Array[Any], place: Place, shape: tuple[int, ...]
     ) -> None:
         self.name = name
         self.axes: tuple[str, ...] = tuple(map(str, capture.descriptions[name].axes))
-        self.dtype = "string" if name in ARRAY and ARRAY[name].dtype == "string" else str(array.dtype)
         self.shape = shape
-        self.unit: str = _unit(array)
+        about = _attributes(array)
+        self.unit = str(about.get("unit", ""))
+        self._spec = capture.specs.get(name)
+        self._bits = about.get(BITS) == BFLOAT16 and str(array.dtype) == "uint16"
+        text = self._spec is not None and self._spec.dtype == "string"
+        self.dtype = "string" if text else BFLOAT16 if self._bits else str(array.dtype)
         self._capture = capture
         self._array = array
-        self._folder = folder
+        self._place = place
 
     def __repr__(self) -> str:
         sizes = ", ".join(f"{axis} {size}" for axis, size in zip(self.axes, self.shape, strict=True))
@@ -112,6 +118,7 @@ class NamedArray:
                 dropped.append(number)
             selection.append(_as_slice(cells))
         values = self._read(tuple(selection), row, committed)
+        values = decode(values) if self._bits else values
         return values.reshape([size for number, size in enumerate(values.shape) if number not in dropped])
 
     def _read(self, selection: tuple[slice | NDArray[np.intp], ...], row: int | None, committed: int) -> NDArray[Any]:
@@ -127,9 +134,9 @@ class NamedArray:
                 known[row] = slice(part.start, max(part.start, min(part.stop, committed)), part.step)
         if 0 in (counts := tuple(_count(part) for part in known)):
             return np.full(shape, self._fill(), self._array.dtype)
-        values = read(self._array, self._folder, tuple(known))
-        if self.name in NEVER_FILL and self._has_fill(values, known):
-            key = missing_chunk(self._array, self._folder, tuple(known))
+        values = read(self._array, tuple(known))
+        if self._spec is not None and (self._spec.base or self.name) in NEVER_FILL and self._has_fill(values, known):
+            key = missing_chunk(self._array, self._place, tuple(known))
             raise damaged(self._array.path, key, reason="a committed row is missing from it")
         if counts == shape:
             return values
@@ -140,7 +147,7 @@ class NamedArray:
     def _has_fill(self, values: NDArray[Any], selection: list[slice | NDArray[np.intp]]) -> bool:
         """Whether a cell that must hold data is missing. One column of each block of keys tells."""
         if "layer" in self.axes:
-            layers = self._capture.attention_layers
+            layers = self._capture.key_layers if self.name == "attention_k" else self._capture.attention_layers
             axis = self.axes.index("layer")
             part = selection[axis]
             chosen = np.arange(self.shape[axis])[part]
@@ -150,6 +157,10 @@ class NamedArray:
             columns = np.arange(self.shape[-1])[part]
             _, first = np.unique(columns // self._array.chunks[-1], return_index=True)
             values = values[..., first]
+        if self.axes[-1] == "head_feature":
+            values = values[..., 0]
+        if self._bits:
+            return bool((values == self._fill()).any())
         return bool((np.isnan(values) if values.dtype.kind == "f" else values == -1).any())
 
     def _row_axis(self) -> tuple[int | None, int]:
@@ -174,7 +185,7 @@ class NamedArray:
         return f"{where}: only {about.committed} rows were committed (status {about.status})"
 
     def _fill(self) -> Any:
-        return FILL[ARRAY[self.name].dtype] if self.name in ARRAY else self._array.fill_value
+        return self._array.fill_value if self._spec is None or self._bits else FILL[self._spec.dtype]
 
     def _expand(self, index: tuple[Any, ...]) -> tuple[Any, ...]:
         """The index with one part for each axis."""
@@ -226,9 +237,9 @@ class NamedArray:
                 raise InputError(f"{self.name} has no axis {name!r}; it has {', '.join(self.axes)}")
 
 
-def _unit(array: zarr.Array[Any]) -> str:
+def _attributes(array: zarr.Array[Any]) -> dict[str, Any]:
     ours = array.attrs.asdict().get("attnlens", {})
-    return str(ours.get("unit", "")) if isinstance(ours, dict) else ""
+    return ours if isinstance(ours, dict) else {}
 
 
 def _as_slice(cells: NDArray[np.intp] | range) -> slice | NDArray[np.intp]:

@@ -3,47 +3,55 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from os import PathLike
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from attnlens.schemas.arrays import ARRAY
-from attnlens.schemas.errors import AbsentError, StoreError
+from attnlens.schemas.arrays import ArraySpec, group_of, reading, specs
+from attnlens.schemas.errors import AbsentError, InputError, StoreError
 from attnlens.schemas.metadata import CaptureMetadata, Status, StoreMetadata
 from attnlens.schemas.problems import Problem, summary
 from attnlens.schemas.validate import ArrayDescription, validate_capture
 from attnlens.schemas.version import NAMESPACE
 from attnlens.store.attention import Attention, attention_of
 from attnlens.store.descriptions import Limits, describe_array
-from attnlens.store.files import GROUP_DOCUMENT, read_document
+from attnlens.store.manifest import MANIFEST_ARRAYS, document_digest, manifest_hash
 from attnlens.store.named import NamedArray
+from attnlens.store.places import Place, open_place
+from attnlens.store.places.place import GROUP_DOCUMENT, join
 from attnlens.store.root import read_root
 
 if TYPE_CHECKING:
-    from zarr.storage import LocalStore
+    from attnlens.store.places.zarr_store import PlaceStore
 
 ARRAY_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
 
 
-def open_store(path: str | PathLike[str], *, limits: Limits | None = None) -> Store:
+def open_store(path: str | PathLike[str], *, limits: Limits | None = None, checked: bool = True) -> Store:
     """Open the store at `path` for reading. A store that is being written may be opened at any moment.
+
+    Args:
+        path: A folder, or a packed store.
+        limits: The largest things that are read.
+        checked: Compare each file of a finished capture with the manifest before a byte of it is used.
 
     Raises:
         StoreError: `path` is not a store, is damaged, or has another format version.
     """
-    return Store(Path(path), read_root(Path(path)), limits or Limits())
+    place = open_place(path)
+    return Store(place, read_root(place), limits or Limits(), checked=checked)
 
 
 class Store:
     """A store: a sequence of captures, by number or by name."""
 
-    def __init__(self, path: Path, metadata: StoreMetadata, limits: Limits) -> None:
-        self.path = path
+    def __init__(self, place: Place, metadata: StoreMetadata, limits: Limits, *, checked: bool = True) -> None:
+        self.place = place
+        self._checked = checked
         self.metadata = metadata
         self._limits = limits
         self._captures: dict[str, Capture] = {}
@@ -51,10 +59,18 @@ class Store:
     def __repr__(self) -> str:
         return f"<Store {self.path}: {', '.join(self.ids) or 'no captures'}>"
 
+    @property
+    def path(self) -> str:
+        """What names the store: the path or URL that it was opened by."""
+        return self.place.name
+
     @cached_property
     def ids(self) -> list[str]:
-        """Names of the captures that have begun."""
-        return [name for name in self.metadata.planned if (self.path / name / GROUP_DOCUMENT).exists()]
+        """Names of the captures that have begun. One that the index has and that is gone is among them: an error."""
+        known = {entry.id for entry in self.metadata.index or []}
+        return [
+            name for name in self.metadata.planned if name in known or self.place.exists(join(name, GROUP_DOCUMENT))
+        ]
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -63,37 +79,75 @@ class Store:
         return (self[name] for name in self.ids)
 
     def __getitem__(self, key: int | str) -> Capture:
-        """A capture.
+        """A capture: by number, by name ("0003"), or by the id of its prompt ("my-id").
+
+        A name goes before an id; "id:0003" is always the id 0003.
 
         Raises:
             AbsentError: there is none of that name or number.
+            InputError: several prompts have that id.
             StoreError: its metadata are damaged.
         """
         if isinstance(key, str):
-            name = key
+            name = self.find(key)
         elif -len(self.ids) <= key < len(self.ids):
             name = self.ids[key]
         else:
             raise AbsentError(f"{self.path} has {len(self.ids)} captures, there is no number {key}")
-        if name not in self.ids:
-            raise AbsentError(f"{self.path} has no capture {name!r}; it has {', '.join(self.ids) or 'none'}")
         if name not in self._captures:
-            self._captures[name] = Capture(self.path, name, self._limits)
+            self._captures[name] = Capture(self.place, name, self._limits, checked=self._checked)
         return self._captures[name]
+
+    def find(self, key: str) -> str:
+        """Name of the capture with this name or prompt id, as `store[key]` understands it.
+
+        Raises:
+            AbsentError: there is none.
+            InputError: several prompts have that id.
+        """
+        if key in self.ids:
+            return key
+        wanted = key.removeprefix("id:")
+        known = self.prompt_ids
+        found = [name for name in self.ids if known.get(name) in (key, wanted)]
+        if not found:  # a store put together of others may keep ids in its captures only
+            rest = (name for name in self.ids if name not in known)
+            found = [name for name in rest if self[name].metadata.prompt_id in (key, wanted)]
+        if len(found) > 1:
+            raise InputError(f"{self.path}: {len(found)} prompts have the id {wanted!r}: {', '.join(found[:4])}")
+        if not found:
+            raise AbsentError(f"{self.path} has no capture {key!r}; it has {_some(self.ids)}")
+        return found[0]
+
+    @cached_property
+    def prompt_ids(self) -> dict[str, str]:
+        """Ids of prompts by the names of their captures, as far as the store's own metadata tell."""
+        return {prompt.capture: prompt.prompt_id for batch in self.metadata.batches for prompt in batch.prompts}
+
+
+def _some(names: Sequence[str], most: int = 12) -> str:
+    """Names for a message: all of a few, the first and the last of many."""
+    if len(names) > most:
+        return f"{len(names)}, {names[0]} … {names[-1]}"
+    return ", ".join(names) or "none"
 
 
 class Capture:
     """One prompt and what the model said, as it was committed when this object was made."""
 
-    def __init__(self, store: Path, name: str, limits: Limits) -> None:
+    def __init__(self, place: Place, name: str, limits: Limits, *, checked: bool = True) -> None:
         self.id = name
-        self._path = store
-        attributes, documents, problems = read_capture(store, name, limits)
+        self._place = place
+        self._checked = checked
+        self._limits = limits
+        group, documents, problems = read_capture(place, name, limits)
         self.descriptions = {key: describe_array(document, limits) for key, document in documents.items()}
+        attributes = group.get("attributes", {})
         problems = problems or validate_capture(attributes, self.descriptions, where=name)
         if problems:
-            raise StoreError(f"{store}: {summary(problems)}; run `lens verify`")
+            raise StoreError(f"{place}: {summary(problems)}; run `lens verify`")
         self.metadata = CaptureMetadata.model_validate(attributes[NAMESPACE])
+        self._group = group
         self._documents = documents
         self._arrays: dict[str, NamedArray] = {}
 
@@ -178,6 +232,43 @@ class Capture:
         """Which layers have attention (layer)."""
         return np.asarray([layer.kind != "none" for layer in self.metadata.model.layers], np.bool_)
 
+    @cached_property
+    def key_layers(self) -> NDArray[np.bool_]:
+        """Which layers have attention over keys of their own (layer)."""
+        layers = self.metadata.model.layers
+        return np.asarray([layer.kind != "none" and layer.key_source is None for layer in layers], np.bool_)
+
+    @cached_property
+    def specs(self) -> dict[str, ArraySpec]:
+        """What the contract says of every array that this capture may have, those of further lenses included."""
+        return {spec.name: spec for spec in specs([lens.name for lens in self.metadata.lenses])}
+
+    @property
+    def lens_names(self) -> list[str]:
+        """Names of the lenses, the first one first."""
+        first = self.metadata.lens
+        return [lens.name for lens in ([first] if first else []) + self.metadata.lenses]
+
+    def reading(self, array: str, lens: str | None = None) -> NamedArray:
+        """An array of one of the lenses, by the name that it has for the first: `reading("lens_token", "tuned")`.
+
+        Raises:
+            AbsentError: there is no such lens, or it has no such array.
+            StoreError: its metadata are damaged.
+        """
+        return self[self.reading_name(array, lens)]
+
+    def reading_name(self, array: str, lens: str | None = None) -> str:
+        """Name of an array of one of the lenses, None for the first.
+
+        Raises:
+            AbsentError: there is no such lens.
+        """
+        if lens is not None and lens not in self.lens_names:
+            names = ", ".join(self.lens_names) or f"none ({self.metadata.lens_absent or 'no reason given'})"
+            raise AbsentError(f"capture {self.id} has no lens {lens!r}: it has {names}")
+        return reading(array, None if lens is None or lens == self.lens_names[0] else lens)
+
     @property
     def names(self) -> list[str]:
         """Names of the arrays."""
@@ -210,7 +301,7 @@ class Capture:
             array = zarr.Array.from_dict(StorePath(self._zarr_store, f"{self.id}/{name}"), document)
         except DECODE_ERRORS as error:
             raise StoreError(f"{self.id}/{name}: zarr.json is damaged ({error}); run `lens verify`") from error
-        return NamedArray(self, name, array, self._path, self.shape_of(name))
+        return NamedArray(self, name, array, self._place, self.shape_of(name))
 
     def shape_of(self, name: str) -> tuple[int, ...]:
         """Shape of an array of this capture, cut to the timeline."""
@@ -232,23 +323,54 @@ class Capture:
     def why_absent(self, name: str) -> str:
         """Why the capture does not have an array."""
         about = self.metadata
-        if name not in ARRAY:
+        spec = self.specs.get(name)
+        if spec is None:
             return f"there is no such array; it has {', '.join(self.names)}"
-        match ARRAY[name].presence:
-            case "lens" if about.lens is None:
+        match spec.presence:
+            case "evidence":
+                return about.absent.get(group_of(name), "it was not asked for")
+            case "lens" | "depth" if about.lens is None:
                 return f"it was captured without a lens ({about.lens_absent or 'no reason given'})"
-            case "attention" | "dense" if about.attention is None:
+            case "attention" | "dense" | "qk" if about.attention is None:
                 return f"it was captured without attention ({about.attention_absent or 'no reason given'})"
-            case "dense" if about.attention != "dense":
+            case "dense" | "qk" as mode if about.attention != mode:
                 return f"attention was captured in mode {about.attention}"
             case _:
                 return f"the capture is {about.status}"
 
     @cached_property
-    def _zarr_store(self) -> LocalStore:
-        from zarr.storage import LocalStore
+    def _zarr_store(self) -> PlaceStore:
+        """Where zarr reads; of a finished capture nothing that is not what was written.
 
-        return LocalStore(self._path, read_only=True)
+        Raises:
+            StoreError: the capture's metadata or its manifest were changed.
+        """
+        from attnlens.store.places.checked import Checked
+        from attnlens.store.places.zarr_store import PlaceStore
+
+        if not self._checked or self.status != "complete":
+            return PlaceStore(self._place)
+        if document_digest(self._group) != self.metadata.digest:
+            raise StoreError(
+                f"{self._place}: {self.id}/{GROUP_DOCUMENT} was changed after it was written, it does not have its "
+                "digest; run `lens verify`"
+            )
+        return PlaceStore(Checked(self._place, self.id, self._manifest()))
+
+    def _manifest(self) -> dict[str, str]:
+        """Sha256 of each of the capture's files.
+
+        Raises:
+            StoreError: it is not the manifest that the metadata name.
+        """
+        plain = Capture(self._place, self.id, self._limits, checked=False)
+        paths, hashes = ([str(text) for text in plain[name][:]] for name in MANIFEST_ARRAYS)
+        found = dict(zip(paths, hashes, strict=True))
+        if manifest_hash(found) != self.metadata.manifest:
+            raise StoreError(
+                f"{self.id}/manifest_sha256: is not the manifest that the metadata name; run `lens verify`"
+            )
+        return found
 
     @cached_property
     def _byte_offset(self) -> NDArray[np.int32]:
@@ -263,15 +385,15 @@ class Capture:
 
 
 def read_capture(
-    store: Path, name: str, limits: Limits
+    place: Place, name: str, limits: Limits
 ) -> tuple[dict[str, Any], dict[str, dict[str, Any]], list[Problem]]:
-    """Attributes of a capture's group, the zarr.json of each of its arrays, and what is wrong with them.
+    """The zarr.json of a capture's group and of each of its arrays, and what is wrong with them.
 
     The group's consolidated metadata are used where it has some. Arrays with problems are left out.
     """
     problems: list[Problem] = []
     try:
-        document = read_document(store / name)
+        document = place.document(name)
     except (OSError, ValueError, RecursionError) as error:
         reason = getattr(error, "strerror", None) or error
         return (
@@ -287,26 +409,31 @@ def read_capture(
             [Problem(where=f"{name}/{GROUP_DOCUMENT}", kind="metadata", message="is no group with attributes")],
         )
     found: dict[str, dict[str, Any]] = {}
-    for key, text in _array_documents(store / name, document):
+    for key, text in _array_documents(place, name, document):
         try:
             if not ARRAY_NAME.fullmatch(key):
                 raise ValueError("is no name of an array")
-            read = text if isinstance(text, dict) else read_document(store / name / key)
+            read = text if isinstance(text, dict) else place.document(join(name, key))
             describe_array(read, limits)
         except (OSError, ValueError, RecursionError) as error:
             reason = getattr(error, "strerror", None) or error
             problems.append(Problem(where=f"{name}/{key}", kind="array", message=str(reason)))
         else:
             found[key] = read
-    return attributes, found, problems
+    return document, found, problems
 
 
-def _array_documents(folder: Path, document: Mapping[str, Any]) -> list[tuple[str, Any]]:
+def _array_documents(place: Place, name: str, document: Mapping[str, Any]) -> list[tuple[str, Any]]:
     """Names of the arrays, each with its zarr.json where the group's document holds it."""
     consolidated = document.get("consolidated_metadata")
     if isinstance(consolidated, Mapping) and isinstance(consolidated.get("metadata"), Mapping):
         return sorted((str(key), value) for key, value in consolidated["metadata"].items())
-    return [(path.parent.name, None) for path in sorted(folder.glob(f"*/{GROUP_DOCUMENT}"))]
+    return [(key, None) for key in arrays_of(place, name)]
 
 
-__all__ = ["ArrayDescription", "Capture", "Limits", "Store", "open_store", "read_capture"]
+def arrays_of(place: Place, name: str) -> list[str]:
+    """Names of the arrays of a capture that have a zarr.json of their own, sorted."""
+    return [key for key in place.folders(name) if place.exists(f"{name}/{key}/{GROUP_DOCUMENT}")]
+
+
+__all__ = ["ArrayDescription", "Capture", "Limits", "Store", "arrays_of", "open_store", "read_capture"]

@@ -3,27 +3,32 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
+from attnlens import __version__
 from attnlens.schemas.errors import InputError, StoreError
 from attnlens.schemas.metadata import CaptureMetadata, IndexEntry, StoreMetadata
 from attnlens.schemas.problems import summary
 from attnlens.schemas.validate import CAPTURE_NAME, validate_store
 from attnlens.schemas.version import FORMAT, NAMESPACE
-from attnlens.store.files import GROUP_DOCUMENT, clean, group_document, read_document, write_document
+from attnlens.store.files import clean, group_document, read_document, write_document
+from attnlens.store.lock import LOCK_NAME
 from attnlens.store.manifest import document_digest
+from attnlens.store.places import Place
+from attnlens.store.places.place import GROUP_DOCUMENT
 
 CONSOLIDATED_BYTES = 1 << 20
 """The most that is copied into the store's zarr.json; some thirty captures."""
 
 
 def is_free(path: Path) -> bool:
-    """Whether nothing is at `path`, or an empty folder."""
-    return not path.exists() or (path.is_dir() and not any(path.iterdir()))
+    """Whether nothing is at `path`, or a folder with nothing in it but the lock of a writer."""
+    return not path.exists() or (path.is_dir() and all(entry.name == LOCK_NAME for entry in path.iterdir()))
 
 
 def check_free(path: Path) -> None:
@@ -33,7 +38,7 @@ def check_free(path: Path) -> None:
         InputError: something is there.
     """
     if not is_free(path):
-        raise InputError(f"{path} exists: give another -o, or --append to add a capture to it, or --overwrite")
+        raise InputError(f"{path} exists: give another -o, or --append to add to it, or --overwrite")
 
 
 def replaceable(path: Path) -> None:
@@ -58,18 +63,26 @@ def replaceable(path: Path) -> None:
             )
 
 
-def read_root(path: Path) -> StoreMetadata:
-    """The metadata of the store at `path`.
+def next_ids(taken: Iterable[str], count: int) -> list[str]:
+    """Names of the next captures' groups: "0000", "0001", …"""
+    first = max((int(name) for name in taken if CAPTURE_NAME.fullmatch(name)), default=-1) + 1
+    return [f"{number:04d}" for number in range(first, first + count)]
+
+
+def new_root() -> StoreMetadata:
+    """The metadata of a store without captures."""
+    created = datetime.now(UTC).isoformat(timespec="seconds")
+    return StoreMetadata(created=created, writer=f"attnlens {__version__}", planned=[])
+
+
+def read_root(path: Place) -> StoreMetadata:
+    """The metadata of the store at a place.
 
     Raises:
-        StoreError: `path` is not a store of this version, or its metadata is damaged.
+        StoreError: it is not a store of this version, or its metadata is damaged.
     """
-    if not path.exists():
-        raise StoreError(f"{path}: no such store")
-    if not path.is_dir():
-        raise StoreError(f"{path} is a file; a store is a folder with a zarr.json")
     try:
-        document = read_document(path)
+        document = path.document()
     except FileNotFoundError:
         raise StoreError(f"{path} is not a store: it has no zarr.json") from None
     except OSError as error:
@@ -124,12 +137,12 @@ def consolidated(path: Path, planned: Sequence[str]) -> dict[str, Any] | None:
     return dict(sorted(found.items()))
 
 
-def root_entries(path: Path, planned: Sequence[str]) -> list[IndexEntry]:
+def root_entries(path: Place, planned: Sequence[str]) -> list[IndexEntry]:
     """The derived index: one entry for each planned capture whose metadata can be read."""
     entries = []
     for name in planned:
         try:
-            about = CaptureMetadata.model_validate(read_document(path / name)["attributes"][NAMESPACE])
+            about = CaptureMetadata.model_validate(path.document(name)["attributes"][NAMESPACE])
         except (OSError, LookupError, TypeError, ValueError, ValidationError):
             continue
         entries.append(IndexEntry.model_validate({key: getattr(about, key) for key in IndexEntry.model_fields}))

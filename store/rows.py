@@ -20,7 +20,7 @@ class Block:
     first: int
     count: int
     start: int
-    values: Values
+    values: Any
 
 
 class RowBuffer:

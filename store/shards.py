@@ -51,6 +51,11 @@ class ShardedRows:
         return np.dtype(self._array.dtype)
 
     @property
+    def fill(self) -> Any:
+        """The value of a cell that was never written."""
+        return self._array.fill_value
+
+    @property
     def shard(self) -> tuple[int, ...]:
         """Shape of a shard."""
         return self._shard

@@ -53,14 +53,14 @@ class AttentionSink:
             start = max(start, min(stop, self._n_prompt))
         if start == stop:
             return
-        _require(self._buffer, start, stop)
+        require(self._buffer, start, stop)
         n_layer, n_head, _, n_key = self._array.shape
         shard = self._array.shard
         lanes = shard[0]
         if self._by_layer:
             lanes = max(1, REGION_BYTES // (2 * n_head * n_key * min(shard[2], stop - start)))
-        for first, last in _pieces(start, stop, shard[2]):
-            for low, high in _pieces(0, n_layer, lanes):
+        for first, last in pieces(start, stop, shard[2]):
+            for low, high in pieces(0, n_layer, lanes):
                 self._write(slice(low, high), first, last)
         self._written[:] = stop
         self._buffer.drop(stop)
@@ -70,8 +70,8 @@ class AttentionSink:
         if stop <= start:
             return
         lane = slice(layer, layer + 1)
-        _require(self._buffer, start, stop, lane)
-        for first, last in _pieces(start, stop, self._array.shard[2]):
+        require(self._buffer, start, stop, lane)
+        for first, last in pieces(start, stop, self._array.shard[2]):
             self._write(lane, first, last)
         self._written[layer] = stop
         self._buffer.drop(stop, layer)
@@ -82,8 +82,8 @@ class AttentionSink:
         _, heads, _, keys = self._array.shape
         blocks = self._buffer.overlapping(start, stop, lanes)
         depth, rows = lanes.stop - lanes.start, stop - start
-        for head, last_head in _pieces(0, heads, shard[1]):
-            for key, last_key in _pieces(0, keys, shard[3]):
+        for head, last_head in pieces(0, heads, shard[1]):
+            for key, last_key in pieces(0, keys, shard[3]):
                 region = np.zeros((depth, last_head - head, rows, last_key - key), np.float16)
                 seen = np.zeros((depth, rows), bool)
                 for block in blocks:
@@ -124,8 +124,8 @@ class ReductionSink:
             return
         _, layers, keys = self._arrays[0].shape
         for array, buffer in zip(self._arrays, self._buffers, strict=True):
-            _require(buffer, start, stop)
-            for first, last in _pieces(start, stop, max(1, REGION_BYTES // (2 * layers * keys))):
+            require(buffer, start, stop)
+            for first, last in pieces(start, stop, max(1, REGION_BYTES // (2 * layers * keys))):
                 region = np.full((last - first, layers, keys), np.nan, np.float16)
                 for block in buffer.overlapping(first, last):
                     low, high = max(first, block.first), min(last, block.first + block.count)
@@ -152,10 +152,10 @@ class DepthSink:
 
     def commit(self, start: int, stop: int) -> None:
         """Write the tokens start … stop - 1."""
-        _require(self._buffer, start, stop)
+        require(self._buffer, start, stop)
         depths, _, *tail = self._array.shape
         most = max(1, REGION_BYTES // (4 * depths * math.prod(tail)))
-        for first, last in _pieces(start, stop, most):
+        for first, last in pieces(start, stop, most):
             region = np.empty((depths, last - first, *tail), self._array.dtype)
             for block in self._buffer.overlapping(first, last):
                 low, high = max(first, block.first), min(last, block.first + block.count)
@@ -189,7 +189,7 @@ class ValueSink:
         self._waiting.clear()
 
 
-def _pieces(start: int, stop: int, size: int) -> Iterator[tuple[int, int]]:
+def pieces(start: int, stop: int, size: int) -> Iterator[tuple[int, int]]:
     """Cut start … stop at multiples of `size`."""
     while start < stop:
         last = min(stop, start - start % size + size)
@@ -197,7 +197,7 @@ def _pieces(start: int, stop: int, size: int) -> Iterator[tuple[int, int]]:
         start = last
 
 
-def _require(buffer: RowBuffer, start: int, stop: int, lanes: slice | None = None) -> None:
+def require(buffer: RowBuffer, start: int, stop: int, lanes: slice | None = None) -> None:
     """Refuse to commit rows that nobody handed over: a store never holds data that was not computed."""
     absent = buffer.missing(start, stop, lanes)
     if absent is not None:

@@ -13,7 +13,8 @@ STORE: dict[str, Any] = {
     "attnlens": {"format": "attnlens", "version": 1, "created": "now", "writer": "attnlens 0", "planned": ["0000"]}
 }
 SIZES = {"token": 7, "query": 7, "key": 7, "layer": 2, "head": 3, "depth": 3, "generated": 4, "rank": 5,
-         "entry": 11, "edge": 8, "byte": 20, "file": 9}  # fmt: skip
+         "entry": 11, "edge": 8, "byte": 20, "file": 9, "tracked": 2,
+         "feature": 6, "kv_head": 1, "head_feature": 4}  # fmt: skip
 
 
 def layer(index: int) -> dict[str, Any]:
@@ -28,17 +29,29 @@ def attributes(**changes: Any) -> dict[str, Any]:
         "id": "0000", "status": "complete", "committed": 6, "n_prompt": 4, "n_token": 7, "n_fed": 6, "prompt": "p",
         "attention": "dense", "model": model, "device": "cpu", "created": "now", "versions": {},
         "lens": {"name": "logit", "modules": [], "hash": "0", "top_k": 5}, "manifest": "0", "digest": "0",
+        "residual": {"n_feature": 6, "dtype": "bfloat16"}, "tracked": [1, 2],
         "sampling": {"forced": False, "max_new_tokens": 3, "temperature": 0.0, "top_p": 1.0, "seed": 0},
     }  # fmt: skip
     return {"attnlens": {**values, **changes}}
 
 
-def arrays() -> dict[str, ArrayDescription]:
+def arrays(mode: str = "dense") -> dict[str, ArrayDescription]:
     found = {}
     for spec in ARRAYS:
         shape = tuple(SIZES[axis] for axis in spec.axes)
-        found[spec.name] = ArrayDescription(shape=shape, dtype=spec.dtype, axes=spec.axes, chunk=shape)
+        dtype = "uint16" if spec.dtype == "model" else spec.dtype
+        if spec.presence not in {"dense", "qk"} - {mode}:
+            found[spec.name] = ArrayDescription(shape=shape, dtype=dtype, axes=spec.axes, chunk=shape)
     return found
+
+
+def qk(*changed: dict[str, Any], **changes: Any) -> dict[str, Any]:
+    """A capture in qk mode whose layers are as `changed`."""
+    plain = {"n_kv_head": 1, "scaling": 0.5}
+    layers = [layer(index) | plain | (changed[index] if index < len(changed) else {}) for index in range(2)]
+    values = attributes(**{"attention": "qk", "attention_dtype": "bfloat16", **changes})
+    values["attnlens"]["model"]["layers"] = layers
+    return values
 
 
 def test_good_metadata_have_no_problems() -> None:
@@ -81,6 +94,14 @@ def test_every_problem_of_the_arrays_at_once() -> None:
     ("changes", "message"),
     [
         ({"committed": 7}, "committed is 7, more than n_fed, 6"),
+        ({"evidence": ["residual"], "residual": None}, "evidence names residual, but residual does not say its dtype"),
+        ({"evidence": ["lens_token"]}, "evidence names 'lens_token', which is no such array"),
+        ({"evidence": ["tracked_rank"], "tracked": []}, "evidence names tracked tokens, but tracked lists none"),
+        ({"lenses": [{"name": "logit", "modules": [], "hash": "0", "top_k": 5}]}, "two lenses have the same name"),
+        ({"lenses": [{"name": "a/b", "modules": [], "hash": "0", "top_k": 5}]}, "'a/b' is no name of a lens"),
+        ({"lenses": [{"name": "tuned", "modules": [], "hash": "0", "top_k": 4}]}, "top_k differs between lenses"),
+        ({"lenses": [{"name": "tuned", "modules": [], "hash": "0", "top_k": 5}]}, "lens_token_tuned: is missing"),
+        ({"evidence": ["value_norm"], "tracked": [1, 2, 3]}, "axis tracked has 2 entries, expected 3"),
         ({"n_fed": 8}, "n_fed is 8, more than n_token, 7"),
         ({"committed": 5}, "5 of 6 rows are committed"),
         ({"status": "planned"}, "status is planned, but 6 rows"),
@@ -89,7 +110,7 @@ def test_every_problem_of_the_arrays_at_once() -> None:
         ({"lens": None}, "lens_absent does not say why"),
         ({"attention": None}, "attention_absent does not say why"),
         ({"status": "done"}, "status: Input should be 'planned'"),
-        ({"n_prompt": 0}, "n_prompt: Input should be greater than or equal to 1, found 0"),
+        ({"n_prompt": 0}, "n_prompt is 0, expected 1 or more in a capture that did not fail"),
     ],
 )
 def test_metadata_that_contradict_themselves(changes: dict[str, Any], message: str) -> None:
@@ -128,3 +149,42 @@ def test_a_foreign_store_has_one_problem(ours: object, message: str) -> None:
     assert problem is not None
     assert message in str(problem)
     assert validate_store({"attnlens": ours} if ours is not None else {}) == [problem]
+
+
+def test_a_capture_of_queries_and_keys() -> None:
+    assert validate_capture(qk(), arrays("qk"), where="0000") == []
+    shared = qk(
+        {"kind": "sliding", "window": 3}, {"key_source": 0, "softcap": 5.0, "sinks": True, "sink_values": [0.0] * 3}
+    )
+    assert validate_capture(shared, arrays("qk"), where="0000") == []
+    found = arrays("qk")
+    found["attention_q"] = replace(found["attention_q"], dtype="float32")
+    found["attention_k"] = replace(found["attention_k"], shape=(7, 2, 3, 4))
+    assert {str(problem) for problem in validate_capture(qk(), found, where="0000")} == {
+        "0000/attention_q: dtype is float32, expected uint16",
+        "0000/attention_k: axis kv_head has 3 entries, expected 1",
+    }
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"n_kv_head": 2}, "queries and keys of its layers have different shapes"),
+        ({"key_features": 5}, "queries and keys of its layers have different shapes"),
+        ({"scaling": None}, "model.layers.0: scaling is missing"),
+        ({"softcap": 0.0}, "softcap is 0.0, expected more than 0"),
+        ({"kind": "sliding"}, "kind is sliding, but window is missing"),
+        ({"sinks": True}, "sinks and sink_values contradict"),
+        ({"sinks": True, "sink_values": [1.0]}, "has 1 sink values for 3 heads"),
+        ({"key_source": 0}, "key_source is 0, which is no layer with keys of its own"),
+        ({"key_source": 9}, "key_source is 9"),
+    ],
+)
+def test_layers_that_cannot_be_replayed(changed: dict[str, Any], message: str) -> None:
+    problems = [str(problem) for problem in validate_capture(qk(changed), arrays("qk"), where="0000")]
+    assert any(message in problem for problem in problems), problems
+
+
+def test_queries_need_a_dtype() -> None:
+    problems = validate_capture(qk(attention_dtype=None), arrays("qk"), where="0000")
+    assert any("attention_dtype does not say" in str(problem) for problem in problems)

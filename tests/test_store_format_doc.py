@@ -10,6 +10,8 @@ from pydantic import BaseModel
 
 from attnlens.schemas.arrays import ARRAYS
 from attnlens.schemas.metadata import (
+    Batch,
+    BatchPrompt,
     CaptureMetadata,
     IndexEntry,
     LayerInfo,
@@ -51,7 +53,7 @@ def test_the_tables_of_attributes_are_those_of_the_code(heading: str, model: typ
     assert sorted(named) == sorted(model.model_fields)
 
 
-@pytest.mark.parametrize("model", [ModelInfo, LayerInfo, LensInfo, Sampling, SelfCheck, IndexEntry])
+@pytest.mark.parametrize("model", [ModelInfo, LayerInfo, LensInfo, Sampling, SelfCheck, IndexEntry, Batch, BatchPrompt])
 def test_every_field_of_the_smaller_records_is_named(model: type[BaseModel]) -> None:
     for name in model.model_fields:
         assert f"`{name}`" in PAGE, name

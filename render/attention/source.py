@@ -15,7 +15,7 @@ from attnlens.render.attention.rollout import Rollout
 from attnlens.render.attention.row import Row
 from attnlens.render.attention.scales import Scale
 from attnlens.render.choice.queries import Timeline
-from attnlens.schemas.errors import AbsentError, InputError, StoreError
+from attnlens.schemas.errors import AbsentError, InputError
 
 if TYPE_CHECKING:
     from attnlens.store.reader import Capture
@@ -44,14 +44,8 @@ def check_source(capture: Capture, heads: Sequence[Heads], scale: Scale) -> None
         raise InputError("--heads rollout has no value vectors of its own: choose another --scale than value-norm")
     if "value_norm" not in capture:
         raise AbsentError(
-            f"--scale value-norm: capture {capture.id} holds no lengths of value vectors (value_norm), "
-            "they were not captured"
-        )
-    found, model = capture.descriptions["value_norm"], capture.metadata.model
-    if found.axes != ("layer", "head", "key") or tuple(found.shape[:2]) != (model.n_layer, model.n_head):
-        raise StoreError(
-            f"{capture.id}/value_norm: expected axes (layer, head, key) of {model.n_layer} × {model.n_head} × keys, "
-            f"found {found.axes} of {found.shape}"
+            f"--scale value-norm: capture {capture.id} holds no lengths of value vectors (value_norm): "
+            f"{capture.why_absent('value_norm')}"
         )
 
 
@@ -119,7 +113,7 @@ class Source:
         """Every reduction of one query, layer by layer where the row of all layers is large."""
         found = []
         for layers in self._parts(self._layers, self._n_read):
-            weights = self._capture.attention.rows([query], layers=layers, heads=self._read)[:, :, 0, : query + 1]
+            weights = self._capture.attention.rounded([query], layers=layers, heads=self._read)[:, :, 0, : query + 1]
             found.append([self._finish(weights, query, heads, layers, self._read) for heads in self._heads])
         return [
             (
@@ -182,7 +176,7 @@ class Source:
         for first in range(start, stop, step):
             queries = range(first, min(first + step, stop))
             for layers in self._parts(tuple(range(model.n_layer)), model.n_head, len(queries)):
-                weights = self._capture.attention.rows(queries, layers=layers)
+                weights = self._capture.attention.rounded(queries, layers=layers)
                 for layer, heads in zip(layers, weights, strict=True):
                     average[layer, first - start : queries.stop - start] = mean(heads.swapaxes(0, 1))
         return average

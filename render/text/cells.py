@@ -74,7 +74,9 @@ class Cells:
         AbsentError: the texts are made from an array that the capture does not have.
     """
 
-    def __init__(self, capture: Capture, tokens: Tokens, text: Text, timeline: Timeline) -> None:
+    def __init__(
+        self, capture: Capture, tokens: Tokens, text: Text, timeline: Timeline, lens: str | None = None
+    ) -> None:
         metadata = capture.metadata
         self._tokens, self._text = tokens, text
         self._of_lens = lru_cache(maxsize=_KEPT)(self._made_of_lens)
@@ -83,12 +85,12 @@ class Cells:
         self._spell = _Texts(capture, tokens)
         self._values: Blocks | None = None
         if text.array is not None and not (metadata.lens is None and self.names_tokens):
-            self._values = Blocks(capture[text.array], timeline.n_row, text.ranks)
+            self._values = Blocks(capture.reading(text.array, lens), timeline.n_row, text.ranks)
         self._final: Blocks | None = None
         if metadata.lens is not None:
             last = slice(self._n_layer, self._n_layer + 1)
-            self._final = Blocks(capture["lens_token"], timeline.n_row, 1, last)
-            self._chance = Blocks(capture["lens_probability"], timeline.n_row, 1, last)
+            self._final = Blocks(capture.reading("lens_token", lens), timeline.n_row, 1, last)
+            self._chance = Blocks(capture.reading("lens_probability", lens), timeline.n_row, 1, last)
 
     def labels(self, depths: tuple[int, ...], columns: tuple[int, ...], matrix: npt.NDArray[np.float32]) -> Labels:
         """Texts (row, column) of cells whose drawn values are `matrix`; row r shows the residual of `depths[r]`."""

@@ -1,0 +1,185 @@
+"""One model class, tiny and random, through the real capture and back: does the store hold what eager attention says?
+
+Everything that a store of it claims is computed once more by transformers alone (its own `output_attentions`, its own
+tail with another depth's residual put in), the text fed as a generation feeds it.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import sys
+import tempfile
+import traceback
+import warnings
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+import zarr
+
+from attnlens.benchmarks.models.reference import Reference, reference_of
+from attnlens.benchmarks.models.tiny_configs import names, tiny_config
+from attnlens.benchmarks.models.tiny_overrides import NEEDS_POSITIONS, NOT_BUILT
+from attnlens.benchmarks.models.tiny_tokenizer import byte_tokenizer
+from attnlens.capture import capture
+from attnlens.schemas.errors import AttnlensError
+from attnlens.store.verify import verify
+
+MEMORY = 6 << 30
+LARGEST = 10_000_000
+"""Parameters; a configuration that asks for more was not made small."""
+PROMPT = "Look where the tokens look, then say it."
+N_NEW = 6
+ATTENTION_LIMIT = 4e-4
+"""Float16 rounds a weight below 1 by at most 2.5e-4."""
+LENS_LIMIT = 1e-4
+
+
+@dataclass(kw_only=True)
+class Verdict:
+    """What came of one class. `works` is None where it could not be built here."""
+
+    kind: str
+    name: str
+    works: bool | None
+    wrong: str = ""
+    reason: str = ""
+    layers: str = ""
+    lens: str = ""
+    compared: str = ""
+    attention_error: float | None = None
+    lens_error: float | None = None
+
+
+def build(kind: str, **changes: Any) -> Any:
+    """A small random model, its weights larger than usual so that attention is far from uniform."""
+    model_class = getattr(transformers, names()[kind])
+    config = tiny_config(kind, **changes)
+    if model_class.config_class is config.sub_configs.get("text_config"):
+        config = config.get_text_config()
+    with torch.device("meta"):
+        size = sum(parameter.numel() for parameter in model_class._from_config(config).parameters())
+    if size > LARGEST:
+        raise ValueError(f"{size} parameters: not made small")
+    torch.manual_seed(0)
+    model = model_class._from_config(config, attn_implementation="eager").eval()
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, torch.nn.Linear | torch.nn.Embedding):
+                module.weight.copy_(torch.randn(module.weight.shape, generator=generator) * 0.3)
+        for name, parameter in model.named_parameters():
+            if name.endswith("sinks"):
+                parameter.copy_(torch.randn(parameter.shape, generator=generator))
+    return model
+
+
+def examine(kind: str) -> Verdict:
+    """Builds, captures, verifies and compares one class."""
+    verdict = Verdict(kind=kind, name=names()[kind], works=None)
+    if kind in NOT_BUILT:
+        verdict.reason = NOT_BUILT[kind]
+        return verdict
+    try:
+        model = build(kind)
+    except Exception as error:  # noqa: BLE001 - whatever a foreign constructor raises
+        verdict.reason = f"cannot be built small: {type(error).__name__}: {' '.join(str(error).split())}"
+        return verdict
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "run.zarr")
+        try:
+            capture(model, byte_tokenizer(), PROMPT, path, raw=True, max_new_tokens=N_NEW, temperature=0)
+        except AttnlensError as refusal:
+            verdict.works, verdict.reason = False, str(refusal)
+            if path.exists():
+                verdict.wrong = "refused only after the store was begun"
+            return verdict
+        verdict.works = True
+        problems = [f"{finding.where}: {finding.message}" for finding in verify(path).problems]
+        if problems:
+            verdict.wrong = "; ".join(problems[:3])
+        compare(model, zarr.open_group(path, mode="r")["0000"], verdict)
+    return verdict
+
+
+def compare(model: Any, group: Any, verdict: Verdict) -> None:
+    """Holds the store's arrays against transformers' own computation."""
+    about = group.attrs["attnlens"]
+    table = about["model"]["layers"]
+    calling = [row for row in table if row["kind"] != "none"]
+    verdict.layers = f"{len(calling)} of {len(table)}"
+    verdict.lens = about["lens_absent"] or "yes"
+    ids = group["token_id"][:].tolist()
+    reference = reference_of(
+        model, ids, about["n_prompt"], [row["path"] for row in calling], positions=verdict.kind in NEEDS_POSITIONS
+    )
+    verdict.compared = reference.how
+    complaints = [verdict.wrong] if verdict.wrong else []
+    expected = [int(row.argmax()) for row in reference.logits[about["n_prompt"] - 1 :]]
+    if ids[about["n_prompt"] :] != expected:
+        complaints.append("the text is not the one of plain greedy generation")
+    verdict.attention_error = _attention_error(group["attention_weight"], reference, calling, len(ids))
+    if not verdict.attention_error <= ATTENTION_LIMIT:
+        complaints.append(f"attention is off by {verdict.attention_error:.2g}")
+    if about["lens"] is not None:
+        verdict.lens_error = _lens_error(group, reference)
+        if not verdict.lens_error <= LENS_LIMIT:
+            complaints.append(f"depth L of the lens is off the model's own probabilities by {verdict.lens_error:.2g}")
+    verdict.wrong = "; ".join(complaints)
+
+
+def _attention_error(weights: Any, reference: Reference, calling: list[dict[str, Any]], n_token: int) -> float:
+    """Largest difference from the reference's rows, over all layers that have some."""
+    worst = 0.0
+    stored = weights[:]
+    for row, steps in zip(calling, reference.attention, strict=True):
+        layer, heads = row["index"], row["n_head"]
+        first = 0
+        for own in steps:
+            end = first + own.shape[1]
+            expected = np.zeros((heads, own.shape[1], n_token), np.float32)
+            expected[..., end - own.shape[2] : end] = own.float().numpy()
+            found = stored[layer, :heads, first:end].astype(np.float32)
+            worst = max(worst, float(np.abs(found - expected).max()))
+            if not np.isnan(stored[layer, heads:]).all():
+                return float("inf")
+            first = end
+    return worst
+
+
+def _lens_error(group: Any, reference: Reference) -> float:
+    """Depth L against the model's own next-token probabilities."""
+    fed = len(reference.logits)
+    own = torch.log_softmax(reference.logits.double(), dim=-1)
+    following = torch.tensor(group["token_id"][1 : fed + 1].astype(np.int64))
+    chosen = own.gather(1, following[:, None])[:, 0].exp().numpy()
+    top = own.max(dim=-1).values.exp().numpy()
+    last = group["lens_probability"].shape[0] - 1
+    errors = (
+        np.abs(group["next_probability"][last, :fed] - chosen).max(),
+        np.abs(group["lens_probability"][last, :fed, 0] - top).max(),
+    )
+    return float(max(errors))
+
+
+def main(kind: str) -> None:
+    """Prints the verdict on one class as a line of JSON."""
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+    warnings.filterwarnings("ignore")
+    transformers.logging.set_verbosity_error()
+    torch.set_num_threads(1)
+    try:
+        verdict = examine(kind)
+    except Exception as error:  # noqa: BLE001 - a traceback of ours is a finding too
+        traceback.print_exc()
+        what = f"{type(error).__name__}: {error}"
+        verdict = Verdict(kind=kind, name=names()[kind], works=None, wrong=f"the examination fails: {what}")
+    print(json.dumps(asdict(verdict)))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

@@ -1,0 +1,76 @@
+"""What transformers alone says of a text fed as a generation feeds it: attention by its eager functions, and logits."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass
+class Reference:
+    """`attention`: for each layer, for each pass, (head, query, key); `logits` (token, vocabulary); `how` it came."""
+
+    attention: list[list[Tensor]]
+    logits: Tensor
+    how: str
+
+
+def reference_of(model: Any, ids: list[int], n_prompt: int, layers: list[str], *, positions: bool = False) -> Reference:
+    """Runs the prompt in one pass, then token by token; `layers` are the paths of those with attention.
+
+    `positions`: tell the model where the new tokens stand, as a few need once they have a cache.
+    """
+    model.set_attn_implementation("eager")
+    steps: list[list[Tensor]] = []
+    logits: list[Tensor] = []
+    seen: list[tuple[str, Tensor]] = []
+    paths = {id(module): path for path, module in model.named_modules()}
+    cache, first, reported = None, 0, True
+    passes = [ids[:n_prompt], *[[token] for token in ids[n_prompt:-1]]]
+    with torch.no_grad(), eager_recorded(lambda module, weights: seen.append((paths[id(module)], weights))):
+        for piece in passes:
+            seen.clear()
+            extra = {"position_ids": torch.arange(first, first + len(piece))[None]} if positions and first else {}
+            out = model(torch.tensor([piece]), past_key_values=cache, use_cache=True, output_attentions=True, **extra)
+            cache = out.past_key_values
+            first += len(piece)
+            logits.append(out.logits[0])
+            own = [weights[0] for weights in out.attentions or () if isinstance(weights, Tensor)]
+            if len(own) != len(layers):
+                reported = False
+                own = [next(w[0] for path, w in seen if (path + ".").startswith(layer + ".")) for layer in layers]
+            steps.append(own)
+    attention = [[step[layer] for step in steps] for layer in range(len(layers))]
+    how = "output_attentions" if reported else "eager functions"
+    return Reference(attention, torch.cat(logits), how)
+
+
+@contextmanager
+def eager_recorded(note: Callable[[torch.nn.Module, Tensor], None]) -> Iterator[None]:
+    """Calls `note(module, weights)` at every call of an eager attention function of a modeling file."""
+    changed = []
+    file: Any
+    for name, file in list(sys.modules.items()):
+        own = getattr(file, "eager_attention_forward", None) if name.startswith("transformers.models") else None
+        if own is None:
+            continue
+
+        def recording(module: torch.nn.Module, *args: Any, own: Any = own, **kwargs: Any) -> Any:
+            output, weights = own(module, *args, **kwargs)
+            if weights is not None:
+                note(module, weights)
+            return output, weights
+
+        changed.append((file, own))
+        file.eager_attention_forward = recording
+    try:
+        yield
+    finally:
+        for file, own in changed:
+            file.eager_attention_forward = own

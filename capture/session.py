@@ -1,0 +1,265 @@
+"""A model made ready once, to be captured any number of times."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from attnlens.capture.describe import device_name, model_info, versions
+from attnlens.capture.encoding import choose_encoding
+from attnlens.capture.equipment import Equipment, equip
+from attnlens.capture.evidence import ROW_SUM_LIMIT
+from attnlens.capture.forward import input_device
+from attnlens.capture.memory import return_freed_memory
+from attnlens.capture.passes import Passes
+from attnlens.capture.plan import Plan
+from attnlens.capture.probe import Probed, probe
+from attnlens.capture.prompt import Prompt
+from attnlens.capture.sampling import Sampler
+from attnlens.capture.settings import Generation, Settings
+from attnlens.capture.vocabulary import Vocabulary
+from attnlens.progress import Progress
+from attnlens.schemas.errors import Interrupted
+from attnlens.schemas.metadata import CaptureMetadata, ModelInfo, Sampling, SelfCheck
+from attnlens.store.batch import BatchWriter
+from attnlens.store.writer import CaptureWriter, StoreWriter
+
+
+@dataclass(frozen=True, kw_only=True)
+class CaptureReport:
+    """What a capture did. `completion` is the generated (or given) text; `seconds` is the whole capture's."""
+
+    path: Path
+    capture_id: str
+    n_prompt: int
+    n_token: int
+    n_fed: int
+    completion: str
+    seconds: float
+    bytes_written: int
+    attention: str = "dense"
+    attention_choice: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Session:
+    """A probed model in eval mode with its record, ready for any number of texts. Made by `open_session`."""
+
+    model: nn.Module
+    tokenizer: Any
+    settings: Settings
+    device: torch.device
+    probed: Probed
+    vocabulary: Vocabulary
+    model_info: ModelInfo
+    equipment: Equipment
+
+    def sampler(self, generation: Generation, n_prompt: int) -> Sampler:
+        """The chooser of tokens after a prompt of `n_prompt`.
+
+        Raises:
+            ModelError: the model's generation settings ask for something that is not done here.
+        """
+        return Sampler(
+            self.model,
+            temperature=generation.temperature,
+            top_p=generation.top_p,
+            seed=generation.seed,
+            n_prompt=n_prompt,
+            device=self.device,
+        )
+
+    def metadata(
+        self, capture_id: str, plan: Plan, generation: Generation, sampler: Sampler, prompt_id: str | None = None
+    ) -> CaptureMetadata:
+        """What is known of a capture before it begins.
+
+        Raises:
+            ModelError: attention cannot be kept in the way that was asked for.
+        """
+        encoding = choose_encoding(self.settings.attention, self.probed, plan.capacity)
+        return CaptureMetadata(
+            id=capture_id,
+            prompt_id=prompt_id,
+            status="planned",
+            committed=0,
+            n_prompt=plan.n_prompt,
+            n_token=plan.n_prompt,
+            n_fed=0,
+            prompt=plan.prompt.text,
+            messages=plan.prompt.messages,
+            attention=encoding.mode,
+            attention_dtype=self.probed.vector_dtype if encoding.mode == "qk" else None,
+            attention_choice=encoding.choice,
+            model=self.model_info,
+            **self.equipment.metadata(),
+            sampling=Sampling(
+                forced=plan.given is not None,
+                max_new_tokens=plan.max_new_tokens,
+                temperature=float(generation.temperature),
+                top_p=float(generation.top_p),
+                seed=generation.seed,
+                generation_config=sampler.settings,
+            ),
+            versions=versions(),
+            device=device_name(self.device),
+            created=datetime.now(UTC).isoformat(timespec="seconds"),
+            self_checks=list(self.probed.checks),
+        )
+
+    def failed(self, capture_id: str, prompt_id: str, words: str, generation: Generation) -> CaptureMetadata:
+        """The record of a prompt, `words` as they were given, that could not be made into tokens."""
+        plan = Plan(prompt=Prompt(words, []), given=None, max_new_tokens=generation.max_new_tokens)
+        return self.metadata(capture_id, plan, generation, self.sampler(generation, 1), prompt_id)
+
+    def capture(
+        self,
+        plan: Plan,
+        generation: Generation,
+        writer: StoreWriter | BatchWriter,
+        capture_id: str,
+        progress: Progress,
+        *,
+        prompt_id: str | None = None,
+        started: float | None = None,
+    ) -> CaptureReport:
+        """Runs the model over one text and writes it as capture `capture_id`.
+
+        Raises:
+            ModelError: the model cannot be captured truthfully on this text.
+            StoreError: the store cannot be written.
+            Interrupted: Ctrl-C; what was committed is kept.
+        """
+        started = time.perf_counter() if started is None else started
+        return_freed_memory()
+        sampler = self.sampler(generation, plan.n_prompt)
+        metadata = self.metadata(capture_id, plan, generation, sampler, prompt_id)
+        rows: CaptureWriter | None = None
+        with torch.no_grad():
+            try:
+                buffer_bytes = self.settings.buffer_bytes
+                with writer.capture(metadata, capacity=plan.capacity, buffer_bytes=buffer_bytes) as rows:
+                    passes = Passes(
+                        self.model,
+                        self.tokenizer,
+                        plan,
+                        self.probed,
+                        self.vocabulary,
+                        rows,
+                        sampler,
+                        self.device,
+                        progress,
+                        equipment=self.equipment,
+                    )
+                    passes.run()
+                    progress.stage("writing")
+                    completion = _decoded(self.tokenizer, passes.generated)
+                    rows.finish(_learnt(metadata, passes, completion, time.perf_counter() - started))
+            except KeyboardInterrupt:
+                raise Interrupted(_kept(writer.path, rows.metadata if rows is not None else metadata)) from None
+        return CaptureReport(
+            path=writer.path,
+            capture_id=metadata.id,
+            n_prompt=plan.n_prompt,
+            n_token=passes.n_token,
+            n_fed=passes.seen,
+            completion=completion,
+            seconds=time.perf_counter() - started,
+            bytes_written=rows.bytes_written,
+            attention=metadata.attention or "none",
+            attention_choice=metadata.attention_choice,
+        )
+
+
+@contextmanager
+def open_session(
+    model: nn.Module,
+    tokenizer: Any,
+    prompt_ids: Sequence[int],
+    settings: Settings,
+    progress: Progress,
+    *,
+    model_id: str | None = None,
+    revision: str | None = None,
+    quantization: dict[str, Any] | None = None,
+) -> Iterator[Session]:
+    """Puts the model into eval mode and probes it on the first of `prompt_ids`; leaves it as it was found.
+
+    Nothing is written: a model that cannot be captured leaves no trace.
+
+    Raises:
+        ModelError: the model cannot be captured truthfully.
+    """
+    return_freed_memory()
+    with _evaluating(model):
+        progress.stage("probe")
+        device = input_device(model)
+        prompt = torch.tensor(list(prompt_ids), device=device)
+        with torch.no_grad():
+            probed = probe(model, prompt, lens=settings.lens)
+            vocabulary = Vocabulary(tokenizer, probed.vocabulary_size)
+            equipment = equip(model, probed, prompt, settings, tokenizer, vocabulary)
+        yield Session(
+            model=model,
+            tokenizer=tokenizer,
+            settings=settings,
+            device=device,
+            probed=probed,
+            vocabulary=vocabulary,
+            model_info=model_info(
+                model, probed, name=model_id or _name_of(model), revision=revision, quantization=quantization
+            ),
+            equipment=equipment,
+        )
+
+
+def _learnt(metadata: CaptureMetadata, passes: Passes, completion: str, seconds: float) -> dict[str, Any]:
+    """What is known of a capture only when it is over."""
+    row_sums = SelfCheck(name="capture: row sums", passed=True, value=passes.worst_row_sum, limit=ROW_SUM_LIMIT)
+    timings = {**passes.timings, "total_s": seconds}
+    return {
+        "completion": completion,
+        "model": metadata.model.model_copy(update={"layers": passes.table}),
+        "timings": {name: round(value, 3) for name, value in timings.items()},
+        "self_checks": [*metadata.self_checks, row_sums],
+    }
+
+
+def _decoded(tokenizer: Any, ids: Sequence[int]) -> str:
+    text = str(tokenizer.decode(list(ids), skip_special_tokens=True)) if ids else ""
+    return text.encode("utf-8", "replace").decode("utf-8")
+
+
+def _kept(store: Path, metadata: CaptureMetadata) -> str:
+    """What an interrupted capture leaves."""
+    if metadata.committed == 0:
+        return f"interrupted before the first rows were safe: nothing of capture {metadata.id} is kept in {store}"
+    return (
+        f"interrupted: {metadata.committed} rows of capture {metadata.id} are kept in {store}, marked partial; "
+        "`lens info` and `lens render` read them"
+    )
+
+
+def _name_of(model: nn.Module) -> str:
+    """Hub name of a model as transformers recorded it; the last part where it is a path on this machine."""
+    name = str(getattr(getattr(model, "config", None), "_name_or_path", "") or type(model).__name__)
+    return Path(name).name if Path(name).is_absolute() or Path(name).exists() else name
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    training = {id(module): module.training for module in model.modules()}
+    try:
+        model.eval()
+        yield
+    finally:
+        for module in model.modules():
+            module.training = training.get(id(module), module.training)

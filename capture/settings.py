@@ -1,0 +1,101 @@
+"""What a person decides about a capture: what is kept of it, and how its text goes on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from attnlens.capture.lenses.choice import LOGIT, choose_lenses, read_config
+from attnlens.schemas.errors import InputError
+from attnlens.store.layout import MIB
+
+ENCODINGS = ("dense", "qk", "auto")
+LENS_POINTS = ("layers", "all")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What is kept, the same for every prompt of a run. A run is resumed only with the same, `buffer_bytes` excepted.
+
+    Attributes:
+        attention: how it is kept: every weight (dense), queries and keys (qk), or what is smaller (auto).
+        lens: read the residual stream of every depth through lenses.
+        lenses: which: `logit`, `tuned:FOLDER`; the first has the plain names in the store.
+        lens_points: `layers` reads between layers, `all` inside them too, after attention and before the MLP.
+        track: tokens whose rank and probability are kept at every depth, each by its exact text or its id.
+        residuals: keep the residual streams themselves.
+        value_norm: keep the length of each value through its head's output projection.
+        top_k: how many tokens of each reading to keep.
+        buffer_bytes: host memory that rows may take while they wait to be written.
+    """
+
+    attention: str = "dense"
+    lens: bool = True
+    lenses: tuple[str, ...] = (LOGIT,)
+    lens_points: str = "layers"
+    track: tuple[str | int, ...] = ()
+    residuals: bool = False
+    value_norm: bool = True
+    top_k: int = 5
+    buffer_bytes: int = 64 * MIB
+
+    @property
+    def tuned(self) -> bool:
+        """Whether a tuned lens was asked for."""
+        return self.lens and any(choice.folder is not None for choice in choose_lenses(self.lenses))
+
+    def check(self) -> None:
+        """Refuses what means nothing, and folders of lenses that hold none.
+
+        Raises:
+            InputError: as said.
+        """
+        if self.attention not in ENCODINGS:
+            raise InputError(f"attention is {self.attention!r}, expected one of {', '.join(ENCODINGS)}")
+        choices = choose_lenses(self.lenses)
+        if not choices:
+            raise InputError("no lens was named: expected logit or tuned:FOLDER")
+        if self.lens_points not in LENS_POINTS:
+            raise InputError(f"--lens-points is {self.lens_points!r}, expected {' or '.join(LENS_POINTS)}")
+        if not self.lens and (self.track or self.lens_points != LENS_POINTS[0] or self.lenses != (LOGIT,)):
+            raise InputError("--lens, --track and --lens-points ask for a lens, and --no-lens for none")
+        if self.lens_points == "all" and LOGIT not in {choice.name for choice in choices}:
+            raise InputError("--lens-points all reads through the logit lens: add --lens logit")
+        for choice in choices:
+            if choice.folder is not None:
+                read_config(choice.folder)
+        if self.top_k < 1:
+            raise InputError(f"top_k is {self.top_k}, expected 1 or more")
+        if self.buffer_bytes < MIB:
+            raise InputError(f"the buffer is {self.buffer_bytes} bytes, expected 1 MiB or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Generation:
+    """How one text goes on.
+
+    Attributes:
+        max_new_tokens: how many tokens to generate at the most.
+        temperature: of sampling; 0 takes the most probable token.
+        top_p: nucleus of sampling, Holtzman et al. 2020.
+        seed: of sampling.
+    """
+
+    max_new_tokens: int = 256
+    temperature: float = 0.1
+    top_p: float = 0.9
+    seed: int = 0
+
+    def check(self) -> None:
+        """Refuses numbers that mean nothing.
+
+        Raises:
+            InputError: as said.
+        """
+        if self.max_new_tokens < 0:
+            raise InputError(f"max_new_tokens is {self.max_new_tokens}, expected 0 or more")
+        if not 0 <= self.temperature < float("inf"):
+            raise InputError(f"temperature is {self.temperature}, expected 0 (the most probable token) or more")
+        if not 0 < self.top_p <= 1:
+            raise InputError(f"top_p is {self.top_p}, expected more than 0 and at most 1")
+        if not -(2**63) <= self.seed < 2**63:
+            raise InputError(f"seed is {self.seed}, expected a number of 64 bits, -2^63 … 2^63 - 1")
