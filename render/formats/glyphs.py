@@ -41,7 +41,7 @@ def glyph(character: str, name: str) -> Glyph | None:
     An emoji of several characters has one where a font draws it as one.
     """
     if len(character) > 1:
-        return _joined(character)
+        return _joined(character, name)
     code = ord(character)
     for file, index in ((bundled(name), 0), *extras()):
         font = _outlines(file, index)
@@ -52,13 +52,14 @@ def glyph(character: str, name: str) -> Glyph | None:
     return None
 
 
-def _joined(sequence: str) -> Glyph | None:
+def _joined(sequence: str, name: str) -> Glyph | None:
     """The one glyph of an emoji of several characters, whether or not the font asks for the sign of emoji style."""
-    for file, index in extras():
+    seen = [ord(character) for character in sequence if character not in JOINERS]
+    for file, index in ((bundled(name), 0), *extras()):
         font = _outlines(file, index)
-        if not any(font.get_char_index(ord(character)) for character in sequence):
+        if not all(font.get_char_index(code) for code in seen):
             continue
-        for text in (sequence, sequence.replace("\ufe0f", "")):
+        for text in dict.fromkeys([sequence, sequence.replace("\ufe0f", "")]):
             font.clear()
             font.set_text(text, 0.0, flags=_UNHINTED)
             vertices, codes = font.get_path()

@@ -49,15 +49,16 @@ def _has(name: str, code: int) -> int | None:
 @cache
 def _one(sequence: str, name: str) -> bool:
     """Whether an emoji of several characters comes out as one sign: no wider than the widest of its characters."""
-    codes = [ord(character) for character in sequence]
-    behind = tuple(sorted({number for code in codes if (number := _has(name, code)) is not None and number >= 0}))
-    font, wide = _chain(name, behind), []
+    holders = {_has(name, ord(character)) for character in sequence}
+    if None in holders:
+        return False
+    font, wide = _chain(name, tuple(sorted(number for number in holders if number is not None and number >= 0))), []
     for text in (sequence, *sequence):
         font.clear()
         font.set_size(_LARGE, 72)
         font.set_text(text, 0.0, flags=_HINTING)
         wide.append(font.get_width_height()[0])
-    return None not in (_has(name, code) for code in codes) and 0 < wide[0] <= 1.2 * max(wide[1:])
+    return bool(0 < wide[0] <= 1.2 * max(wide[1:]))
 
 
 def drawable(character: str, name: str = REGULAR) -> bool:
