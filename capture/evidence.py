@@ -13,6 +13,7 @@ from torch import Tensor
 
 from attnlens.capture.entries import VocabularyEntries
 from attnlens.capture.lenses.reader import LaneReader
+from attnlens.capture.parallel import Parallel
 from attnlens.capture.tap import Block
 from attnlens.schemas.errors import ModelError
 from attnlens.store.writer import CaptureWriter
@@ -23,8 +24,17 @@ ROW_SUM_LIMIT = 1e-3
 class AttentionEvidence:
     """Receives blocks of attention rows, rounds them to float16, reduces those of generated queries, passes them on."""
 
-    def __init__(self, writer: CaptureWriter, n_prompt: int, layer_names: list[str], sinks: list[bool]) -> None:
+    def __init__(
+        self,
+        writer: CaptureWriter,
+        n_prompt: int,
+        layer_names: list[str],
+        sinks: list[bool],
+        parallel: Parallel | None = None,
+    ) -> None:
+        """`parallel`: the processes that have the other heads, which reductions are over as well."""
         self._writer = writer
+        self._parallel = parallel
         self._first_generated = n_prompt - 1
         self._names = layer_names
         self._sinks = sinks
@@ -61,7 +71,10 @@ class AttentionEvidence:
         for blocks in by_width.values():
             self._send(blocks)
         device = self._off[0][1].device if self._off else torch.device("cpu")
-        worst = torch.stack([off.to(device) for _, off in self._off]).tolist() if self._off else []
+        offs = torch.stack([off.to(device) for _, off in self._off]) if self._off else torch.empty(0)
+        if self._parallel is not None and len(offs):
+            offs = self._parallel.highest(offs)  # all refuse, or none
+        worst = offs.tolist()
         for (layer, _), off in zip(self._off, worst, strict=True):
             if not off <= ROW_SUM_LIMIT:
                 raise ModelError(
@@ -77,16 +90,24 @@ class AttentionEvidence:
         stacked = torch.stack([block.weights.to(device) for block in blocks])
         first_query, first_key = blocks[0].first_query, blocks[0].first_key
         skip = max(0, self._first_generated - first_query)
-        reduced: tuple[Any, Any] | None = None
+        reduced: tuple[Any, ...] | None = None
         if skip < stacked.shape[2]:
             rows = stacked[:, :, skip:]
-            reduced = (_host(rows.amax(dim=1)), _host(rows.float().mean(dim=1).to(torch.float16)))
+            reduced = tuple(map(_host, self._reduced(rows)))
         weights = _host(stacked)
         for index, block in enumerate(blocks):
             self._writer.attention(block.layer, first_query, first_key, weights[index])
             if reduced is not None:
                 maximum, mean = reduced
                 self._writer.reductions(block.layer, first_query + skip, first_key, maximum[index], mean[index])
+
+    def _reduced(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Maximum and mean over heads, float16 (layer, query, key), of rows (layer, head, query, key)."""
+        if self._parallel is None:
+            return rows.amax(dim=1), rows.float().mean(dim=1).to(torch.float16)
+        count = rows.shape[1] * self._parallel.share.count
+        highest = self._parallel.highest(rows.amax(dim=1)).to(torch.float16)
+        return highest, (self._parallel.total(rows.float().sum(dim=1)) / count).to(torch.float16)
 
 
 def _host(tensor: Tensor) -> np.ndarray[Any, Any]:

@@ -22,6 +22,7 @@ class Readings:
     """Passes on residuals, of depths and of layers, to all that wants them.
 
     `at_depths` read the streams between layers, `inside` those inside them, `residual` keeps the former.
+    `by_clock`: rows wait no longer than half a second. Not where processes must do the same at the same time.
     """
 
     def __init__(
@@ -32,11 +33,13 @@ class Readings:
         at_depths: Sequence[LaneReader],
         inside: LaneReader | None = None,
         residual: ResidualEvidence | None = None,
+        by_clock: bool = True,
     ) -> None:
         self._depths = [LensEvidence(writer, reader, entries) for reader in at_depths]
         self._inside = LensEvidence(writer, inside, entries) if inside else None
         self._lenses = [*self._depths, *([self._inside] if self._inside else [])]
         self._residual = residual
+        self._by_clock = by_clock
         self._waiting = 0
         self._waiting_since = 0.0
 
@@ -83,7 +86,8 @@ class Readings:
         if not self._waiting:
             self._waiting_since = time.monotonic()
         self._waiting += 1
-        if self._waiting < WAITING_ROWS and time.monotonic() - self._waiting_since < WAITING_SECONDS:
+        late = self._by_clock and time.monotonic() - self._waiting_since >= WAITING_SECONDS
+        if self._waiting < WAITING_ROWS and not late:
             return False
         self.flush()
         return True

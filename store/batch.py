@@ -20,6 +20,7 @@ from attnlens.schemas.version import NAMESPACE
 from attnlens.store.commit import COORDINATES, CaptureFile
 from attnlens.store.faults import write_error
 from attnlens.store.files import PARTIAL, clean, group_document, read_document, write_document
+from attnlens.store.heads import HeadShare
 from attnlens.store.layout import MIB
 from attnlens.store.lock import refuse_busy
 from attnlens.store.places import Folder
@@ -66,6 +67,7 @@ class BatchWriter:
         capacity: int,
         key_rows_hold: int = 64 * MIB,
         buffer_bytes: int = 64 * MIB,
+        share: HeadShare | None = None,
     ) -> CaptureWriter:
         """Begin a capture that was claimed. As `StoreWriter.capture`, but the store's index is left for the end.
 
@@ -73,7 +75,9 @@ class BatchWriter:
             StoreError: the disk refuses.
         """
         try:
-            file = CaptureFile(self.path, metadata, capacity=capacity, key_rows_hold=key_rows_hold, claimed=True)
+            file = CaptureFile(
+                self.path, metadata, capacity=capacity, key_rows_hold=key_rows_hold, claimed=True, share=share
+            )
         except OSError as error:
             raise write_error(error, self.path, 0) from error
         return CaptureWriter(file, lambda: None, buffer_bytes, lambda: None)
