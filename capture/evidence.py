@@ -5,6 +5,7 @@ All device → host traffic is here. The writer compresses and writes on its own
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from torch import Tensor
 from attnlens.capture.entries import VocabularyEntries
 from attnlens.capture.lenses.reader import LaneReader
 from attnlens.capture.parallel import Parallel
+from attnlens.capture.slots import Slots, spread
 from attnlens.capture.tap import Block
 from attnlens.schemas.errors import ModelError
 from attnlens.store.writer import CaptureWriter
@@ -130,6 +132,7 @@ class LensEvidence:
         self._read: dict[int, dict[str, np.ndarray[Any, Any]]] = {}
         self._last: dict[int, Tensor] = {}
         self._waiting: list[tuple[int, Tensor, int]] = []
+        self._slots = Slots()
 
     def begin_pass(self, first_token: int, following: Tensor) -> None:
         """A pass begins at `first_token`; `following` int64 (token) are the tokens known to come after its first ones.
@@ -153,28 +156,35 @@ class LensEvidence:
         """Sends the readings of all rows of the pass but the last."""
         if self._read:
             by_lane = [self._read[lane] for lane in self._reader.lanes]
-            self._send(self._first, {name: np.stack([arrays[name] for arrays in by_lane]) for name in by_lane[0]})
+            self.send(self._first, {name: np.stack([arrays[name] for arrays in by_lane]) for name in by_lane[0]})
             self._read.clear()
 
     def complete(self, following: int | None) -> None:
-        """The last row of the pass is known to be followed by `following` (None: by nothing); it waits for `flush`."""
+        """The last row of the pass is known to be followed by `following` (None: by nothing); it waits for `take`."""
         streams = [self._last[lane] for lane in self._reader.lanes]
         residual = torch.cat([stream.to(streams[0].device) for stream in streams])
         self._last.clear()
         self._waiting.append((self._first + len(self._following), residual, -1 if following is None else following))
 
-    def flush(self) -> None:
-        """Sends what waits, read together: the product with the unembedding costs the same for a few as for one."""
-        if not self._waiting:
-            return
-        first = self._waiting[0][0]
+    def take(self) -> tuple[int, dict[str, np.ndarray[Any, Any]]]:
+        """Reads what waits together: the first row, and arrays (lane, token, …) to be sent."""
+        first, count = self._waiting[0][0], len(self._waiting)
         residual = torch.stack([stream for _, stream, _ in self._waiting])
         following = torch.tensor([after for _, _, after in self._waiting], device=residual.device)
+        alone = self._waiting[-1][2] < 0
         self._waiting.clear()
-        self._send(first, self._reader.every(residual, following))
+        if alone:  # the end of a given text, on its own every time
+            return first, self._reader.every(residual, following)
+        size, at = self._slots.place(first, count)
+        arrays = self._reader.every(spread(residual, size, at), spread(following, size, at))
+        return first, {name: values[:, at] for name, values in arrays.items()}
 
-    def _send(self, first_token: int, arrays: dict[str, np.ndarray[Any, Any]]) -> None:
-        """Arrays (lane, token, …) of all lanes."""
+    def use(self, arrays: Mapping[str, np.ndarray[Any, Any]], row: int) -> None:
+        """Enters the ids of one row of `arrays` into the vocabulary."""
+        self._entries.use(arrays[self._reader.token_array][:, row : row + 1])
+
+    def send(self, first_token: int, arrays: dict[str, np.ndarray[Any, Any]]) -> None:
+        """Sends arrays (lane, token, …) of all lanes."""
         self._entries.use(arrays[self._reader.token_array])
         start = 0
         for lanes in self._reader.runs:

@@ -47,6 +47,13 @@ class Parallel:
         dist.all_reduce(values, op=dist.ReduceOp.SUM)
         return values
 
+    def gathered(self, values: Tensor, axis: int) -> Tensor:
+        """The values of all processes, one after the other along an axis."""
+        values = values.contiguous()
+        parts = [torch.empty_like(values) for _ in range(self.share.count)]
+        dist.all_gather(parts, values)
+        return torch.cat(parts, dim=axis)
+
     def token(self, token: int) -> int:
         """The token that the first process chose."""
         chosen = torch.tensor([token], device=self._device)

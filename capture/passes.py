@@ -77,7 +77,9 @@ class Passes:
         self._midpoints = MidpointTracker(
             self._tracker, probed.layers, equipment.midpoints, self._readings.receive_inside
         )
-        self._norms = ValueNorms(rows, equipment.grams) if equipment.grams else None
+        self._norms: ValueNorms | None = None
+        if equipment.grams:
+            self._norms = ValueNorms(rows, equipment.grams, parallel.gathered if parallel is not None else None)
         if equipment.tracked:
             rows.tracked(equipment.tracked_texts)
         self._tap = AttentionTap(self._tracker, self._attention.receive, observe=self._observe)
@@ -178,7 +180,7 @@ class Passes:
     def _complete(self, following: int | None) -> None:
         """What followed the last row is known: once the lens has read it, the rows so far may be committed."""
         self._known = self.seen
-        if self._readings.complete(following):
+        if self._readings.complete(self.seen - 1, following):
             self._hand_over()
 
     def _flush(self) -> None:

@@ -37,11 +37,17 @@ class Taker:
 
 
 def find_projections(
-    model: nn.Module, path: str, layers: nn.ModuleList, ids: Tensor, style: CallStyle
+    model: nn.Module,
+    path: str,
+    layers: nn.ModuleList,
+    ids: Tensor,
+    style: CallStyle,
+    total: Callable[[Tensor], Tensor] | None = None,
 ) -> dict[int, Tensor]:
     """For each layer with attention, the Gram matrices W W^T of its heads' parts W (feature, width) of the projection.
 
     float32 (kv_head, head of the group, feature, feature), on the layer's device: ‖v W‖² = v W W^T v^T.
+    `total` sums over the processes that have the other heads, where there are some.
 
     Raises:
         ModelError: a layer has no such module; the message says what was found in its place.
@@ -61,7 +67,7 @@ def find_projections(
                 f"{tracker.name(layer)}: no module takes what its attention returns as it is, so its output projection "
                 "is unknown"
             )
-        grams[layer] = _gram(f"{tracker.name(layer)}.{takers[layer].path}", takers[layer], call)
+        grams[layer] = _gram(f"{tracker.name(layer)}.{takers[layer].path}", takers[layer], call, total)
     return grams
 
 
@@ -104,7 +110,7 @@ def _watching(layers: nn.ModuleList, calls: dict[int, Call], takers: dict[int, T
             handle.remove()
 
 
-def _gram(name: str, taker: Taker, call: Call) -> Tensor:
+def _gram(name: str, taker: Taker, call: Call, total: Callable[[Tensor], Tensor] | None) -> Tensor:
     """Gram matrices of the heads' parts, once the whole matrix gave what the module itself returned."""
     n_head, n_kv_head, n_feature = call.query.shape[1], call.value.shape[1], call.value.shape[3]
     if n_head * n_feature != taker.given.shape[1]:
@@ -129,6 +135,7 @@ def _gram(name: str, taker: Taker, call: Call) -> Tensor:
         IndexError,
     ) as error:  # some modules take no other input than the model's
         raise ModelError(f"{name} cannot be run by itself ({type(error).__name__})") from error
+    found = found if total is None else total(found)
     off = relative_error(taker.returned, found + nothing)
     if not off <= tolerance(taker.given.dtype):
         raise ModelError(f"{name} ({type(taker.module).__name__}) is no plain matrix product (off by {off:.1g})")
@@ -142,6 +149,8 @@ def _matrix_of(taker: Taker) -> Callable[[slice], Tensor]:
     """
     module = taker.module
     weight = getattr(module, "weight", None)
+    here: Any = getattr(weight, "to_local", None)  # of a tensor-parallel model
+    weight = here() if callable(here) else weight
     bare = not module._forward_hooks and not module._forward_pre_hooks and not hasattr(module, "_hf_hook")
     if bare and isinstance(weight, Tensor) and weight.is_floating_point() and not weight.is_meta:
         if type(module) is nn.Linear:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -225,8 +225,7 @@ def open_session(
             vocabulary = Vocabulary(tokenizer, probed.vocabulary_size)
             if parallel is not None:
                 probed = parallel.whole(probed)
-                settings = replace(settings, value_norm=False)
-            equipment = equip(model, probed, prompt, settings, tokenizer, vocabulary)
+            equipment = equip(model, probed, prompt, settings, tokenizer, vocabulary, parallel)
         yield Session(
             model=model,
             tokenizer=tokenizer,
