@@ -86,9 +86,20 @@ class Parallel:
             raise getattr(errors, said[0], AttnlensError)(said[1])
         return result
 
-    def whole(self, probed: Probed) -> Probed:
-        """The probe's per-layer table with the heads of all processes."""
+    def whole(self, probed: Probed, model: nn.Module) -> Probed:
+        """The probe's per-layer table with the heads of all processes.
+
+        Raises:
+            ModelError: the model's plan leaves the heads together.
+        """
         count = self.share.count
+        heads = getattr(text_config(model), "num_attention_heads", None)
+        found = max(layer.n_head for layer in probed.table)
+        if isinstance(heads, int) and found * count != heads:
+            raise ModelError(
+                f"{type(model).__name__} has {heads} heads, and {found} of them in each of {count} processes: "
+                "transformers has no plan that shares them out; leave out --tensor-parallel"
+            )
         table = tuple(
             layer.model_copy(update={"n_head": layer.n_head * count, "n_kv_head": layer.n_kv_head * count})
             for layer in probed.table

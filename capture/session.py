@@ -224,7 +224,7 @@ def open_session(
             probed = probe(model, prompt, lens=settings.lens)
             vocabulary = Vocabulary(tokenizer, probed.vocabulary_size)
             if parallel is not None:
-                probed = parallel.whole(probed)
+                probed = parallel.whole(probed, model)
             equipment = equip(model, probed, prompt, settings, tokenizer, vocabulary, parallel)
         yield Session(
             model=model,
