@@ -16,15 +16,21 @@ from attnlens.capture.entries import VocabularyEntries
 from attnlens.capture.lenses.reader import LaneReader
 from attnlens.capture.parallel import Parallel
 from attnlens.capture.slots import Slots, spread
-from attnlens.capture.tap import Block
+from attnlens.capture.tap import Block, Vectors
 from attnlens.schemas.errors import ModelError
+from attnlens.schemas.metadata import Mode
 from attnlens.store.writer import CaptureWriter
 
 ROW_SUM_LIMIT = 1e-3
+VECTOR_BYTES = 16 << 20
+"""Queries of one layer that are handed over at a time."""
 
 
 class AttentionEvidence:
-    """Receives blocks of attention rows, rounds them to float16, reduces those of generated queries, passes them on."""
+    """Receives blocks of attention rows, rounds them to float16, reduces those of generated queries, passes them on.
+
+    Where queries and keys are kept, it receives those, too, and of the rows only the reductions go on.
+    """
 
     def __init__(
         self,
@@ -32,6 +38,7 @@ class AttentionEvidence:
         n_prompt: int,
         layer_names: list[str],
         sinks: list[bool],
+        mode: Mode = "dense",
         parallel: Parallel | None = None,
     ) -> None:
         """`parallel`: the processes that have the other heads, which reductions are over as well."""
@@ -40,7 +47,10 @@ class AttentionEvidence:
         self._first_generated = n_prompt - 1
         self._names = layer_names
         self._sinks = sinks
+        self._dense = mode == "dense"
         self._step: list[Block] = []
+        self._vectors: list[Vectors] = []
+        self._finite: list[tuple[int, Tensor]] = []
         self._off: list[tuple[int, Tensor]] = []
         self.worst_row_sum = 0.0
 
@@ -60,17 +70,59 @@ class AttentionEvidence:
         else:
             self._send([half])
 
+    def receive_vectors(self, vectors: Vectors) -> None:
+        """Takes queries and keys of one layer; those of a single token wait for `end_pass`, as rows do."""
+        if vectors.query.shape[1] == 1:
+            self._vectors.append(vectors)
+            return
+        query, key = vectors.query.transpose(0, 1), vectors.key.transpose(0, 1)
+        self._finite.append((vectors.layer, query.isfinite().all() & key.isfinite().all()))
+        count = max(1, VECTOR_BYTES // (query[0].numel() * query.element_size()))
+        for start in range(0, len(query), count):
+            part = slice(start, start + count)
+            # Copies: a view would change with the cache, or keep it alive.
+            rows = _bits(self._all_heads(query[part].clone(), 1)), _bits(self._all_heads(key[part].clone(), 1))
+            self._writer.vectors(vectors.first_token + start, [vectors.layer], rows[0][None], rows[1][None])
+
+    def _send_vectors(self) -> None:
+        """Sends queries and keys of one token, of all layers in one copy."""
+        if not self._vectors:
+            return
+        device = self._vectors[0].query.device
+        query = torch.stack([one.query.to(device).transpose(0, 1) for one in self._vectors])
+        key = torch.stack([one.key.to(device).transpose(0, 1) for one in self._vectors])
+        layers = [one.layer for one in self._vectors]
+        self._finite.append((layers[0], query.isfinite().all() & key.isfinite().all()))
+        query, key = self._all_heads(query, 2), self._all_heads(key, 2)
+        self._writer.vectors(self._vectors[0].first_token, layers, _bits(query), _bits(key))
+        self._vectors.clear()
+
+    def _all_heads(self, values: Tensor, axis: int) -> Tensor:
+        """Queries or keys with the heads of all processes along an axis."""
+        return values if self._parallel is None else self._parallel.gathered(values, axis)
+
     def end_pass(self) -> None:
         """Everything of the pass was received: sends what waits, and checks that all rows were distributions.
 
         Raises:
-            ModelError: rows of a layer do not sum to 1.
+            ModelError: rows of a layer do not sum to 1, or queries and keys are not finite.
         """
-        by_width: dict[int, list[Block]] = {}
+        self._send_vectors()
+        broken = torch.tensor([not bool(finite) for _, finite in self._finite])
+        if self._parallel is not None and len(broken):
+            broken = self._parallel.highest(broken)
+        for (layer, _), bad in zip(self._finite, broken.tolist(), strict=True):
+            if bad:
+                raise ModelError(
+                    f"{self._names[layer]}: queries or keys are not finite; the model's numbers overflow or are "
+                    "damaged (another --dtype may help)"
+                )
+        self._finite.clear()
+        by_place: dict[tuple[int, int, int], list[Block]] = {}
         for block in self._step:
-            by_width.setdefault(block.weights.shape[2], []).append(block)
+            by_place.setdefault((block.first_query, block.first_key, block.weights.shape[2]), []).append(block)
         self._step.clear()
-        for blocks in by_width.values():
+        for blocks in by_place.values():
             self._send(blocks)
         device = self._off[0][1].device if self._off else torch.device("cpu")
         offs = torch.stack([off.to(device) for _, off in self._off]) if self._off else torch.empty(0)
@@ -96,9 +148,10 @@ class AttentionEvidence:
         if skip < stacked.shape[2]:
             rows = stacked[:, :, skip:]
             reduced = tuple(map(_host, self._reduced(rows)))
-        weights = _host(stacked)
+        weights = _host(stacked) if self._dense else None
         for index, block in enumerate(blocks):
-            self._writer.attention(block.layer, first_query, first_key, weights[index])
+            if weights is not None:
+                self._writer.attention(block.layer, first_query, first_key, weights[index])
             if reduced is not None:
                 maximum, mean = reduced
                 self._writer.reductions(block.layer, first_query + skip, first_key, maximum[index], mean[index])
@@ -110,6 +163,11 @@ class AttentionEvidence:
         count = rows.shape[1] * self._parallel.share.count
         highest = self._parallel.highest(rows.amax(dim=1)).to(torch.float16)
         return highest, (self._parallel.total(rows.float().sum(dim=1)) / count).to(torch.float16)
+
+
+def _bits(tensor: Tensor) -> np.ndarray[Any, Any]:
+    """A tensor as the store keeps it: bfloat16, which numpy does not have, as its bits."""
+    return _host(tensor.view(torch.int16)).view(np.uint16) if tensor.dtype == torch.bfloat16 else _host(tensor)
 
 
 def _host(tensor: Tensor) -> np.ndarray[Any, Any]:

@@ -37,7 +37,7 @@ class Parallel:
 
     def highest(self, values: Tensor) -> Tensor:
         """The largest of each value (any shape) over the processes, float32."""
-        values = values.float().contiguous().clone()
+        values = values.to(self._device, torch.float32, copy=True).contiguous()
         dist.all_reduce(values, op=dist.ReduceOp.MAX)
         return values
 

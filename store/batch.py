@@ -24,6 +24,7 @@ from attnlens.store.heads import HeadShare
 from attnlens.store.layout import MIB
 from attnlens.store.lock import refuse_busy
 from attnlens.store.places import Folder
+from attnlens.store.places.place import GROUP_DOCUMENT
 from attnlens.store.root import is_free, new_root, next_ids, read_root, replaceable, root_entries, write_root
 from attnlens.store.target import Target
 from attnlens.store.writer import CaptureWriter
@@ -81,6 +82,10 @@ class BatchWriter:
         except OSError as error:
             raise write_error(error, self.path, 0) from error
         return CaptureWriter(file, lambda: None, buffer_bytes, lambda: None)
+
+    def has_begun(self, name: str) -> bool:
+        """Whether capture `name` has a record of its own."""
+        return (self.path / name / GROUP_DOCUMENT).exists()
 
     def fail(self, metadata: CaptureMetadata, message: str) -> None:
         """Record a claimed capture that cannot even begin: failed, without arrays.

@@ -74,6 +74,9 @@ class HeadsFile:
         self.oldest: float | None = None
         self._store = CountingStore(root)
         self._share = share
+        self._attention: AttentionSink | None = None
+        if metadata.attention != "dense":  # the first process is given the queries and keys of all heads
+            return
         name = "attention_weight"
         plans = planned_arrays(metadata, capacity=capacity, key_rows_hold=key_rows_hold, head_groups=share.count)
         order = next(plan.order for plan in plans if plan.spec.name == name)
@@ -89,7 +92,8 @@ class HeadsFile:
 
     def attention(self, layer: int, first_query: int, first_key: int, weights: NDArray[np.float16]) -> None:
         """Rows (head, query, key) of one layer, of this process's heads."""
-        self._attention.add(layer, first_query, first_key, weights)
+        if self._attention is not None:
+            self._attention.add(layer, first_query, first_key, weights)
 
     def rows(self, count: int) -> None:
         """Everything of the first `count` rows has been handed over."""
@@ -102,7 +106,8 @@ class HeadsFile:
         start, stop = self.metadata.committed, self.fed
         if stop == start:
             return
-        self._attention.commit(start, stop)
+        if self._attention is not None:
+            self._attention.commit(start, stop)
         self.metadata = self.metadata.model_copy(update={"committed": stop})
         self.oldest = None
         self._mark(f"{stop}")

@@ -200,7 +200,9 @@ def run_batch(
     with open_session(
         model, tokenizer, first, settings, progress, model_id=model_id, revision=revision, quantization=quantization
     ) as session:
-        session.sampler(defaults.generation, len(first))  # a model that asks for what is not done here
+        session.failed(
+            "0000", "", "", defaults.generation
+        )  # a model that cannot give what was asked for is refused here
         shared = {**_shared(settings, defaults), **_model(session)}
         together = launch.shared and parallel is None
         opened = on_first(
@@ -275,12 +277,20 @@ class _Batch:
         try:
             plan = plan_of(self._session.model, self._session.tokenizer, one)
         except Refusal as error:
-            if self._writer is not None:
-                self._writer.fail(self._session.failed(prompt.capture, one.id, _words(one), one.generation), str(error))
+            self._record(one, prompt, error)
             raise
-        return self._session.capture(
-            plan, one.generation, self._writer, prompt.capture, watch, prompt_id=one.id, started=started
-        )
+        try:
+            return self._session.capture(
+                plan, one.generation, self._writer, prompt.capture, watch, prompt_id=one.id, started=started
+            )
+        except Refusal as error:
+            self._record(one, prompt, error)
+            raise
+
+    def _record(self, one: Asked, prompt: BatchPrompt, error: Exception) -> None:
+        """Keeps why a prompt failed, unless its capture has begun and says so itself."""
+        if self._writer is not None and not self._writer.has_begun(prompt.capture):
+            self._writer.fail(self._session.failed(prompt.capture, one.id, _words(one), one.generation), str(error))
 
     def _kept(self, prompt: BatchPrompt) -> str:
         complete, _ = self._finished()
