@@ -29,7 +29,7 @@ from attnlens.capture.tracked import tracked_ids
 from attnlens.capture.vocabulary import Vocabulary
 from attnlens.schemas.arrays import MID, TRACKED
 from attnlens.schemas.errors import ModelError
-from attnlens.schemas.metadata import LensInfo, ResidualInfo
+from attnlens.schemas.metadata import LensInfo, ResidualInfo, SelfCheck
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +53,7 @@ class Equipment:
     grams: Mapping[int, Tensor] = field(default_factory=dict)
     midpoints: Mapping[int, str] = field(default_factory=dict)
     absent: dict[str, str] = field(default_factory=dict)
+    checks: list[SelfCheck] = field(default_factory=list)
 
     def metadata(self) -> dict[str, Any]:
         """Fields of a capture's metadata."""
@@ -119,12 +120,14 @@ def equip(
     if probed.lens is None and (tracked or settings.lenses != (LOGIT,)) and settings.lens:
         raise ModelError(f"{name}: no lens can read it, as --lens or --track would need: {probed.lens_absent}")
     absent: dict[str, str] = {}
+    checks: list[SelfCheck] = []
     grams: Mapping[int, Tensor] = {}
     if settings.value_norm:
         try:
-            grams = find_projections(
+            found = find_projections(
                 model, probed.path, probed.layers, ids, probed.style, parallel.total if parallel else None
             )
+            grams, checks = found.grams, [found.check]
         except ModelError as refusal:
             absent["value_norm"] = str(refusal)
     residual = None
@@ -150,6 +153,7 @@ def equip(
         grams=grams,
         midpoints=midpoints,
         absent=absent,
+        checks=checks,
     )
 
 
