@@ -152,7 +152,7 @@ export class Board {
     if (!this.scene) return;
     const { width, height } = this.room, { nRow, nColumn, square } = this.scene;
     this.w = Math.max(Math.min(this.w, WIDEST), Math.min(this.#least(), 40));
-    this.h = square ? Math.max(Math.min(this.w * 0.5, 40), Math.min(this.w, 14)) : Math.max(15, Math.min(34, height / nRow));
+    this.h = square ? Math.max(Math.min(this.w * 0.5, 40), Math.min(this.w, 14)) : Math.max(12.5, Math.min(34, height / nRow));
     this.x = Math.max(0, Math.min(this.x, nColumn - width / this.w));
     this.y = Math.max(0, Math.min(this.y, nRow - height / this.h));
   }
