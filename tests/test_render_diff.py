@@ -369,7 +369,7 @@ def test_a_diff_is_drawn_again_from_one_of_its_pictures(two: tuple[Made, Made], 
         assert report.path.name == picture.name
         assert report.path.read_bytes() == picture.read_bytes()
         with pytest.raises(InputError, match="another store"):
-            draw_diff_again(picture, *reversed(stores), tmp_path / "again")
+            draw_diff_again(picture, stores[1], stores[0], tmp_path / "again")
         with pytest.raises(InputError, match="lens diff A B --from"):
             draw_again(picture, stores[0], tmp_path / "again")
     render(two[0].path, tmp_path / "one", options=dataclasses.replace(DIFF, cmap="coolwarm"))
