@@ -167,7 +167,7 @@ class Passes:
             self._rows.model_probability(self.n_token - 1, _probability_of(logits, token))
             self._append([token])
             self._complete(token)
-            self._progress.advance(1, note=f"{self._rows.bytes_written / MIB:.1f} MiB written")
+            self._progress.advance(1, note=self._note())
             if token in ends or self.n_token == plan.capacity:
                 break
             rows, cache = self._pass([token], cache, generating=True)
@@ -213,9 +213,13 @@ class Passes:
         for row, token in enumerate(text[first + 1 :]):
             self._rows.model_probability(first + row, _probability_of(logits[row], token))
 
+    def _note(self) -> str:
+        """What is beside the progress bar."""
+        return f"{self._rows.bytes_written / MIB:.1f} MiB written, buffer {self._rows.fill:.0%} full"
+
     def _layer_begun(self, layer: int) -> None:
         if self._in_prefill:
-            self._progress.advance(1, note=f"{self._rows.bytes_written / MIB:.1f} MiB written")
+            self._progress.advance(1, note=self._note())
 
     def _observe(self, call: Call) -> None:
         """Passes values on; corrects a declared window by the mask of a prompt that is longer than it."""

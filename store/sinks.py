@@ -34,6 +34,11 @@ class AttentionSink:
         self._buffer = RowBuffer("attention_weight", array.shape[0], layers)
         self._written = np.zeros(array.shape[0], np.int64)
 
+    @property
+    def buffers(self) -> tuple[RowBuffer, ...]:
+        """Where rows wait."""
+        return (self._buffer,)
+
     def add(self, layer: int, first_query: int, first_key: int, weights: NDArray[np.float16]) -> None:
         """Keep rows (head, query, key) of one layer; write the prompt's at once where layers are shards."""
         count = weights.shape[1]
@@ -112,6 +117,11 @@ class ReductionSink:
         lanes = maximum.shape[1]
         self._buffers = (RowBuffer("attention_max", lanes, layers), RowBuffer("attention_mean", lanes, layers))
 
+    @property
+    def buffers(self) -> tuple[RowBuffer, ...]:
+        """Where rows wait."""
+        return self._buffers
+
     def add(self, layer: int, first_query: int, first_key: int, values: Sequence[NDArray[np.float16]]) -> None:
         """Keep rows (query, key) of one layer, in the order of the arrays."""
         for buffer, part in zip(self._buffers, values, strict=True):
@@ -145,6 +155,11 @@ class DepthSink:
         self._array = array
         self._origin = origin
         self._buffer = RowBuffer(name, array.shape[0], range(array.shape[0]))
+
+    @property
+    def buffers(self) -> tuple[RowBuffer, ...]:
+        """Where rows wait."""
+        return (self._buffer,)
 
     def add(self, first_token: int, depths: slice, values: NDArray[Any]) -> None:
         """Keep values (depth, token[, rank]) of some depths."""
