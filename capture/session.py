@@ -87,7 +87,7 @@ class Session:
         Raises:
             ModelError: attention cannot be kept in the way that was asked for.
         """
-        encoding = choose_encoding(self.settings.attention, self.probed, plan.capacity)
+        encoding = choose_encoding(self.settings.attention, self.probed, plan.capacity, self.model_info.architecture)
         return CaptureMetadata(
             id=capture_id,
             prompt_id=prompt_id,
