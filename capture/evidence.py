@@ -59,11 +59,11 @@ class AttentionEvidence:
         Raises:
             ModelError: rows of a layer do not sum to 1.
         """
-        by_width: dict[int, list[Block]] = {}
+        by_shape: dict[tuple[int, ...], list[Block]] = {}
         for block in self._step:
-            by_width.setdefault(block.weights.shape[2], []).append(block)
+            by_shape.setdefault(tuple(block.weights.shape), []).append(block)
         self._step.clear()
-        for blocks in by_width.values():
+        for blocks in by_shape.values():
             self._send(blocks)
         device = self._off[0][1].device if self._off else torch.device("cpu")
         worst = torch.stack([off.to(device) for _, off in self._off]).tolist() if self._off else []

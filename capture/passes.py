@@ -68,7 +68,9 @@ class Passes:
         self._tracker = LayerTracker(
             probed.path, probed.layers, self._lens.receive if self._lens else None, begun=self._layer_begun
         )
-        self._tap = AttentionTap(self._tracker, self._attention.receive, observe=self._observe)
+        self._tap = AttentionTap(
+            self._tracker, self._attention.receive, observe=self._observe, late_sinks=probed.late_sinks
+        )
         self._in_prefill = True
         self._known = 0
 

@@ -8,6 +8,7 @@ three digits.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -31,6 +32,8 @@ HARMLESS_TENSORS = frozenset(
 """Tensor arguments that eager functions take and ignore."""
 PER_HEAD_TENSORS = frozenset({"s_aux", "sinks"})
 """Tensor arguments with one number a head, the same for every query: safe to pass on with a block of rows."""
+PER_QUERY_TENSORS = frozenset({"position_bias", "sinks"})
+"""Tensor arguments (1, head, query, key) or (1, head, query, 1), added to the scores: cut with the rows."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,12 +65,15 @@ class Call:
     window: int | None
     sinks: bool
     output: Tensor
+    per_query: tuple[str, ...] = ()
+    """Names of tensor arguments that differ from query to query, a position bias for one."""
 
 
 class AttentionTap:
     """The function that stands in for `eager` while a capture runs; hands every block of rows to `receive`.
 
     `native`: hand on the weights that the model itself used, rounded to its dtype, instead of float32 ones.
+    `late_sinks`: the model's function applies its sinks after the softmax that it reports; hand on what it mixes with.
     """
 
     def __init__(
@@ -78,12 +84,17 @@ class AttentionTap:
         max_rows: int | None = None,
         observe: Callable[[Call], None] | None = None,
         native: bool = False,
+        late_sinks: bool = False,
     ) -> None:
         self._tracker = tracker
         self._receive = receive
         self._max_rows = max_rows
         self._observe = observe
         self._native = native
+        self._late_sinks = late_sinks
+        self._n_key: dict[int, int] = {}
+        self._prompt = 0
+        self._latest: tuple[int, weakref.ref[Tensor], weakref.ref[Tensor]] | None = None
         self._causal: tuple[Tensor, bool] | None = None
 
     def __call__(
@@ -106,9 +117,14 @@ class AttentionTap:
         if layer is None:
             return own(module, query, key, value, attention_mask, *args, **kwargs)
         name = self._tracker.name(layer)
-        refuse_unknown(name, kwargs, n_head=query.shape[1])
         n_row, n_key, seen = query.shape[2], key.shape[2], self._tracker.seen
+        per_query = known_tensors(name, kwargs, n_head=query.shape[1], n_row=n_row, n_key=n_key)
         self._check_axes(name, n_row, n_key, attention_mask)
+        again = self._is_again(layer, query, key)
+        if not again:
+            self._check_growth(name, layer, n_key)
+
+        block = partial(Block, layer=layer, first_key=seen - n_key)
 
         def run(first: int, last: int, n_column: int) -> Tensor:
             mask = _cut(attention_mask, first, last, n_row, n_column)
@@ -118,9 +134,9 @@ class AttentionTap:
                 (query[:, :, first:last], key[:, :, :n_column], value[:, :, :n_column]),
                 mask,
                 name,
-                partial(Block, layer=layer, first_query=seen - n_row + first, first_key=seen - n_key),
+                None if again else partial(block, first_query=seen - n_row + first),
                 args,
-                kwargs,
+                {**kwargs, **{word: _cut(kwargs[word], first, last, n_row, n_column) for word in per_query}},
             )
 
         room = BLOCK_BYTES.get(query.device.type, OTHER_BLOCK_BYTES)
@@ -136,7 +152,7 @@ class AttentionTap:
                 if first == 0:
                     output = part.new_empty((part.shape[0], n_row, *part.shape[2:]))
                 output[:, first:last] = part
-        if self._observe is not None:
+        if self._observe is not None and not again:
             window = kwargs.get("sliding_window")
             self._observe(
                 Call(
@@ -151,6 +167,7 @@ class AttentionTap:
                     window=window if isinstance(window, int) else None,
                     sinks=any(kwargs.get(word) is not None for word in PER_HEAD_TENSORS),
                     output=output,
+                    per_query=per_query,
                 )
             )
         return output, None
@@ -162,13 +179,15 @@ class AttentionTap:
         qkv: tuple[Tensor, Tensor, Tensor],
         mask: Tensor | None,
         name: str,
-        block: Callable[..., Block],
+        block: Callable[..., Block] | None,
         args: tuple[Any, ...],
         kwargs: Mapping[str, Any],
     ) -> Tensor:
         """Runs some rows, hands on the `block` of their weights, returns the output (1, query, head, feature)."""
         query, key, value = qkv
         output, weights = own(module, query, key, value, mask, *args, **kwargs)
+        if block is None:
+            return output
         if weights is not None and weights.dtype != torch.float32 and not self._native:
             # One column of values is enough: only the weights of this second run are wanted.
             floating = mask.float() if mask is not None and mask.is_floating_point() else mask
@@ -179,11 +198,56 @@ class AttentionTap:
                 f"{name}: its eager attention returns {found} for the weights, expected "
                 f"(1, head {query.shape[1]}, query {query.shape[2]}, key {key.shape[2]}); this model cannot be captured"
             )
+        if self._late_sinks and any(kwargs.get(word) is not None for word in PER_HEAD_TENSORS):
+            weights = weights * self._kept_by_sinks(own, module, (query, key, value), mask, weights, args, kwargs)
         self._receive(block(weights=weights[0]))
         return output
 
+    def _kept_by_sinks(
+        self,
+        own: Attention,
+        module: nn.Module,
+        qkv: tuple[Tensor, Tensor, Tensor],
+        mask: Tensor | None,
+        weights: Tensor,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+    ) -> Tensor:
+        """What a function that scales its output by sinks leaves of each row (1, head, query, 1).
+
+        Values of 1 make the output the sum of the weights that were really used.
+        """
+        query, key, value = (tensor.to(weights.dtype) for tensor in qkv)
+        floating = mask.to(weights.dtype) if mask is not None and mask.is_floating_point() else mask
+        total, _ = own(module, query, key, torch.ones_like(value[..., :1]), floating, *args, **kwargs)
+        return total.transpose(1, 2) / weights.sum(dim=-1, keepdim=True)
+
+    def _is_again(self, layer: int, query: Tensor, key: Tensor) -> bool:
+        """Whether the layer's last call had the very same queries and keys, and so the same weights.
+
+        A model that has values of twice the width may mix them in two calls.
+        """
+        latest = self._latest
+        self._latest = (layer, weakref.ref(query), weakref.ref(key))
+        return latest is not None and latest[0] == layer and latest[1]() is query and latest[2]() is key
+
+    def _check_growth(self, name: str, layer: int, n_key: int) -> None:
+        """With a cache, keys are all tokens so far, or a window of a constant number of the last ones."""
+        seen, before = self._tracker.seen, self._tracker.seen - self._tracker.n_new
+        last, self._n_key[layer] = self._n_key.get(layer), n_key
+        if last is None or before == 0 or (n_key == seen and last == before):
+            return
+        from_prompt = last == before and self._prompt == before
+        if n_key > seen or (n_key != last and not from_prompt):
+            raise ModelError(
+                f"{name}: {n_key} keys for {seen} tokens, and {last} keys for {before} tokens before; its keys are "
+                "not the last tokens of the text, so its rows cannot be stored"
+            )
+
     def _check_axes(self, name: str, n_row: int, n_key: int, mask: Tensor | None) -> None:
         seen, n_new = self._tracker.seen, self._tracker.n_new
+        if n_new == seen:
+            self._prompt = seen
         if n_row != n_new or n_key > seen or (n_new == seen and n_key != seen):
             raise ModelError(
                 f"{name}: attention with {n_row} queries and {n_key} keys for {n_new} new tokens of {seen}; its axes "
@@ -229,21 +293,31 @@ def _number(value: object) -> float | None:
     return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
 
 
-def refuse_unknown(name: str, kwargs: Mapping[str, Any], n_head: int) -> None:
-    """Refuses, by name, any argument with tensors in it whose effect on single rows is not known.
+def known_tensors(name: str, kwargs: Mapping[str, Any], *, n_head: int, n_row: int, n_key: int) -> tuple[str, ...]:
+    """Names of the arguments that have to be cut with the rows; refuses, by name, any with tensors whose effect on
+    single rows is not known.
 
     Raises:
         ModelError: as said.
     """
+    per_query = []
     for word, value in kwargs.items():
         if word in HARMLESS_TENSORS or not _has_tensor(value):
             continue
         if word in PER_HEAD_TENSORS and isinstance(value, Tensor) and value.numel() == n_head:
             continue
+        if (
+            word in PER_QUERY_TENSORS
+            and isinstance(value, Tensor)
+            and value.shape in {(1, n_head, n_row, n_key), (1, n_head, n_row, 1)}
+        ):
+            per_query.append(word)
+            continue
         raise ModelError(
             f"{name}: its attention takes the tensor argument {word!r}, which attnlens does not know how to store; "
             "this model cannot be captured"
         )
+    return tuple(per_query)
 
 
 def _has_tensor(value: object) -> bool:

@@ -106,6 +106,7 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "lfm2_moe": LFM,
     "longcat_flash": {"head_dim": 4, "num_layers": 2},
     "mamba2": {"num_heads": 8, "head_dim": 8, "n_groups": 2},
+    "mllama": {"text_config": {"cross_attention_layers": [1]}},
     "moshi": {"audio_vocab_size": 300},
     "moss_transcribe_diarize": {"text_config": {PART: "qwen3"}},
     "musicgen": {CONFIG: "MusicgenDecoderConfig", "num_codebooks": 1},
@@ -136,3 +137,6 @@ NOT_BUILT = {
 
 NEEDS_POSITIONS = frozenset({"bamba"})
 """Model types that forget, with a cache, where the next token stands (most RoBERTa types must not be told)."""
+
+NEEDS_CACHE = frozenset({"blenderbot"})
+"""Model types whose own cache has the encoder's number of layers."""
