@@ -38,3 +38,15 @@ def refuse_configuration(config: Any, name: str) -> None:
                 f"{name}: layer {index} is of type {kind}, with {REFUSED_LAYERS[kind]}; its rows are not over the "
                 "tokens of the text, so it cannot be captured"
             )
+
+
+def config_numbers(model: nn.Module) -> dict[str, float]:
+    """The numbers in the text configuration of a model, by name."""
+    config = text_config(model)
+    if config is None:
+        return {}
+    return {
+        name: float(value)
+        for name, value in config.to_dict().items()
+        if isinstance(value, int | float) and not isinstance(value, bool)
+    }

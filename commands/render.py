@@ -130,6 +130,7 @@ def render(
     from attnlens.console import one_line, open_progress, to_json
     from attnlens.render.options import RenderOptions, select_theme
     from attnlens.render.pictures import render as draw
+    from attnlens.store.places import stem_of
 
     options = RenderOptions(
         capture=capture,
@@ -149,7 +150,7 @@ def render(
         format=format,
         sheet=sheet,
     )
-    folder = output or Path(f"{store.stem}-pictures")
+    folder = output or Path(f"{stem_of(store)}-pictures")
     if again is not None:
         from attnlens.render.recipes.again import draw_again
 

@@ -24,6 +24,7 @@ from attnlens.render.run.whole import is_there
 from attnlens.render.views.open import open_view
 from attnlens.render.views.view import View
 from attnlens.schemas.errors import AbsentError, InputError
+from attnlens.store.places import file_time
 
 if TYPE_CHECKING:
     from attnlens.store.reader import Capture, Store
@@ -62,7 +63,9 @@ class Plan:
         """Number of files."""
         return sum(len(names(self.view, unit, self.options)) for unit in self.view.units)
 
-    def jobs(self, store: Path, left: Callable[[Plan, tuple[str, ...]], tuple[str, ...] | None]) -> Iterator[Job]:
+    def jobs(
+        self, store: str | PathLike[str], left: Callable[[Plan, tuple[str, ...]], tuple[str, ...] | None]
+    ) -> Iterator[Job]:
         """A job for every unit; `left` says which of its files are left to draw, None for all."""
         for unit in self.view.units:
             stems = left(self, names(self.view, unit, self.options))
@@ -117,8 +120,8 @@ def render(
     plans, notes = ready_plans(store_path, out_dir, options)
     total = sum(plan.count() for plan in plans)
     progress.stage("pictures", total, "pictures")
-    kept = _Kept(Path(store_path), form, progress) if resume else None
-    work = (job for plan in plans for job in plan.jobs(Path(store_path), kept.left if kept else _all))
+    kept = _Kept(store_path, form, progress) if resume else None
+    work = (job for plan in plans for job in plan.jobs(store_path, kept.left if kept else _all))
     drawn = engine or _here(n_workers or workers.cores())
     count, missing = 0, frozenset[str]()
     for outcome in drawn(work, total):
@@ -159,14 +162,14 @@ def _all(plan: Plan, stems: tuple[str, ...]) -> tuple[str, ...] | None:
 class _Kept:
     """Pictures that are there already."""
 
-    def __init__(self, store: Path, form: Format, progress: Progress) -> None:
+    def __init__(self, store: str | PathLike[str], form: Format, progress: Progress) -> None:
         self._store, self._form, self._progress = store, form, progress
         self.count = 0
 
     def left(self, plan: Plan, stems: tuple[str, ...]) -> tuple[str, ...]:
         """Which of the files are left to draw."""
         run = of_run(plan.capture, plan.options)
-        since = (self._store / plan.capture.id / "zarr.json").stat().st_mtime_ns
+        since = file_time(self._store, f"{plan.capture.id}/zarr.json")
         left = tuple(
             stem for stem in stems if not is_there(plan.folder / f"{stem}{self._form.SUFFIX}", self._form, run, since)
         )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import zarr
@@ -14,10 +13,12 @@ from attnlens.schemas.errors import AttnlensError
 from attnlens.schemas.metadata import CaptureMetadata
 from attnlens.schemas.version import NAMESPACE
 from attnlens.store.faults import DECODE_ERRORS
-from attnlens.store.files import GROUP_DOCUMENT, PARTIAL, read_document, walk
+from attnlens.store.files import PARTIAL
 from attnlens.store.findings import Findings
-from attnlens.store.manifest import MANIFEST_ARRAYS, document_digest, file_hash, listed, manifest_hash
-from attnlens.store.reader import Capture
+from attnlens.store.manifest import MANIFEST_ARRAYS, covered, document_digest, manifest_hash, place_hash
+from attnlens.store.places import Place
+from attnlens.store.places.place import GROUP_DOCUMENT, join
+from attnlens.store.reader import Capture, arrays_of
 
 
 def check_digest(document: Mapping[str, Any], where: str, findings: Findings) -> None:
@@ -30,19 +31,18 @@ def check_digest(document: Mapping[str, Any], where: str, findings: Findings) ->
         findings.add(where, "manifest", "metadata were changed after they were written: they do not have their digest")
 
 
-def check_consolidated(folder: Path, document: Mapping[str, Any], findings: Findings) -> None:
+def check_consolidated(place: Place, capture: str, document: Mapping[str, Any], findings: Findings) -> None:
     """Does the group's copy of each array's metadata equal the original?"""
     copies = document.get("consolidated_metadata")
     if not isinstance(copies, Mapping) or not isinstance(copies.get("metadata"), Mapping):
         return
-    names = {path.parent.name for path in folder.glob(f"*/{GROUP_DOCUMENT}")}
-    for name in sorted(names | set(copies["metadata"])):
-        where = f"{folder.name}/{name}/{GROUP_DOCUMENT}"
+    for name in sorted(set(arrays_of(place, capture)) | set(copies["metadata"])):
+        where = f"{capture}/{name}/{GROUP_DOCUMENT}"
         if name not in copies["metadata"]:
             findings.add(where, "metadata", "is not in the capture's consolidated metadata")
             continue
         try:
-            same = read_document(folder / name) == copies["metadata"][name]
+            same = place.document(join(capture, name)) == copies["metadata"][name]
         except (OSError, ValueError) as error:
             findings.add(where, "metadata", f"cannot be read ({getattr(error, 'strerror', None) or error})")
             continue
@@ -50,10 +50,9 @@ def check_consolidated(folder: Path, document: Mapping[str, Any], findings: Find
             findings.add(where, "metadata", "differs from the capture's consolidated metadata")
 
 
-def check_manifest(store: Path, capture: Capture, findings: Findings, progress: Progress) -> None:
+def check_manifest(place: Place, capture: Capture, findings: Findings, progress: Progress) -> None:
     """Is every file of a complete capture there, unchanged, and no other?"""
     about: CaptureMetadata = capture.metadata
-    folder = store / capture.id
     try:
         names, hashes = ([str(text) for text in capture[name][:]] for name in MANIFEST_ARRAYS)
     except AttnlensError as error:
@@ -62,10 +61,11 @@ def check_manifest(store: Path, capture: Capture, findings: Findings, progress: 
     expected = dict(zip(names, hashes, strict=True))
     if manifest_hash(expected) != about.manifest:
         findings.add(f"{capture.id}/manifest_sha256", "manifest", "is not the manifest that the metadata name")
-    present = set(listed(folder))
+    here = [path.removeprefix(f"{capture.id}/") for path in place.files(capture.id)]
+    present = set(covered(here))
     for name in sorted(present - expected.keys()):
         findings.add(f"{capture.id}/{name}", "manifest", "is not in the manifest")
-    for name, _ in walk(folder):
+    for name in here:
         if name.endswith(PARTIAL):
             findings.add(f"{capture.id}/{name}", "manifest", "is a leftover of a write; delete it")
     progress.stage(f"{capture.id} files", len(expected), "files")
@@ -76,9 +76,9 @@ def check_manifest(store: Path, capture: Capture, findings: Findings, progress: 
             findings.add(f"{capture.id}/{name}", "manifest", "is missing")
             continue
         try:
-            found = file_hash(folder / name)
+            found = place_hash(place, f"{capture.id}/{name}")
         except OSError as error:
-            findings.add(f"{capture.id}/{name}", "manifest", f"cannot be read ({error.strerror})")
+            findings.add(f"{capture.id}/{name}", "manifest", f"cannot be read ({error.strerror or error})")
             continue
         if found != digest:
             findings.add(f"{capture.id}/{name}", "manifest", "its bytes are not those that were written")

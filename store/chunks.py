@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,16 +11,16 @@ import zarr
 from numpy.typing import NDArray
 
 from attnlens.store.faults import DECODE_ERRORS, damaged
+from attnlens.store.places import Place
 
 Selection = tuple[slice | NDArray[np.intp], ...]
 
 
-def read(array: zarr.Array[Any], folder: Path, selection: Selection) -> NDArray[Any]:
+def read(array: zarr.Array[Any], selection: Selection) -> NDArray[Any]:
     """Cells of `array`; every axis of the selection is kept.
 
     Args:
         array: The array.
-        folder: The store's folder; `array.path` is inside it.
         selection: For each axis a slice with positive step inside the shape, or positions.
 
     Raises:
@@ -65,13 +64,13 @@ def first_damaged(array: zarr.Array[Any], selection: Selection) -> str | None:
     return None
 
 
-def missing_chunk(array: zarr.Array[Any], folder: Path, selection: Selection) -> str:
+def missing_chunk(array: zarr.Array[Any], place: Place, selection: Selection) -> str:
     """Key of the first file that the selection touches and that does not exist; else of the first it touches."""
     keys = [
         array.metadata.encode_chunk_key(block)
         for block in itertools.islice(regions(array, selection, grid(array)), 4096)
     ]
-    return next((key for key in keys if not (folder / array.path / key).exists()), keys[0])
+    return next((key for key in keys if not place.exists(f"{array.path}/{key}")), keys[0])
 
 
 def _within(cell: slice, part: slice | NDArray[np.intp]) -> slice:

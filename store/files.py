@@ -9,9 +9,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-GROUP_DOCUMENT = "zarr.json"
-DOCUMENT_BYTES = 1 << 28
-"""The largest JSON document that is read."""
+from attnlens.store.places.place import DOCUMENT_BYTES, GROUP_DOCUMENT
+
 PARTIAL = ".partial"
 """Ending of a file that is still being written. A killed process may leave some; no reader looks at them."""
 

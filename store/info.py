@@ -5,12 +5,11 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from os import PathLike
-from pathlib import Path
 from typing import Any
 
 from attnlens.schemas.arrays import ARRAYS, group_of, wanted
 from attnlens.store.descriptions import raw_bytes
-from attnlens.store.files import walk
+from attnlens.store.places import Place
 from attnlens.store.reader import Capture, open_store
 
 
@@ -82,8 +81,8 @@ def describe(path: str | PathLike[str]) -> StoreDescription:
         StoreError: it is not a store, is damaged, or has another format version.
     """
     store = open_store(path)
-    captures = [_capture(store.path, capture) for capture in store]
-    sizes = [file.stat().st_size for _, file in walk(store.path)]
+    captures = [_capture(store.place, capture) for capture in store]
+    sizes = store.place.files().values()
     about = store.metadata
     return StoreDescription(
         path=str(path),
@@ -98,12 +97,12 @@ def describe(path: str | PathLike[str]) -> StoreDescription:
     )
 
 
-def _capture(store: Path, capture: Capture) -> CaptureDescription:
+def _capture(place: Place, capture: Capture) -> CaptureDescription:
     about = capture.metadata
     stored: dict[str, int] = {}
-    for name, file in walk(store / capture.id):
-        array = name.split("/", 1)[0]
-        stored[array] = stored.get(array, 0) + file.stat().st_size
+    for path, size in place.files(capture.id).items():
+        array = path.split("/", 2)[1]
+        stored[array] = stored.get(array, 0) + size
     arrays = [_array(capture, name, stored.get(name, 0)) for name in capture.names]
     kinds = [layer.kind for layer in about.model.layers]
     return CaptureDescription(

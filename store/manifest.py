@@ -10,20 +10,26 @@ from pathlib import Path
 from typing import Any
 
 from attnlens.schemas.version import NAMESPACE
-from attnlens.store.files import GROUP_DOCUMENT, PARTIAL, walk
+from attnlens.store.files import PARTIAL, walk
+from attnlens.store.places import Place
+from attnlens.store.places.place import GROUP_DOCUMENT
 
 MANIFEST_ARRAYS = ("manifest_file", "manifest_sha256")
+PIECE = 1 << 24
 THREADS = 4
 """hashlib lets other threads run, so files are hashed side by side."""
 
 
 def listed(folder: Path) -> list[str]:
     """Files of a capture's folder that its manifest covers, relative to the folder, sorted."""
+    return covered(name for name, _ in walk(folder))
+
+
+def covered(files: Iterable[str]) -> list[str]:
+    """Those of a capture's files that its manifest covers, sorted."""
     own = tuple(f"{name}/" for name in MANIFEST_ARRAYS)
     return sorted(
-        name
-        for name, _ in walk(folder)
-        if name != GROUP_DOCUMENT and not name.startswith(own) and not name.endswith(PARTIAL)
+        name for name in files if name != GROUP_DOCUMENT and not name.startswith(own) and not name.endswith(PARTIAL)
     )
 
 
@@ -31,6 +37,14 @@ def file_hash(path: Path) -> str:
     """Sha256 of a file's bytes, as a hex digest."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def place_hash(place: Place, path: str) -> str:
+    """The same of a file at a place, read piece by piece."""
+    digest, size = hashlib.sha256(), place.size(path)
+    for start in range(0, size, PIECE):
+        digest.update(place.read(path, start, min(size, start + PIECE)))
+    return digest.hexdigest()
 
 
 def file_hashes(folder: Path, names: Iterable[str]) -> list[str]:

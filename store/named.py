@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, SupportsIndex
 
 import numpy as np
@@ -17,6 +16,7 @@ from attnlens.store.bfloat16 import BFLOAT16, BITS, decode
 if TYPE_CHECKING:
     import zarr
 
+    from attnlens.store.places import Place
     from attnlens.store.reader import Capture
 
 Index = SupportsIndex | slice | Sequence[int] | NDArray[np.integer[Any]]
@@ -38,7 +38,7 @@ class NamedArray:
     """
 
     def __init__(
-        self, capture: Capture, name: str, array: zarr.Array[Any], folder: Path, shape: tuple[int, ...]
+        self, capture: Capture, name: str, array: zarr.Array[Any], place: Place, shape: tuple[int, ...]
     ) -> None:
         self.name = name
         self.axes: tuple[str, ...] = tuple(map(str, capture.descriptions[name].axes))
@@ -51,7 +51,7 @@ class NamedArray:
         self.dtype = "string" if text else BFLOAT16 if self._bits else str(array.dtype)
         self._capture = capture
         self._array = array
-        self._folder = folder
+        self._place = place
 
     def __repr__(self) -> str:
         sizes = ", ".join(f"{axis} {size}" for axis, size in zip(self.axes, self.shape, strict=True))
@@ -134,9 +134,9 @@ class NamedArray:
                 known[row] = slice(part.start, max(part.start, min(part.stop, committed)), part.step)
         if 0 in (counts := tuple(_count(part) for part in known)):
             return np.full(shape, self._fill(), self._array.dtype)
-        values = read(self._array, self._folder, tuple(known))
+        values = read(self._array, tuple(known))
         if self._spec is not None and (self._spec.base or self.name) in NEVER_FILL and self._has_fill(values, known):
-            key = missing_chunk(self._array, self._folder, tuple(known))
+            key = missing_chunk(self._array, self._place, tuple(known))
             raise damaged(self._array.path, key, reason="a committed row is missing from it")
         if counts == shape:
             return values

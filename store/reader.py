@@ -6,7 +6,6 @@ import re
 from collections.abc import Iterator, Mapping
 from functools import cached_property
 from os import PathLike
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,12 +19,13 @@ from attnlens.schemas.validate import ArrayDescription, validate_capture
 from attnlens.schemas.version import NAMESPACE
 from attnlens.store.attention import Attention, attention_of
 from attnlens.store.descriptions import Limits, describe_array
-from attnlens.store.files import GROUP_DOCUMENT, read_document
 from attnlens.store.named import NamedArray
+from attnlens.store.places import Place, open_place
+from attnlens.store.places.place import GROUP_DOCUMENT, join
 from attnlens.store.root import read_root
 
 if TYPE_CHECKING:
-    from zarr.storage import LocalStore
+    from attnlens.store.places.zarr_store import PlaceStore
 
 ARRAY_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
 
@@ -36,14 +36,15 @@ def open_store(path: str | PathLike[str], *, limits: Limits | None = None) -> St
     Raises:
         StoreError: `path` is not a store, is damaged, or has another format version.
     """
-    return Store(Path(path), read_root(Path(path)), limits or Limits())
+    place = open_place(path)
+    return Store(place, read_root(place), limits or Limits())
 
 
 class Store:
     """A store: a sequence of captures, by number or by name."""
 
-    def __init__(self, path: Path, metadata: StoreMetadata, limits: Limits) -> None:
-        self.path = path
+    def __init__(self, place: Place, metadata: StoreMetadata, limits: Limits) -> None:
+        self.place = place
         self.metadata = metadata
         self._limits = limits
         self._captures: dict[str, Capture] = {}
@@ -51,10 +52,15 @@ class Store:
     def __repr__(self) -> str:
         return f"<Store {self.path}: {', '.join(self.ids) or 'no captures'}>"
 
+    @property
+    def path(self) -> str:
+        """What names the store: the path or URL that it was opened by."""
+        return self.place.name
+
     @cached_property
     def ids(self) -> list[str]:
         """Names of the captures that have begun."""
-        return [name for name in self.metadata.planned if (self.path / name / GROUP_DOCUMENT).exists()]
+        return [name for name in self.metadata.planned if self.place.exists(join(name, GROUP_DOCUMENT))]
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -78,21 +84,21 @@ class Store:
         if name not in self.ids:
             raise AbsentError(f"{self.path} has no capture {name!r}; it has {', '.join(self.ids) or 'none'}")
         if name not in self._captures:
-            self._captures[name] = Capture(self.path, name, self._limits)
+            self._captures[name] = Capture(self.place, name, self._limits)
         return self._captures[name]
 
 
 class Capture:
     """One prompt and what the model said, as it was committed when this object was made."""
 
-    def __init__(self, store: Path, name: str, limits: Limits) -> None:
+    def __init__(self, place: Place, name: str, limits: Limits) -> None:
         self.id = name
-        self._path = store
-        attributes, documents, problems = read_capture(store, name, limits)
+        self._place = place
+        attributes, documents, problems = read_capture(place, name, limits)
         self.descriptions = {key: describe_array(document, limits) for key, document in documents.items()}
         problems = problems or validate_capture(attributes, self.descriptions, where=name)
         if problems:
-            raise StoreError(f"{store}: {summary(problems)}; run `lens verify`")
+            raise StoreError(f"{place}: {summary(problems)}; run `lens verify`")
         self.metadata = CaptureMetadata.model_validate(attributes[NAMESPACE])
         self._documents = documents
         self._arrays: dict[str, NamedArray] = {}
@@ -253,7 +259,7 @@ class Capture:
             array = zarr.Array.from_dict(StorePath(self._zarr_store, f"{self.id}/{name}"), document)
         except DECODE_ERRORS as error:
             raise StoreError(f"{self.id}/{name}: zarr.json is damaged ({error}); run `lens verify`") from error
-        return NamedArray(self, name, array, self._path, self.shape_of(name))
+        return NamedArray(self, name, array, self._place, self.shape_of(name))
 
     def shape_of(self, name: str) -> tuple[int, ...]:
         """Shape of an array of this capture, cut to the timeline."""
@@ -291,10 +297,10 @@ class Capture:
                 return f"the capture is {about.status}"
 
     @cached_property
-    def _zarr_store(self) -> LocalStore:
-        from zarr.storage import LocalStore
+    def _zarr_store(self) -> PlaceStore:
+        from attnlens.store.places.zarr_store import PlaceStore
 
-        return LocalStore(self._path, read_only=True)
+        return PlaceStore(self._place)
 
     @cached_property
     def _byte_offset(self) -> NDArray[np.int32]:
@@ -309,7 +315,7 @@ class Capture:
 
 
 def read_capture(
-    store: Path, name: str, limits: Limits
+    place: Place, name: str, limits: Limits
 ) -> tuple[dict[str, Any], dict[str, dict[str, Any]], list[Problem]]:
     """Attributes of a capture's group, the zarr.json of each of its arrays, and what is wrong with them.
 
@@ -317,7 +323,7 @@ def read_capture(
     """
     problems: list[Problem] = []
     try:
-        document = read_document(store / name)
+        document = place.document(name)
     except (OSError, ValueError, RecursionError) as error:
         reason = getattr(error, "strerror", None) or error
         return (
@@ -333,11 +339,11 @@ def read_capture(
             [Problem(where=f"{name}/{GROUP_DOCUMENT}", kind="metadata", message="is no group with attributes")],
         )
     found: dict[str, dict[str, Any]] = {}
-    for key, text in _array_documents(store / name, document):
+    for key, text in _array_documents(place, name, document):
         try:
             if not ARRAY_NAME.fullmatch(key):
                 raise ValueError("is no name of an array")
-            read = text if isinstance(text, dict) else read_document(store / name / key)
+            read = text if isinstance(text, dict) else place.document(join(name, key))
             describe_array(read, limits)
         except (OSError, ValueError, RecursionError) as error:
             reason = getattr(error, "strerror", None) or error
@@ -347,12 +353,17 @@ def read_capture(
     return attributes, found, problems
 
 
-def _array_documents(folder: Path, document: Mapping[str, Any]) -> list[tuple[str, Any]]:
+def _array_documents(place: Place, name: str, document: Mapping[str, Any]) -> list[tuple[str, Any]]:
     """Names of the arrays, each with its zarr.json where the group's document holds it."""
     consolidated = document.get("consolidated_metadata")
     if isinstance(consolidated, Mapping) and isinstance(consolidated.get("metadata"), Mapping):
         return sorted((str(key), value) for key, value in consolidated["metadata"].items())
-    return [(path.parent.name, None) for path in sorted(folder.glob(f"*/{GROUP_DOCUMENT}"))]
+    return [(key, None) for key in arrays_of(place, name)]
 
 
-__all__ = ["ArrayDescription", "Capture", "Limits", "Store", "open_store", "read_capture"]
+def arrays_of(place: Place, name: str) -> list[str]:
+    """Names of the arrays of a capture that have a zarr.json of their own, sorted."""
+    return [key for key in place.folders(name) if place.exists(f"{name}/{key}/{GROUP_DOCUMENT}")]
+
+
+__all__ = ["ArrayDescription", "Capture", "Limits", "Store", "arrays_of", "open_store", "read_capture"]

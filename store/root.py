@@ -14,8 +14,10 @@ from attnlens.schemas.metadata import CaptureMetadata, IndexEntry, StoreMetadata
 from attnlens.schemas.problems import summary
 from attnlens.schemas.validate import CAPTURE_NAME, validate_store
 from attnlens.schemas.version import FORMAT, NAMESPACE
-from attnlens.store.files import GROUP_DOCUMENT, clean, group_document, read_document, write_document
+from attnlens.store.files import clean, group_document, read_document, write_document
 from attnlens.store.manifest import document_digest
+from attnlens.store.places import Place
+from attnlens.store.places.place import GROUP_DOCUMENT
 
 CONSOLIDATED_BYTES = 1 << 20
 """The most that is copied into the store's zarr.json; some thirty captures."""
@@ -58,18 +60,14 @@ def replaceable(path: Path) -> None:
             )
 
 
-def read_root(path: Path) -> StoreMetadata:
-    """The metadata of the store at `path`.
+def read_root(path: Place) -> StoreMetadata:
+    """The metadata of the store at a place.
 
     Raises:
-        StoreError: `path` is not a store of this version, or its metadata is damaged.
+        StoreError: it is not a store of this version, or its metadata is damaged.
     """
-    if not path.exists():
-        raise StoreError(f"{path}: no such store")
-    if not path.is_dir():
-        raise StoreError(f"{path} is a file; a store is a folder with a zarr.json")
     try:
-        document = read_document(path)
+        document = path.document()
     except FileNotFoundError:
         raise StoreError(f"{path} is not a store: it has no zarr.json") from None
     except OSError as error:
@@ -124,12 +122,12 @@ def consolidated(path: Path, planned: Sequence[str]) -> dict[str, Any] | None:
     return dict(sorted(found.items()))
 
 
-def root_entries(path: Path, planned: Sequence[str]) -> list[IndexEntry]:
+def root_entries(path: Place, planned: Sequence[str]) -> list[IndexEntry]:
     """The derived index: one entry for each planned capture whose metadata can be read."""
     entries = []
     for name in planned:
         try:
-            about = CaptureMetadata.model_validate(read_document(path / name)["attributes"][NAMESPACE])
+            about = CaptureMetadata.model_validate(path.document(name)["attributes"][NAMESPACE])
         except (OSError, LookupError, TypeError, ValueError, ValidationError):
             continue
         entries.append(IndexEntry.model_validate({key: getattr(about, key) for key in IndexEntry.model_fields}))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from os import PathLike
-from pathlib import Path
 from typing import Any
 
 from attnlens.progress import Progress, Silent
@@ -12,13 +11,14 @@ from attnlens.schemas.errors import AttnlensError
 from attnlens.schemas.metadata import StoreMetadata
 from attnlens.schemas.problems import Problem
 from attnlens.schemas.validate import CAPTURE_NAME, validate_capture
+from attnlens.store.check_archive import check_archive
 from attnlens.store.check_attention import check_attention
 from attnlens.store.check_files import check_chunks, check_consolidated, check_digest, check_manifest
 from attnlens.store.check_lens import check_lens
 from attnlens.store.check_tokens import check_tokens
 from attnlens.store.descriptions import Limits, describe_array
-from attnlens.store.files import read_document
 from attnlens.store.findings import Findings
+from attnlens.store.places import Place
 from attnlens.store.reader import Store, open_store, read_capture
 from attnlens.store.root import root_entries
 
@@ -55,7 +55,8 @@ def verify(path: str | PathLike[str], *, progress: Progress | None = None) -> Ve
     progress = progress or Silent()
     findings = Findings()
     store = open_store(path)
-    _check_root(store.path, store.metadata, findings)
+    _check_root(store.place, store.metadata, findings)
+    check_archive(store.place, findings)
     captures: dict[str, str] = {}
     for name in store.ids:
         captures[name] = _check_capture(store, name, findings, progress)
@@ -63,16 +64,15 @@ def verify(path: str | PathLike[str], *, progress: Progress | None = None) -> Ve
     return VerifyReport(path=str(path), problems=findings.problems(), checked=findings.checked, captures=captures)
 
 
-def _check_root(path: Path, about: StoreMetadata, findings: Findings) -> None:
+def _check_root(place: Place, about: StoreMetadata, findings: Findings) -> None:
     """The store's own metadata: their digest, and that the index says what the captures say."""
-    check_digest(read_document(path), "", findings)
-    present = {entry.name for entry in path.iterdir() if entry.is_dir()}
-    for name in sorted(present - set(about.planned)):
+    check_digest(place.document(), "", findings)
+    for name in sorted(set(place.folders()) - set(about.planned)):
         problem = (
             "is a capture that the store does not list" if CAPTURE_NAME.fullmatch(name) else "is not of the format"
         )
         findings.add(name, "format", problem)
-    current = {entry.id: entry for entry in root_entries(path, about.planned)}
+    current = {entry.id: entry for entry in root_entries(place, about.planned)}
     for entry in about.index or []:
         if entry.id not in current:
             findings.add(entry.id, "metadata", "the store's index lists it, but it cannot be read")
@@ -83,7 +83,7 @@ def _check_root(path: Path, about: StoreMetadata, findings: Findings) -> None:
 def _check_capture(store: Store, name: str, findings: Findings, progress: Progress) -> str:
     """One capture; returns its status."""
     limits = Limits()
-    attributes, documents, problems = read_capture(store.path, name, limits)
+    attributes, documents, problems = read_capture(store.place, name, limits)
     descriptions = {key: describe_array(document, limits) for key, document in documents.items()}
     if attributes:
         problems += [
@@ -95,14 +95,14 @@ def _check_capture(store: Store, name: str, findings: Findings, progress: Progre
     findings.extend(problems)
     if not attributes:
         return "damaged"
-    document = read_document(store.path / name)
+    document = store.place.document(name)
     check_digest(document, name, findings)
     if problems:
         return "damaged"
-    check_consolidated(store.path / name, document, findings)
+    check_consolidated(store.place, name, document, findings)
     capture = store[name]
     if capture.status == "complete":
-        check_manifest(store.path, capture, findings, progress)
+        check_manifest(store.place, capture, findings, progress)
     if capture.status != "planned":
         whole = _check_arrays(store, name, findings, progress)
         check_tokens(capture, findings)

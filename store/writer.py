@@ -23,6 +23,7 @@ from attnlens.schemas.validate import CAPTURE_NAME
 from attnlens.store.commit import CaptureFile
 from attnlens.store.faults import write_error
 from attnlens.store.layout import MIB
+from attnlens.store.places import Folder
 from attnlens.store.queue import ByteQueue
 from attnlens.store.root import check_free, is_free, read_root, replaceable, root_entries, write_root
 
@@ -50,8 +51,10 @@ class StoreWriter:
         """
         target = Path(path)
         target = target.resolve() if target.is_symlink() else target
+        if append and target.is_file():
+            raise InputError(f"{path} is packed: unpack it by `lens unpack`, then add to that")
         if append and target.exists():
-            return cls(target, read_root(target), exists=True, replace=False)
+            return cls(target, read_root(Folder(target)), exists=True, replace=False)
         replace = overwrite and not is_free(target)
         if replace:
             replaceable(target)
@@ -127,7 +130,7 @@ class StoreWriter:
 
     def _index(self) -> None:
         """Bring the list of captures in the store's zarr.json up to date."""
-        entries = root_entries(self.path, self._metadata.planned)
+        entries = root_entries(Folder(self.path), self._metadata.planned)
         self._metadata = write_root(self.path, self._metadata.model_copy(update={"index": entries}), running=False)
 
 
@@ -224,7 +227,7 @@ class CaptureWriter:
         self._put(lambda file: file.tracked(texts), 64 * len(texts))
 
     def lanes(self, first_row: int, lanes: slice, arrays: Mapping[str, NDArray[Any]]) -> None:
-        """Rows from `first_row` on of arrays that the capture's `evidence` and `lenses` name, of some layers or depths.
+        """Rows from `first_row` on of arrays along layers or depths, of some of these.
 
         Each array (lane, …) has its rows along its axis token or key, as in the table of arrays.
         """

@@ -93,6 +93,19 @@ def test_tokens_that_are_ruled_out_count_nothing() -> None:
     check(read_through(stream, head, following, 5, scale=1.0, softcap=None), truth)
 
 
+def test_tracked_tokens_have_their_defined_numbers() -> None:
+    head = head_of(500, bias=True, seed=6)
+    stream = torch.randn(9, 24)
+    tracked = torch.tensor([7, 499, 0])
+    lens = LogitLens(paths=("head",), modules=(head,), vocabulary_size=500)
+    read = lens.read(stream, torch.full((9,), -1), 2, tracked)
+    z = head(stream).numpy().astype(np.float64)
+    p = np.exp(z - z.max(axis=1, keepdims=True))
+    p /= p.sum(axis=1, keepdims=True)
+    np.testing.assert_allclose(read.tracked_probability.numpy(), p[:, [7, 499, 0]], atol=1e-5)
+    np.testing.assert_array_equal(read.tracked_rank.numpy(), (z[:, None] > z[:, [7, 499, 0], None]).sum(axis=2))
+
+
 def test_a_sure_prediction_has_no_entropy() -> None:
     logits = torch.full((1, 50), -200.0)
     logits[0, 7] = 200.0

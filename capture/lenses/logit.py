@@ -28,13 +28,15 @@ class LogitLens:
     scale: float = 1.0
     softcap: float | None = None
 
-    def read(self, residual: Tensor, following: Tensor, top_k: int) -> Readout:
+    def read(self, residual: Tensor, following: Tensor, top_k: int, tracked: Tensor | None = None) -> Readout:
         """Readings of residuals (row, feature); `following` int64 (row): what came next, -1 for unknown.
+
+        `tracked` int64 (tracked): ids whose rank and probability are kept in every row.
 
         Rows are taken some at a time, so that their logits stay small.
         """
         head = self.modules[-1]
-        walks = can_walk(head)
+        walks = can_walk(head) and tracked is None
         height = BLOCK_ROWS if walks else rows_at_a_time(self.vocabulary_size)
         parts = []
         for first in range(0, len(residual), height):
@@ -46,7 +48,8 @@ class LogitLens:
                 )
             else:
                 logits = self.logits(rows)
-                parts.append(read_logits(logits, after.to(logits.device), top_k))
+                ids = None if tracked is None else tracked.to(logits.device)
+                parts.append(read_logits(logits, after.to(logits.device), top_k, ids))
         return joined(parts)
 
     def _through(self, residual: Tensor, modules: tuple[nn.Module, ...]) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 
 import torch
 from torch import Tensor
@@ -18,7 +18,8 @@ class Readout:
 
     token: int32 (row, rank), most probable first; probability: float32 (row, rank), softmax over the full vocabulary;
     entropy: float32 (row), nats; next_rank: int32 (row), how many tokens are more probable than the one that came next,
-    -1 where that is unknown; next_probability: float32 (row), NaN where unknown.
+    -1 where that is unknown; next_probability: float32 (row), NaN where unknown; tracked_rank int32 and
+    tracked_probability float32 (row, tracked): the same two of tokens that are followed everywhere.
     """
 
     token: Tensor
@@ -26,6 +27,8 @@ class Readout:
     entropy: Tensor
     next_rank: Tensor
     next_probability: Tensor
+    tracked_rank: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int32))
+    tracked_probability: Tensor = field(default_factory=lambda: torch.empty(0))
 
 
 def rows_at_a_time(vocabulary_size: int) -> int:
@@ -33,8 +36,10 @@ def rows_at_a_time(vocabulary_size: int) -> int:
     return max(1, LOGIT_BYTES // (4 * vocabulary_size))
 
 
-def read_logits(logits: Tensor, following: Tensor, top_k: int) -> Readout:
+def read_logits(logits: Tensor, following: Tensor, top_k: int, tracked: Tensor | None = None) -> Readout:
     """Reads logits (row, vocabulary); `following` int64 (row): the id that really came next, -1 for unknown.
+
+    `tracked` int64 (tracked): ids that are followed.
 
     Entropy is logsumexp(z) - Σ softmax(z)·z (Shannon 1948, in nats), with z the logits.
     """
@@ -45,6 +50,8 @@ def read_logits(logits: Tensor, following: Tensor, top_k: int) -> Readout:
     target = logits.gather(-1, following.clamp(min=0)[:, None])
     rank = (logits > target).sum(dim=-1).int()
     next_probability = (target[:, 0] - total).exp()
+    followed = logits[:, [] if tracked is None else tracked]
+    ranks = [(logits > column[:, None]).sum(dim=-1).int() for column in followed.T]
     # One more tensor of this size is all there is: softmax(z)·z, where a ruled-out token (z = -inf) counts 0.
     mean = torch.sub(logits, total[:, None]).exp_().mul_(logits)
     if not bool(torch.isfinite(logits.min())):
@@ -55,6 +62,8 @@ def read_logits(logits: Tensor, following: Tensor, top_k: int) -> Readout:
         entropy=(total - mean.sum(dim=-1)).clamp(min=0),
         next_rank=torch.where(known, rank, torch.full_like(rank, -1)),
         next_probability=torch.where(known, next_probability, torch.full_like(next_probability, torch.nan)),
+        tracked_rank=torch.stack(ranks, dim=1) if ranks else rank.new_empty(len(rank), 0),
+        tracked_probability=(followed - total[:, None]).exp(),
     )
 
 

@@ -24,6 +24,7 @@ from attnlens.render.run import files
 from attnlens.render.run.jobs import Job, Outcome, draw, painter_of
 from attnlens.render.run.workers import cores
 from attnlens.schemas.errors import AttnlensError, InputError, MissingExtraError
+from attnlens.store.places import absolute
 
 SCHEME = "dask://"
 LOCAL = "local"
@@ -76,7 +77,7 @@ class Cluster:
             running: dict[Any, Job] = {}
             while True:
                 for job in islice(left, ahead - len(running)):
-                    there = replace(job, store=str(Path(job.store).resolve()))
+                    there = replace(job, store=absolute(job.store))
                     running[client.submit(_draw, there, pure=False)] = job
                 if not running:
                     return

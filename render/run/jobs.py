@@ -7,7 +7,7 @@ depend on the job alone, never on who draws it or on what was drawn before.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -21,6 +21,7 @@ from attnlens.render.run.products import products
 from attnlens.render.scene import Scene
 from attnlens.render.views.open import open_view
 from attnlens.render.views.view import View
+from attnlens.store.places import file_version
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,11 +77,9 @@ def painter_of(options: RenderOptions) -> Painter:
 
 def _view(job: Job) -> View:
     # A capture that goes on, or a new one in its place, has another document: what was read before is stale then.
-    document = Path(job.store, job.capture, "zarr.json").stat()
-    version = (document.st_ino, document.st_mtime_ns, document.st_size)
-    return _open(job.store, job.capture, job.options, version)
+    return _open(job.store, job.capture, job.options, file_version(job.store, f"{job.capture}/zarr.json"))
 
 
 @lru_cache(maxsize=2)
-def _open(store: str, capture: str, options: RenderOptions, _version: tuple[int, ...]) -> View:
+def _open(store: str, capture: str, options: RenderOptions, _version: Hashable) -> View:
     return open_view(attnlens.open(store)[capture], options)

@@ -1,0 +1,35 @@
+"""The command `lens pack`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from attnlens.commands.options import Json, Overwrite, Quiet, Store
+
+EXAMPLES = (
+    "[bold]Examples[/bold]\n\nlens pack run.zarr\n\n"
+    "lens render run.zarr.zip\n\n"
+    "[dim]Every command reads a packed store as it is; nothing needs to be unpacked.[/dim]"
+)
+
+
+def pack(
+    store: Store,
+    output: Annotated[
+        Path | None,
+        typer.Option("-o", "--output", metavar="FILE", help="The packed store.", show_default="STORE.zip"),
+    ] = None,
+    overwrite: Overwrite = False,
+    quiet: Quiet = False,
+    json: Json = False,
+) -> None:
+    """Make one file of a store, to send it. Every command opens it in place."""
+    from attnlens.console import human_bytes, open_progress, to_json
+    from attnlens.store.tools.pack import pack as write
+
+    with open_progress(quiet) as progress:
+        report = write(store, output, overwrite=overwrite, progress=progress)
+    typer.echo(to_json(report) if json else f"{report.path}: {report.files} files, {human_bytes(report.bytes)}")

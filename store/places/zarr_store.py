@@ -1,0 +1,97 @@
+"""A place as zarr sees it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterable
+from typing import TYPE_CHECKING
+
+from zarr.abc.store import ByteRequest, OffsetByteRequest, RangeByteRequest, Store, SuffixByteRequest
+from zarr.core.buffer import default_buffer_prototype
+
+from attnlens.store.places.place import Place
+
+if TYPE_CHECKING:
+    from zarr.core.buffer import Buffer, BufferPrototype
+
+
+class PlaceStore(Store):
+    """Reads a place. A file that cannot be read is an error; one that is not there is absent."""
+
+    supports_writes = False
+    supports_deletes = False
+    supports_listing = True
+
+    def __init__(self, place: Place) -> None:
+        super().__init__(read_only=True)
+        self._place = place
+        self._is_open = True
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, PlaceStore) and other._place is self._place
+
+    def __str__(self) -> str:
+        return self._place.name
+
+    async def get(
+        self, key: str, prototype: BufferPrototype | None = None, byte_range: ByteRequest | None = None
+    ) -> Buffer | None:
+        """Bytes of a file, None if it is not there."""
+        start, stop = _part(byte_range)
+        try:
+            if self._place.blocking:
+                data = await asyncio.to_thread(self._place.read, key, start, stop)
+            else:
+                data = self._place.read(key, start, stop)
+        except FileNotFoundError:
+            return None
+        return (prototype or default_buffer_prototype()).buffer.from_bytes(data)
+
+    async def get_partial_values(
+        self, prototype: BufferPrototype, key_ranges: Iterable[tuple[str, ByteRequest | None]]
+    ) -> list[Buffer | None]:
+        """Bytes of several parts of files."""
+        return list(await asyncio.gather(*(self.get(key, prototype, part) for key, part in key_ranges)))
+
+    async def exists(self, key: str) -> bool:
+        """Whether there is such a file."""
+        return self._place.exists(key)
+
+    async def set(self, key: str, value: Buffer) -> None:
+        """Not for a place that is read."""
+        self._check_writable()
+
+    async def delete(self, key: str) -> None:
+        """Not for a place that is read."""
+        self._check_writable()
+
+    async def list(self) -> AsyncIterator[str]:
+        """Every file."""
+        for path in self._place.files():
+            yield path
+
+    async def list_prefix(self, prefix: str) -> AsyncIterator[str]:
+        """Every file whose path begins with `prefix`."""
+        for path in self._place.files():
+            if path.startswith(prefix):
+                yield path
+
+    async def list_dir(self, prefix: str) -> AsyncIterator[str]:
+        """Names of files and folders in a folder."""
+        under = prefix.rstrip("/")
+        skip = len(under) + 1 if under else 0
+        for name in sorted({path[skip:].split("/", 1)[0] for path in self._place.files(under)}):
+            yield name
+
+
+def _part(byte_range: ByteRequest | None) -> tuple[int, int | None]:
+    match byte_range:
+        case None:
+            return 0, None
+        case RangeByteRequest(start=start, end=end):
+            return start, end
+        case OffsetByteRequest(offset=offset):
+            return offset, None
+        case SuffixByteRequest(suffix=suffix):
+            return -suffix, None
+    raise TypeError(f"unknown byte range {byte_range!r}")

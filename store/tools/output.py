@@ -1,0 +1,76 @@
+"""Where a tool writes: a folder or a zip that appears whole, or not at all."""
+
+from __future__ import annotations
+
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from attnlens.schemas.errors import AttnlensError, InputError, StoreError
+from attnlens.store.faults import DISK_FULL
+from attnlens.store.files import PARTIAL
+from attnlens.store.places import Archive
+from attnlens.store.root import is_free, read_root, replaceable
+
+
+@contextmanager
+def new_store(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
+    """A name to write to, beside `path`; what is there when the block ends well is put in place of `path`.
+
+    Raises:
+        InputError: something is at `path`, and it is not to be replaced or is no store.
+        StoreError: the disk refuses.
+    """
+    if not is_free(path):
+        _may_replace(path, overwrite)
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}{PARTIAL}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        _put(temporary, path)
+    except OSError as error:
+        raise _refused(error, path) from error
+    finally:
+        _remove(temporary)
+
+
+def _may_replace(path: Path, overwrite: bool) -> None:
+    if not overwrite:
+        raise InputError(f"{path} exists: give another -o, or --overwrite")
+    if path.is_dir():
+        replaceable(path)
+        return
+    try:
+        read_root(Archive(path))
+    except (AttnlensError, OSError):
+        raise InputError(f"will not overwrite {path}: it is not an attnlens store; give another -o") from None
+
+
+def _put(temporary: Path, path: Path) -> None:
+    """Move what was written to its place; what was there goes only when the new one is there."""
+    if not path.exists() or (temporary.is_file() and path.is_file()):
+        temporary.replace(path)
+        return
+    aside = path.with_name(f".{path.name}.{secrets.token_hex(8)}.replaced")
+    path.rename(aside)
+    try:
+        temporary.rename(path)
+    except OSError:
+        aside.rename(path)
+        raise
+    _remove(aside)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _refused(error: OSError, path: Path) -> StoreError:
+    if error.errno in DISK_FULL:
+        return StoreError(f"disk full while writing {path}: nothing was kept; free some space and try again")
+    return StoreError(f"cannot write {path}: {error.strerror or error}; nothing was kept")

@@ -1,0 +1,176 @@
+"""`lens pack` and `lens unpack`: one file of a store's many, readable in place, and back."""
+
+from __future__ import annotations
+
+import zipfile
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import BinaryIO
+
+from attnlens.progress import Progress, Silent
+from attnlens.schemas.errors import InputError, StoreError
+from attnlens.store.files import PARTIAL
+from attnlens.store.places import ZIP_SUFFIX, Archive, Place, open_place, stem_of
+from attnlens.store.places.archive import COMMENT, END, entries_of, header_length, skeleton
+from attnlens.store.places.place import GROUP_DOCUMENT
+from attnlens.store.root import read_root
+from attnlens.store.tools.output import new_store
+
+PIECE = 1 << 24
+SMALL = 1 << 16
+"""Files up to this many bytes lie together at the end of the zip, beside its table of contents: one read has them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PackReport:
+    """What was written: where, how many files of how many bytes together."""
+
+    path: Path
+    files: int
+    bytes: int
+
+
+def pack(
+    store: str | PathLike[str],
+    output: str | PathLike[str] | None = None,
+    *,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> PackReport:
+    """Write the store as one zip whose entries are not compressed. The same store gives the same bytes.
+
+    Args:
+        store: A store, packed or not.
+        output: The zip, `NAME.zarr.zip` beside the store if None.
+        overwrite: Replace a packed store that is there.
+        progress: Where files are counted.
+
+    Raises:
+        InputError: something is at `output`.
+        StoreError: `store` is not one, a file of it cannot be read, or the disk refuses.
+    """
+    progress = progress or Silent()
+    place = open_place(store)
+    read_root(place)
+    path = Path(output) if output is not None else Path(store).with_name(stem_of(store) + ZIP_SUFFIX)
+    if path.suffix != ".zip":
+        raise InputError(f"-o {path}: a packed store is named {stem_of(path)}{ZIP_SUFFIX}")
+    sizes = {name: size for name, size in place.files().items() if not name.endswith(PARTIAL)}
+    progress.stage("packing", len(sizes), "files")
+    with new_store(path, overwrite=overwrite) as temporary:
+        with temporary.open("xb") as file:
+            _write(file, place, sizes, progress)
+        written = temporary.stat().st_size
+    progress.end()
+    return PackReport(path=path, files=len(sizes), bytes=written)
+
+
+def unpack(
+    store: str | PathLike[str],
+    output: str | PathLike[str] | None = None,
+    *,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> PackReport:
+    """Write a packed store as a folder: the files that were packed, byte for byte.
+
+    Args:
+        store: A packed store.
+        output: The folder, `NAME.zarr` beside the zip if None.
+        overwrite: Replace a store that is there.
+        progress: Where files are counted.
+
+    Raises:
+        InputError: something is at `output`, or the store is a folder already.
+        StoreError: `store` is not one, a file of it is damaged, or the disk refuses.
+    """
+    progress = progress or Silent()
+    place = open_place(store)
+    if not isinstance(place, Archive):
+        raise InputError(f"{store} is not packed")
+    read_root(place)
+    path = Path(output) if output is not None else Path(store).with_name(f"{stem_of(store)}.zarr")
+    sizes = place.files()
+    progress.stage("unpacking", len(sizes), "files")
+    with new_store(path, overwrite=overwrite) as temporary:
+        temporary.mkdir()
+        for name in sizes:
+            target = temporary / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with target.open("xb") as file:
+                for piece in checked_pieces(place, name):
+                    file.write(piece)
+            progress.advance()
+    progress.end()
+    return PackReport(path=path, files=len(sizes), bytes=sum(sizes.values()))
+
+
+def checked_pieces(place: Place, name: str) -> Iterator[bytes]:
+    """A file piece by piece, compared with the checksum that its place keeps, if it keeps one.
+
+    Raises:
+        StoreError: it cannot be read, or is not what was packed.
+    """
+    try:
+        size, found = place.size(name), 0
+        for start in range(0, size, PIECE):
+            piece = place.read(name, start, min(size, start + PIECE))
+            found = zlib.crc32(piece, found)
+            yield piece
+        wanted = place.checksum(name)
+    except OSError as error:
+        raise StoreError(f"{place}: {name} cannot be read ({error.strerror or error})") from error
+    if wanted is not None and found != wanted:
+        raise StoreError(f"{place}: {name} is damaged, its bytes are not those that were packed; run `lens verify`")
+
+
+def order(sizes: dict[str, int]) -> list[str]:
+    """Large files, zarr.json of the arrays, small files, zarr.json of the captures, zarr.json of the store.
+
+    So what a reader needs first is at the end, the smallest last.
+    """
+
+    def rank(name: str) -> tuple[int, int, str]:
+        if name.endswith(GROUP_DOCUMENT):
+            return (4, 3, 1)[min(2, name.count("/"))], 0, name
+        small = sizes[name] <= SMALL
+        return (2, -sizes[name], name) if small else (0, 0, name)
+
+    return sorted(sizes, key=rank)
+
+
+def _write(file: BinaryIO, place: Place, sizes: dict[str, int], progress: Progress) -> None:
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
+        for name in order(sizes):
+            info = zipfile.ZipInfo(name)  # dated 1980, so that equal stores give equal zips
+            info.external_attr = 0o100644 << 16
+            info.create_system = 3
+            info.file_size = sizes[name]
+            with archive.open(info, "w") as entry:
+                for piece in checked_pieces(place, name):
+                    entry.write(piece)
+            progress.advance()
+    file.flush()
+    _sign(file)
+
+
+def _sign(file: BinaryIO) -> None:
+    """Put a hash of the zip's own structure into its comment, so that `lens verify` can vouch for that too."""
+    size = file.seek(0, 2)
+    with Path(file.name).open("rb") as written:
+        contents = []
+        for path, entry in entries_of(written, size, file.name, below_top=False).items():
+            written.seek(entry.header)
+            contents.append((entry.header + header_length(written.read(30), path), entry.size))
+
+        def read(start: int, count: int) -> bytes:
+            written.seek(start)
+            return written.read(count)
+
+        comment = COMMENT + skeleton(read, size - 2, contents).encode()
+    assert END.size >= 2
+    file.seek(size - 2)
+    file.write(len(comment).to_bytes(2, "little") + comment)
