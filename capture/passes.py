@@ -21,6 +21,7 @@ from attnlens.capture.override import tapped
 from attnlens.capture.plan import Plan
 from attnlens.capture.probe import Probed
 from attnlens.capture.readings import Readings
+from attnlens.capture.reported import ReportTap
 from attnlens.capture.residual import LayerTracker
 from attnlens.capture.residual_evidence import ResidualEvidence
 from attnlens.capture.sampling import Sampler, end_tokens
@@ -76,9 +77,13 @@ class Passes:
         self._norms = ValueNorms(rows, equipment.grams) if equipment.grams else None
         if equipment.tracked:
             rows.tracked(equipment.tracked_texts)
-        self._tap = AttentionTap(
-            self._tracker, self._attention.receive, observe=self._observe, late_sinks=probed.late_sinks
-        )
+        self._tap: AttentionTap | ReportTap
+        if probed.places is not None:
+            self._tap = ReportTap(model, self._tracker, probed.places, self._attention.receive)
+        else:
+            self._tap = AttentionTap(
+                self._tracker, self._attention.receive, observe=self._observe, late_sinks=probed.late_sinks
+            )
         self._in_prefill = True
         self._known = 0
 
@@ -89,7 +94,8 @@ class Passes:
             ModelError: the model fails, or its rows are no distributions.
             StoreError: the store can not be written.
         """
-        with self._tracker, self._midpoints, tapped(self._model, self._tap):
+        tap = self._tap if isinstance(self._tap, ReportTap) else tapped(self._model, self._tap)
+        with self._tracker, self._midpoints, tap:
             try:
                 self._passes()
             except KeyboardInterrupt:

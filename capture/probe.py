@@ -5,6 +5,8 @@ A few tokens go through the model untapped and tapped. Every doubt is a refusal 
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,6 +20,7 @@ from attnlens.capture.layer_table import layer_table
 from attnlens.capture.lenses.logit import LogitLens
 from attnlens.capture.lenses.tail import find_logit_lens
 from attnlens.capture.override import eager_configuration, hooks_kept, tapped
+from attnlens.capture.reported import Places, ReportTap, find_places, reported_table
 from attnlens.capture.residual import LayerTracker, find_layers
 from attnlens.capture.tap import AttentionTap, Block, Call
 from attnlens.schemas.errors import ModelError
@@ -37,6 +40,7 @@ class Probed:
     table: tuple[LayerInfo, ...]
     style: CallStyle
     late_sinks: bool
+    places: Places | None
     lens: LogitLens | None
     lens_absent: str | None
     vocabulary_size: int
@@ -65,7 +69,10 @@ def _probe(model: nn.Module, prompt: Tensor, *, lens: bool) -> Probed:
     with eager_configuration(model), hooks_kept(model):
         plain = attempt(model, ids, style, output_attentions=True)
         expected = logits_of(model, plain)
-    path, layers = _locate(model, ids, style)
+    calling = _calling(model, ids, style)
+    if not calling:
+        return _probe_reported(model, ids, style, expected, lens=lens)
+    path, layers = find_layers(model, calling)
     checks: list[SelfCheck] = []
     trouble: ModelError | None = None
     for late_sinks in (False, True):
@@ -109,6 +116,7 @@ def _probe(model: nn.Module, prompt: Tensor, *, lens: bool) -> Probed:
         table=layer_table(model, path, layers, calls),
         style=style,
         late_sinks=late_sinks,
+        places=None,
         lens=found,
         lens_absent=absent,
         vocabulary_size=expected.shape[-1],
@@ -116,8 +124,43 @@ def _probe(model: nn.Module, prompt: Tensor, *, lens: bool) -> Probed:
     )
 
 
-def _locate(model: nn.Module, ids: Tensor, style: CallStyle) -> tuple[str, nn.ModuleList]:
-    """Where the layers are, from which modules call attention through transformers' attention functions."""
+def _probe_reported(model: nn.Module, ids: Tensor, style: CallStyle, expected: Tensor, *, lens: bool) -> Probed:
+    """The same of a model whose attention is had by its own report alone."""
+    path, layers, places, reporting = find_places(model, ids, style)
+    tracker = LayerTracker(path, layers)
+    blocks: list[Block] = []
+    with tracker, ReportTap(model, tracker, places, blocks.append):
+        tracker.begin(ids.shape[1])
+        tapped_logits = logits_of(model, attempt(model, ids, reporting))
+        tracker.end()
+    rows = {block.layer: block.weights for block in blocks}
+    if len(rows) != len(blocks):
+        raise ModelError("its layers report attention more than once a pass; which one to show is not defined")
+    with eager_configuration(model), hooks_kept(model):
+        unasked = logits_of(model, attempt(model, ids, style))
+    complaint = "asking for its attention changes the model's logits"
+    checks = [_check("probe: logits", relative_error(tapped_logits, unasked), tolerance(unasked.dtype), complaint)]
+    for layer, weights in rows.items():
+        checks = checks[:1] + _check_distributions(tracker.name(layer), weights, sinks=False, limit=1e-4)
+    chosen, check = _check_cached(model, path, layers, ids, reporting, expected, places, rows)
+    checks.append(check)
+    found, absent = _find_lens(model, path, layers, ids, style) if lens else (None, "not asked for")
+    return Probed(
+        path=path,
+        layers=layers,
+        table=tuple(reported_table(model, path, layers, {layer: row.shape[0] for layer, row in rows.items()})),
+        style=chosen,
+        late_sinks=False,
+        places=places,
+        lens=found,
+        lens_absent=absent,
+        vocabulary_size=expected.shape[-1],
+        checks=tuple(checks),
+    )
+
+
+def _calling(model: nn.Module, ids: Tensor, style: CallStyle) -> list[nn.Module]:
+    """The modules that call attention through transformers' attention functions."""
     calling: list[nn.Module] = []
 
     def note(own: Any, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
@@ -126,12 +169,7 @@ def _locate(model: nn.Module, ids: Tensor, style: CallStyle) -> tuple[str, nn.Mo
 
     with tapped(model, note):
         attempt(model, ids, style)
-    if not calling:
-        raise ModelError(
-            f"{type(model).__name__}: its attention does not go through transformers' attention functions, so it "
-            "cannot be captured (attnlens never guesses attention)"
-        )
-    return find_layers(model, calling)
+    return calling
 
 
 def _check_calls(tracker: LayerTracker, calls: list[Call], blocks: list[Block]) -> dict[int, Tensor]:
@@ -205,17 +243,10 @@ def _check_rows(tracker: LayerTracker, rows: dict[int, Tensor], calls: list[Call
     sum_limit = 1e-4 if calls[0].query.dtype == torch.float32 else 2e-2
     for layer, weights in rows.items():
         name, call = tracker.name(layer), by_layer[layer]
-        future = torch.ones(weights.shape[1:], dtype=torch.bool, device=weights.device).triu(1)
-        leak = float(weights.masked_select(future).abs().max()) if weights.shape[1] > 1 else 0.0
-        _check("probe: causality", leak, 0.0, f"{name} attends to later tokens: it is no causal language model")
-        if not bool(torch.isfinite(weights).all()) or float(weights.min()) < 0:
-            raise ModelError(f"{name}: its attention has values that are negative or not finite")
-        total = weights.float().sum(dim=-1)
-        if "sinks" in call.per_query and float(total.min()) > 1 - 1e-6:
+        if "sinks" in call.per_query and float(weights.float().sum(dim=-1).min()) > 1 - 1e-6:
             raise ModelError(f"{name}: it is given 'sinks', but all rows of its attention sum to 1, as if it had none")
-        excess = (total - 1).clamp(min=0) if call.sinks else (total - 1).abs()
-        worst_sum = max(worst_sum, float(excess.max()))
-        _check("probe: row sums", worst_sum, sum_limit, f"{name}: rows of its attention do not sum to 1")
+        sums = _check_distributions(name, weights, sinks=call.sinks, limit=sum_limit)[-1]
+        worst_sum = max(worst_sum, sums.value or 0.0)
         value = call.value[0].float().repeat_interleave(weights.shape[0] // call.value.shape[1], dim=0)
         mixed = (weights.float() @ value).transpose(0, 1)
         if mixed.shape == call.output.shape[1:]:
@@ -235,21 +266,45 @@ def _check_rows(tracker: LayerTracker, rows: dict[int, Tensor], calls: list[Call
     ]
 
 
+def _check_distributions(name: str, weights: Tensor, *, sinks: bool, limit: float) -> list[SelfCheck]:
+    """Rows (head, query, key) are distributions over the past."""
+    future = torch.ones(weights.shape[1:], dtype=torch.bool, device=weights.device).triu(1)
+    leak = float(weights.masked_select(future).abs().max()) if weights.shape[1] > 1 else 0.0
+    complaint = f"{name} attends to later tokens: it is no causal language model"
+    causal = _check("probe: causality", leak, 0.0, complaint)
+    if not bool(torch.isfinite(weights).all()) or float(weights.min()) < 0:
+        raise ModelError(f"{name}: its attention has values that are negative or not finite")
+    total = weights.float().sum(dim=-1)
+    excess = (total - 1).clamp(min=0) if sinks else (total - 1).abs()
+    return [
+        causal,
+        _check("probe: row sums", float(excess.max()), limit, f"{name}: rows of its attention do not sum to 1"),
+    ]
+
+
 def _check_cached(
-    model: nn.Module, path: str, layers: nn.ModuleList, ids: Tensor, style: CallStyle, expected: Tensor
+    model: nn.Module,
+    path: str,
+    layers: nn.ModuleList,
+    ids: Tensor,
+    style: CallStyle,
+    expected: Tensor,
+    places: Places | None = None,
+    rows: Mapping[int, Tensor] | None = None,
 ) -> tuple[CallStyle, SelfCheck]:
     """A prompt and one more token, as a generation runs them, against one pass over all tokens.
 
     Some families differ there by themselves (state-space layers); that is recorded, not refused. What is refused is
-    a cache that cannot be used, or hands over keys that are no tokens.
+    a cache that cannot be used, or hands over keys that are no tokens. Where the logits agree, the row (head, query,
+    key) of the last token must, too, if `rows` of one pass are given.
     """
     best: tuple[float, CallStyle] | None = None
     trouble: ModelError | None = None
     for candidate in _styles(style):
         tracker = LayerTracker(path, layers)
-        tap = AttentionTap(tracker, lambda block: None)
+        blocks: list[Block] = []
         try:
-            with tracker, tapped(model, tap):
+            with tracker, listening(model, tracker, blocks.append, places):
                 tracker.begin(ids.shape[1] - 1)
                 output = attempt(model, ids[:, :-1], candidate, use_cache=True, last=1)
                 tracker.end()
@@ -265,6 +320,8 @@ def _check_cached(
             trouble = trouble or refusal
             continue
         error = relative_error(logits_of(model, output)[:, -1], expected[:, -1])
+        if error <= tolerance(expected.dtype):
+            _check_last_rows(tracker, blocks, rows or {})
         if best is None or error < best[0] / 2:
             best = (error, candidate)
         if error <= tolerance(expected.dtype):
@@ -276,6 +333,23 @@ def _check_cached(
     # Not a verdict: recurrent states and 8-bit activations make the two differ in the model itself.
     detail = "" if error <= tolerance(expected.dtype) else "the model itself differs; recorded, not judged"
     return style, SelfCheck(name="probe: cached against one pass", passed=True, value=error, detail=detail)
+
+
+def _check_last_rows(tracker: LayerTracker, blocks: list[Block], rows: Mapping[int, Tensor]) -> None:
+    for block in blocks:
+        if block.layer in rows and block.first_query == tracker.seen - 1:
+            expected = rows[block.layer][:, -1, block.first_key : block.first_key + block.weights.shape[2]]
+            error = float((block.weights[:, -1] - expected).abs().max())
+            _check("probe: cached row", error, 1e-3, f"{tracker.name(block.layer)}: with a cache it reports other rows")
+
+
+def listening(
+    model: nn.Module, tracker: LayerTracker, receive: Callable[[Block], None], places: Places | None
+) -> AbstractContextManager[Any]:
+    """The tap that fits the model: on its attention function, or on what it reports at `places`."""
+    if places is not None:
+        return ReportTap(model, tracker, places, receive)
+    return tapped(model, AttentionTap(tracker, receive))
 
 
 def _styles(style: CallStyle) -> list[CallStyle]:
