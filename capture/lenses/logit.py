@@ -36,16 +36,15 @@ class LogitLens:
         Rows are taken some at a time, so that their logits stay small.
         """
         head = self.modules[-1]
-        walks = can_walk(head) and tracked is None
+        walks = can_walk(head)
         height = BLOCK_ROWS if walks else rows_at_a_time(self.vocabulary_size)
         parts = []
         for first in range(0, len(residual), height):
             rows, after = residual[first : first + height], following[first : first + height]
             if walks and isinstance(head, nn.Linear):
                 stream = self._through(rows, self.modules[:-1])
-                parts.append(
-                    read_through(stream, head, after.to(stream.device), top_k, scale=self.scale, softcap=self.softcap)
-                )
+                after = after.to(stream.device)
+                parts.append(read_through(stream, head, after, top_k, tracked, scale=self.scale, softcap=self.softcap))
             else:
                 logits = self.logits(rows)
                 ids = None if tracked is None else tracked.to(logits.device)

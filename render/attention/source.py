@@ -15,7 +15,7 @@ from attnlens.render.attention.rollout import Rollout
 from attnlens.render.attention.row import Row
 from attnlens.render.attention.scales import Scale
 from attnlens.render.choice.queries import Timeline
-from attnlens.schemas.errors import AbsentError, InputError, StoreError
+from attnlens.schemas.errors import AbsentError, InputError
 
 if TYPE_CHECKING:
     from attnlens.store.reader import Capture
@@ -44,14 +44,8 @@ def check_source(capture: Capture, heads: Sequence[Heads], scale: Scale) -> None
         raise InputError("--heads rollout has no value vectors of its own: choose another --scale than value-norm")
     if "value_norm" not in capture:
         raise AbsentError(
-            f"--scale value-norm: capture {capture.id} holds no lengths of value vectors (value_norm), "
-            "they were not captured"
-        )
-    found, model = capture.descriptions["value_norm"], capture.metadata.model
-    if found.axes != ("layer", "head", "key") or tuple(found.shape[:2]) != (model.n_layer, model.n_head):
-        raise StoreError(
-            f"{capture.id}/value_norm: expected axes (layer, head, key) of {model.n_layer} × {model.n_head} × keys, "
-            f"found {found.axes} of {found.shape}"
+            f"--scale value-norm: capture {capture.id} holds no lengths of value vectors (value_norm): "
+            f"{capture.why_absent('value_norm')}"
         )
 
 

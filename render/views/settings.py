@@ -38,7 +38,7 @@ class Settings:
         self.scale = select_scale(options.scale)
         self.text = select_text(text)
         check_source(capture, self.heads, self.scale)
-        check_text(capture, self.text, text)
+        check_text(capture, self.text, text, options.lens)
 
     def source(self, layers: tuple[int, ...], merge: Merge | None = None) -> Source:
         """Attention of some layers, its keys put together by `merge`."""
@@ -52,7 +52,7 @@ class Settings:
     @cached_property
     def cells(self) -> Cells:
         """Texts of cells."""
-        return Cells(self._capture, self.tokens, self.text, timeline(self._capture))
+        return Cells(self._capture, self.tokens, self.text, timeline(self._capture), self._options.lens)
 
     @cached_property
     def subjects(self) -> tuple[Subject, ...]:
@@ -82,7 +82,7 @@ class Settings:
             theme=self._options.theme,
             scale=scale.range,
             scale_name=scale.label,
-            text_name=self.text.label,
+            text_name=self.text.label + (f", lens {self._options.lens}" if self._options.lens else ""),
             bar=scale.bar,
             ticks=scale.ticks,
             recipe=of_run(self._capture, self._options),
