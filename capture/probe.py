@@ -301,6 +301,8 @@ def _check_cached(
     best: tuple[float, CallStyle] | None = None
     trouble: ModelError | None = None
     for candidate in _styles(style):
+        if candidate.given_cache and best is not None:
+            continue
         tracker = LayerTracker(path, layers)
         blocks: list[Block] = []
         try:
@@ -354,10 +356,9 @@ def listening(
 
 def _styles(style: CallStyle) -> list[CallStyle]:
     styles = [style, replace(style, cached_positions=True)]
-    styles.append(replace(style, given_cache=True))
     if style.keeps_logits:  # a few models cut queries, not only logits, when asked to keep the last ones
         styles += [replace(one, keeps_logits=False) for one in styles]
-    return styles
+    return [*styles, replace(style, given_cache=True)]
 
 
 def _find_lens(

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import resource
-import sys
 import tempfile
 import traceback
 import warnings
@@ -50,6 +49,7 @@ class Verdict:
     reason: str = ""
     layers: str = ""
     lens: str = ""
+    attention: str = ""
     compared: str = ""
     attention_error: float | None = None
     lens_error: float | None = None
@@ -113,6 +113,7 @@ def compare(model: Any, group: Any, verdict: Verdict) -> None:
     calling = [row for row in table if row["kind"] != "none"]
     verdict.layers = f"{len(calling)} of {len(table)}"
     verdict.lens = about["lens_absent"] or "yes"
+    verdict.attention = "functions" if calling[0]["key_features"] else "reported"
     ids = group["token_id"][:].tolist()
     reference = reference_of(
         model,
@@ -185,8 +186,8 @@ def _replay_error(model: Any, group: Any, reference: Reference, path: str, depth
     return float(np.abs(group["lens_probability"][depth, :fed, 0] - top).max())
 
 
-def main(kind: str) -> None:
-    """Prints the verdict on one class as a line of JSON."""
+def examine_bounded(kind: str, answer: Any) -> None:
+    """In a process of its own: sends the verdict as JSON through the pipe `answer`."""
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     warnings.filterwarnings("ignore")
     transformers.logging.set_verbosity_error()
@@ -197,8 +198,4 @@ def main(kind: str) -> None:
         traceback.print_exc()
         what = f"{type(error).__name__}: {error}"
         verdict = Verdict(kind=kind, name=names()[kind], works=None, wrong=f"the examination fails: {what}")
-    print(json.dumps(asdict(verdict)))
-
-
-if __name__ == "__main__":
-    main(sys.argv[1])
+    answer.send(json.dumps(asdict(verdict)))

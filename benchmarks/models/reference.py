@@ -63,7 +63,8 @@ def kept(weights: Tensor, value: Tensor, output: Tensor) -> Tensor:
     own = output.transpose(1, 2)
     if mixed.shape != own.shape:
         return weights
-    factor = (own * mixed).sum(-1, keepdim=True) / mixed.square().sum(-1, keepdim=True).clamp(min=1e-30)
+    size = mixed.square().sum(-1, keepdim=True)
+    factor = torch.where(size > 1e-12, (own * mixed).sum(-1, keepdim=True) / size.clamp(min=1e-30), 1.0)
     return weights if bool(((factor - 1).abs() < 1e-3).all()) else weights * factor
 
 

@@ -101,6 +101,7 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "gpt_neo": {"attention_types": [[["global", "local"], 2]]},
     "granitemoehybrid": {**HYBRID, "layer_types": ["mamba", "attention", "mamba", "attention"]},
     "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1, "expert_layer_period": 2, "expert_layer_offset": 1},
+    "kimi_linear": {"layer_types": ["linear_attention", "full_attention"] * 2},
     "laguna": {"layer_types": SLIDING_AND_FULL, "num_attention_heads_per_layer": [4, 2, 4, 2]},
     "lfm2": LFM,
     "lfm2_moe": LFM,
