@@ -20,11 +20,12 @@ from attnlens.capture.layer_table import layer_table
 from attnlens.capture.lenses.logit import LogitLens
 from attnlens.capture.lenses.tail import find_logit_lens
 from attnlens.capture.override import eager_configuration, hooks_kept, tapped
+from attnlens.capture.proof import REPLAY_LIMIT, Proof, prove, prove_step
 from attnlens.capture.reported import Places, ReportTap, find_places, reported_table
 from attnlens.capture.residual import LayerTracker, find_layers
 from attnlens.capture.tap import AttentionTap, Block, Call
 from attnlens.schemas.errors import ModelError
-from attnlens.schemas.metadata import LayerInfo, SelfCheck
+from attnlens.schemas.metadata import LayerInfo, ModelDType, SelfCheck
 
 PROBE_TOKENS = 16
 BLOCK_ROWS = 5
@@ -33,18 +34,50 @@ BLOCK_ROWS = 5
 
 @dataclass(frozen=True, kw_only=True)
 class Probed:
-    """What the probe learnt about a model."""
+    """What the probe learnt about a model.
+
+    `lean`: layers whose output a fused kernel computes; `vector_dtype`: of queries and keys; `qk_refusal`: why these do
+    not suffice to know where tokens look, or None; `late_sinks`: the model's function applies sinks after the softmax
+    that it reports; `places`: where a model outside the attention functions reports its weights.
+    """
 
     path: str
     layers: nn.ModuleList
     table: tuple[LayerInfo, ...]
     style: CallStyle
-    late_sinks: bool
-    places: Places | None
     lens: LogitLens | None
     lens_absent: str | None
     vocabulary_size: int
     checks: tuple[SelfCheck, ...]
+    lean: frozenset[int] = frozenset()
+    vector_dtype: ModelDType | None = None
+    qk_refusal: str | None = None
+    late_sinks: bool = False
+    places: Places | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Taking:
+    """How attention is taken: at the function, lean or by its own rows, or at `places` where it is reported."""
+
+    proof: Proof
+    lean: frozenset[int] = frozenset()
+    late_sinks: bool = False
+    places: Places | None = None
+
+    def tap(
+        self,
+        model: nn.Module,
+        tracker: LayerTracker,
+        receive: Callable[[Block], None],
+        observe: Callable[[Call], None],
+    ) -> AbstractContextManager[Any]:
+        """The tap, in place for as long as a `with` lasts."""
+        if self.places is not None:
+            return ReportTap(model, tracker, self.places, receive)
+        table = _by_index(self.proof)
+        tap = AttentionTap(tracker, receive, observe=observe, table=table, lean=self.lean, late_sinks=self.late_sinks)
+        return tapped(model, tap)
 
 
 def probe(model: nn.Module, prompt: Tensor, *, lens: bool = True) -> Probed:
@@ -90,10 +123,10 @@ def _probe(model: nn.Module, prompt: Tensor, *, lens: bool) -> Probed:
         try:
             checks = _check_rows(tracker, rows, calls)
             break
-        except ModelError as refusal:
-            trouble = trouble or refusal
+        except ModelError as doubt:
+            trouble = trouble or doubt
             if late_sinks or not any(call.sinks for call in calls):
-                raise trouble from refusal
+                raise trouble from doubt
     checks.insert(
         0,
         _check(
@@ -104,8 +137,14 @@ def _probe(model: nn.Module, prompt: Tensor, *, lens: bool) -> Probed:
         ),
     )
     checks.append(_check_attentions(rows, plain, expected.dtype, tracker, late_sinks=late_sinks))
-    style, check = _check_cached(model, path, layers, ids, style, expected)
+    proof = prove(layer_table(model, path, layers, calls), calls)
+    lean, fused = _lean_layers(model, path, layers, ids, style, expected, proof)
+    checks.extend([fused] if fused is not None else [])
+    taking = Taking(proof=proof, lean=lean, late_sinks=late_sinks)
+    style, check, refusal = _check_cached(model, path, layers, ids, style, expected, taking)
     checks.append(check)
+    if refusal is None:
+        checks.append(SelfCheck(name="probe: replay", passed=True, value=proof.worst, limit=REPLAY_LIMIT))
     found: LogitLens | None = None
     absent: str | None = "not asked for"
     if lens:
@@ -113,14 +152,16 @@ def _probe(model: nn.Module, prompt: Tensor, *, lens: bool) -> Probed:
     return Probed(
         path=path,
         layers=layers,
-        table=layer_table(model, path, layers, calls),
+        table=proof.table,
         style=style,
         late_sinks=late_sinks,
-        places=None,
         lens=found,
         lens_absent=absent,
         vocabulary_size=expected.shape[-1],
         checks=tuple(checks),
+        lean=lean,
+        vector_dtype=proof.dtype,
+        qk_refusal=refusal,
     )
 
 
@@ -142,21 +183,47 @@ def _probe_reported(model: nn.Module, ids: Tensor, style: CallStyle, expected: T
     checks = [_check("probe: logits", relative_error(tapped_logits, unasked), tolerance(unasked.dtype), complaint)]
     for layer, weights in rows.items():
         checks = checks[:1] + _check_distributions(tracker.name(layer), weights, sinks=False, limit=1e-4)
-    chosen, check = _check_cached(model, path, layers, ids, reporting, expected, places, rows)
+    table = reported_table(model, path, layers, {layer: row.shape[0] for layer, row in rows.items()})
+    why = "its attention is had only as the model reports it, without queries and keys"
+    proof = Proof(table=tuple(table), lean=frozenset(), dtype=None, refusal=why, worst=0.0)
+    taking = Taking(proof=proof, places=places)
+    chosen, check, refusal = _check_cached(model, path, layers, ids, reporting, expected, taking, rows)
     checks.append(check)
     found, absent = _find_lens(model, path, layers, ids, style) if lens else (None, "not asked for")
     return Probed(
         path=path,
         layers=layers,
-        table=tuple(reported_table(model, path, layers, {layer: row.shape[0] for layer, row in rows.items()})),
+        table=proof.table,
         style=chosen,
-        late_sinks=False,
         places=places,
         lens=found,
         lens_absent=absent,
         vocabulary_size=expected.shape[-1],
         checks=tuple(checks),
+        qk_refusal=refusal,
     )
+
+
+def _lean_layers(
+    model: nn.Module, path: str, layers: nn.ModuleList, ids: Tensor, style: CallStyle, expected: Tensor, proof: Proof
+) -> tuple[frozenset[int], SelfCheck | None]:
+    """The layers that may use fused kernels: those that were proven, if the model's logits stay what they are."""
+    if not proof.lean:
+        return frozenset(), None
+    tracker = LayerTracker(path, layers)
+    tap = AttentionTap(tracker, lambda block: None, table=_by_index(proof), lean=proof.lean)
+    with tracker, tapped(model, tap):
+        tracker.begin(ids.shape[1])
+        logits = logits_of(model, attempt(model, ids, style))
+        tracker.end()
+    error, limit = relative_error(logits, expected), tolerance(expected.dtype)
+    if not error <= limit:  # the rounding of half precision, in a model that magnifies it
+        return frozenset(), None
+    return proof.lean, SelfCheck(name="probe: fused kernels", passed=True, value=error, limit=limit)
+
+
+def _by_index(proof: Proof) -> dict[int, LayerInfo]:
+    return {info.index: info for info in proof.table}
 
 
 def _calling(model: nn.Module, ids: Tensor, style: CallStyle) -> list[nn.Module]:
@@ -289,30 +356,34 @@ def _check_cached(
     ids: Tensor,
     style: CallStyle,
     expected: Tensor,
-    places: Places | None = None,
+    taking: Taking,
     rows: Mapping[int, Tensor] | None = None,
-) -> tuple[CallStyle, SelfCheck]:
+) -> tuple[CallStyle, SelfCheck, str | None]:
     """A prompt and one more token, as a generation runs them, against one pass over all tokens.
+
+    Returns how to call the model, the check, and why queries and keys do not suffice (None: they do).
 
     Some families differ there by themselves (state-space layers); that is recorded, not refused. What is refused is
     a cache that cannot be used, or hands over keys that are no tokens. Where the logits agree, the row (head, query,
     key) of the last token must, too, if `rows` of one pass are given.
     """
-    best: tuple[float, CallStyle] | None = None
+    best: tuple[float, CallStyle, str | None] | None = None
     trouble: ModelError | None = None
     for candidate in _styles(style):
         if candidate.given_cache and best is not None:
             continue
         tracker = LayerTracker(path, layers)
         blocks: list[Block] = []
+        calls: list[Call] = []
         try:
-            with tracker, listening(model, tracker, blocks.append, places):
+            with tracker, taking.tap(model, tracker, blocks.append, calls.append):
                 tracker.begin(ids.shape[1] - 1)
                 output = attempt(model, ids[:, :-1], candidate, use_cache=True, last=1)
                 tracker.end()
                 cache = getattr(output, "past_key_values", None)
                 if cache is None:
                     raise ModelError(f"{type(model).__name__} returns no cache of keys and values")
+                prompt, calls[:] = list(calls), []
                 tracker.begin(1)
                 output = attempt(
                     model, ids[:, -1:], candidate, cache=cache, use_cache=True, first=ids.shape[1] - 1, last=1
@@ -325,16 +396,16 @@ def _check_cached(
         if error <= tolerance(expected.dtype):
             _check_last_rows(tracker, blocks, rows or {})
         if best is None or error < best[0] / 2:
-            best = (error, candidate)
+            best = (error, candidate, taking.proof.refusal or prove_step(taking.proof, prompt, calls))
         if error <= tolerance(expected.dtype):
             break
     if best is None:
         assert trouble is not None
         raise trouble
-    error, style = best
+    error, style, qk_refusal = best
     # Not a verdict: recurrent states and 8-bit activations make the two differ in the model itself.
     detail = "" if error <= tolerance(expected.dtype) else "the model itself differs; recorded, not judged"
-    return style, SelfCheck(name="probe: cached against one pass", passed=True, value=error, detail=detail)
+    return style, SelfCheck(name="probe: cached against one pass", passed=True, value=error, detail=detail), qk_refusal
 
 
 def _check_last_rows(tracker: LayerTracker, blocks: list[Block], rows: Mapping[int, Tensor]) -> None:
@@ -343,15 +414,6 @@ def _check_last_rows(tracker: LayerTracker, blocks: list[Block], rows: Mapping[i
             expected = rows[block.layer][:, -1, block.first_key : block.first_key + block.weights.shape[2]]
             error = float((block.weights[:, -1] - expected).abs().max())
             _check("probe: cached row", error, 1e-3, f"{tracker.name(block.layer)}: with a cache it reports other rows")
-
-
-def listening(
-    model: nn.Module, tracker: LayerTracker, receive: Callable[[Block], None], places: Places | None
-) -> AbstractContextManager[Any]:
-    """The tap that fits the model: on its attention function, or on what it reports at `places`."""
-    if places is not None:
-        return ReportTap(model, tracker, places, receive)
-    return tapped(model, AttentionTap(tracker, receive))
 
 
 def _styles(style: CallStyle) -> list[CallStyle]:

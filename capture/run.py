@@ -45,6 +45,7 @@ class CaptureOptions:
     trust_remote_code: bool = False
     revision: str | None = None
     top_k: int = 5
+    attention: str = "dense"
     lens: bool = True
     lenses: tuple[str, ...] = ("logit",)
     lens_points: str = "layers"
@@ -57,6 +58,7 @@ class CaptureOptions:
     def settings(self) -> Settings:
         """What is kept."""
         return Settings(
+            attention=self.attention,
             lens=self.lens,
             lenses=self.lenses,
             lens_points=self.lens_points,
@@ -90,7 +92,7 @@ def run(options: CaptureOptions, progress: Progress) -> CaptureReport:
     launch = read_launch()
     if launch.shared:
         raise InputError(f"{launch.world} processes were started for one prompt; give several with --prompts FILE")
-    prompt, token_ids = _text(options)
+    prompt, token_ids = prompt_of(options)
     StoreWriter.create(options.output, overwrite=options.overwrite, append=options.append)  # checks, writes nothing
     loaded = load(
         options.model,
@@ -114,6 +116,7 @@ def run(options: CaptureOptions, progress: Progress) -> CaptureReport:
         temperature=options.temperature,
         top_p=options.top_p,
         seed=options.seed,
+        attention=options.attention,
         lens=options.lens,
         lenses=options.lenses,
         lens_points=options.lens_points,
@@ -131,7 +134,7 @@ def run(options: CaptureOptions, progress: Progress) -> CaptureReport:
     )
 
 
-def _text(options: CaptureOptions) -> tuple[Text, Sequence[int] | None]:
+def prompt_of(options: CaptureOptions) -> tuple[Text, Sequence[int] | None]:
     """The one prompt that was given, and the token ids to go on with (None: generate)."""
     prompts = {"--prompt": options.prompt, "--prompt-file": options.prompt_file, "--messages": options.messages}
     named = [name for name, value in prompts.items() if value is not None]

@@ -39,7 +39,7 @@ def check_attention(capture: Capture, findings: Findings, progress: Progress) ->
             block = weight[lanes, :, rows]
             reduced = _reductions(capture, lanes, rows)
         except StoreError as error:
-            findings.add(f"{capture.id}/attention_weight", "value", _reason(error))
+            findings.add(f"{capture.id}/attention_weight", "value", reason(error))
             continue
         finally:
             progress.advance(max(0, rows.stop - done))
@@ -51,7 +51,7 @@ def check_attention(capture: Capture, findings: Findings, progress: Progress) ->
                 _check_no_heads(weight, info, rows.start, block[layer - lanes.start, info.n_head :], findings)
                 _check_layer(weight, info, rows.start, values, findings)
                 for name, found in reduced.items():
-                    _check_reduction(capture, name, layer, found[:, layer - lanes.start], values, rows.stop, findings)
+                    check_reduction(capture, name, layer, found[:, layer - lanes.start], values, rows.stop, findings)
                 findings.count("attention rows", (rows.stop - rows.start) * info.n_head)
 
 
@@ -76,10 +76,14 @@ def _check_layer(
     if info.kind == "chunked" and info.window is not None:
         outside = key < query // info.window * info.window
         findings.cells(path, f"looks out of its chunk of {info.window}", (values != 0) & outside, tell)
+    findings.cells(path, "row does not sum to 1", wrong_sums(info, values), tell)
+
+
+def wrong_sums(info: LayerInfo, values: NDArray[np.float32]) -> NDArray[np.bool_]:
+    """Which rows (head, query) of weights (head, query, key) do not sum to 1, or with sinks to more than 1."""
     sums = values.sum(axis=-1)
     tolerance = SUM_TOLERANCE + values.shape[2] * SUBNORMAL
-    wrong = sums > 1 + tolerance if info.sinks else ~(np.abs(sums - 1) <= tolerance)
-    findings.cells(path, "row does not sum to 1", wrong, tell)
+    return np.asarray(sums > 1 + tolerance if info.sinks else ~(np.abs(sums - 1) <= tolerance))
 
 
 def _check_no_heads(
@@ -103,7 +107,7 @@ def _reductions(capture: Capture, lanes: slice, rows: slice) -> dict[str, NDArra
     return {name: capture[name][start - origin : rows.stop - origin, lanes] for name in REDUCTIONS if name in capture}
 
 
-def _check_reduction(
+def check_reduction(
     capture: Capture,
     name: str,
     layer: int,
@@ -132,5 +136,6 @@ def _blocks(weight: NamedArray, committed: int) -> Iterator[tuple[slice, slice]]
         yield slice(layer, min(weight.shape[0], layer + layers)), slice(row, min(committed, row + rows))
 
 
-def _reason(error: StoreError) -> str:
+def reason(error: StoreError) -> str:
+    """Why rows could not be checked, without the advice to verify."""
     return f"rows cannot be checked: {str(error).split('; run ')[0]}"

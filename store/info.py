@@ -42,6 +42,8 @@ class CaptureDescription:
     n_fed: int
     committed: int
     attention: str | None
+    attention_dtype: str | None
+    attention_choice: str | None
     lens: str | None
     layers: dict[str, int]
     sampling: dict[str, Any]
@@ -124,6 +126,8 @@ def _capture(place: Place, capture: Capture) -> CaptureDescription:
         n_fed=about.n_fed,
         committed=about.committed,
         attention=about.attention,
+        attention_dtype=about.attention_dtype,
+        attention_choice=about.attention_choice,
         lens=about.lens.name if about.lens else None,
         layers={kind: kinds.count(kind) for kind in dict.fromkeys(kinds)},
         sampling=about.sampling.model_dump(mode="json"),
@@ -153,7 +157,7 @@ def _array(capture: Capture, name: str, stored: int) -> ArrayInfo:
 
 
 def _absent(capture: Capture) -> dict[str, str]:
-    """What is not there and why; the other way to keep attention is not missed where there is one."""
+    """What is not there and why; not what nobody asked for, nor the other way to keep attention where there is one."""
     about = capture.metadata
     complete = about.status == "complete"
     encodings = {"dense", "qk"} if about.attention is not None else {"qk"}
@@ -162,6 +166,7 @@ def _absent(capture: Capture) -> dict[str, str]:
         for spec in ARRAYS
         if spec.name not in capture
         and spec.presence not in encodings
+        and (spec.presence != "evidence" or group_of(spec.name) in about.absent)
         and not wanted(
             spec, mode=about.attention, lens=about.lens is not None, complete=complete, evidence=about.evidence
         )

@@ -99,9 +99,7 @@ def forecast(options: CaptureOptions, progress: Progress) -> Forecast:
     prompt = read_prompt(found.tokenizer, text, system=options.system, raw=options.raw)
     short = sketch(found.config, found.dtype, 8, trust_remote_code=options.trust_remote_code)
     short.model.generation_config = found.generation or short.model.generation_config
-    plan = plan_capture(
-        short.model, found.tokenizer, prompt, options.completion, token_ids, generation.max_new_tokens
-    )
+    plan = plan_capture(short.model, found.tokenizer, prompt, options.completion, token_ids, generation.max_new_tokens)
     first = plan.n_prompt + len(plan.given or ())
     seen = sketch(found.config, found.dtype, first, trust_remote_code=options.trust_remote_code)
     Sampler(
@@ -124,7 +122,8 @@ def _forecast(
     plan: Plan,
     first: int,
 ) -> Forecast:
-    modes, refused = [], {}
+    modes: list[ModeSize] = []
+    refused: dict[str, str] = {}
     about: CaptureMetadata | None = None
     for mode in ("qk", "dense"):
         why = (unequal_shapes(seen.table) or seen.only_dense) if mode == "qk" else None
@@ -184,7 +183,7 @@ def _metadata(
             "model": ModelInfo(
                 id=found.id,
                 architecture=type(seen.model).__name__,
-                config=plain(seen.model.config.to_dict()),
+                config=plain(found.config.to_dict()),
                 dtype=dtype,
                 n_layer=len(seen.table),
                 n_head=max(layer.n_head for layer in seen.table),
@@ -221,7 +220,9 @@ def _equipment(settings: Settings, found: Outline, seen: Sketch, dtype: Any) -> 
         lenses=lenses,
         lens_absent=None if lenses else "several residual streams" if not streams else "not asked for",
         tracked=tracked,
-        residual=ResidualInfo(n_feature=seen.stream_width or 1, dtype=dtype) if settings.residuals and streams else None,
+        residual=ResidualInfo(n_feature=seen.stream_width or 1, dtype=dtype)
+        if settings.residuals and streams
+        else None,
         grams=attending if settings.value_norm else {},
         midpoints=dict.fromkeys(attending, "") if settings.lens_points == "all" and lenses else {},
     )

@@ -1,4 +1,4 @@
-"""Bytes of a store before it is written: exact for what the table of arrays fixes, a range for what ends on the disk."""
+"""Bytes of a store before it is written: exact for what the table of arrays fixes, a range for the disk."""
 
 from __future__ import annotations
 
