@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,6 +13,7 @@ import numpy.typing as npt
 from attnlens.schemas.errors import AbsentError, InputError
 
 if TYPE_CHECKING:
+    from attnlens.store.named import NamedArray
     from attnlens.store.reader import Capture
 
 Values = npt.NDArray[Any]
@@ -103,11 +105,32 @@ def check_text(capture: Capture, text: Text, name: str, lens: str | None) -> Non
 _BLOCK = 1024
 """Tokens of a lens array that are read at a time, so that ranks which are not wanted are never held together."""
 
+_BUDGET = 16 << 20
+"""Bytes of such blocks that are kept."""
 
-def read_lens(array: Any, n_row: int, ranks: int | None, depths: slice = slice(None)) -> Values:
-    """A lens array (depth, token, …) of the tokens that have rows, with its first `ranks` ranks."""
-    cut: tuple[slice, ...] = () if ranks == 0 else (slice(0, ranks),)
-    blocks = [
-        np.asarray(array[(depths, slice(start, min(start + _BLOCK, n_row)), *cut)]) for start in range(0, n_row, _BLOCK)
-    ]
-    return np.concatenate(blocks, axis=1)
+
+class Blocks:
+    """A lens array (depth, token, …) of the tokens that have rows, with its first `ranks` ranks (0: it has none).
+
+    `blocks[columns]` are the values (depth, column, …) of some tokens, upwards. Only what is asked for is read.
+    """
+
+    def __init__(self, array: NamedArray, n_row: int, ranks: int | None, depths: slice = slice(None)) -> None:
+        self._array, self._n_row, self._depths = array, n_row, depths
+        self._cut: tuple[slice, ...] = () if ranks == 0 else (slice(0, ranks),)
+        n_depth, n_rank = len(range(array.shape[0])[depths]), ranks or max(array.shape[2:], default=1)
+        self._size = max(1, min(_BLOCK, _BUDGET // (16 * n_depth * n_rank)))
+        self._block = lru_cache(maxsize=max(2, _BUDGET // (4 * n_depth * n_rank * self._size)))(self._read)
+
+    def __getitem__(self, columns: tuple[int, ...]) -> Values:
+        places = np.asarray(columns, np.intp)
+        numbers = places // self._size
+        parts = [
+            self._block(number)[:, places[numbers == number] - number * self._size]
+            for number in np.unique(numbers).tolist()
+        ]
+        return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
+
+    def _read(self, number: int) -> Values:
+        stop = min((number + 1) * self._size, self._n_row)
+        return np.asarray(self._array[(self._depths, slice(number * self._size, stop), *self._cut)])
