@@ -20,15 +20,14 @@ def print_page(plan: Forecast, console: Console | None = None) -> None:
     console = console or Console(highlight=False, markup=False)
     console.print(Text(one_line(plan.model), style="bold"))
     quantized = f", {plan.quantize} by bitsandbytes" if plan.quantize else ""
-    console.print(
-        f"{one_line(plan.architecture)}, {plan.n_parameters / 1e6:.1f} M parameters, {plan.dtype}{quantized}, "
-        f"{plan.n_attending} of {plan.n_layer} layers with attention × {plan.n_head} heads"
-    )
+    console.print(f"{one_line(plan.architecture)}, {plan.n_parameters / 1e6:.1f} M parameters, {plan.dtype}{quantized}")
+    console.print(f"{plan.n_attending} of {plan.n_layer} layers with attention, {plan.n_head} heads")
     console.print(f"{plan.n_prompt} prompt tokens + up to {plan.n_new} after them = {plan.capacity}")
     for mode in plan.modes:
         console.print()
         low, high = map(human_bytes, mode.disk_bytes)
-        console.print(Text.assemble((f"attention {mode.mode}", "bold"), f"  {low} … {high} on disk"))
+        taken = ", this capture's" if mode.mode == plan.attention else ""
+        console.print(Text.assemble((f"attention {mode.mode}", "bold"), f"{taken}  {low} … {high} on disk"))
         console.print(_arrays(mode))
     for mode_name, why in plan.refused_modes.items():
         console.print(f"\nattention {mode_name}: not of this model: {one_line(why)}")

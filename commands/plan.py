@@ -40,5 +40,5 @@ def plan(**chosen: Any) -> None:
 
 
 # The same options, whatever capture has: typer reads them from the signature.
-plan.__signature__ = inspect.signature(capture)  # type: ignore[attr-defined]
+plan.__signature__ = inspect.signature(capture, eval_str=True)  # type: ignore[attr-defined]
 plan.__annotations__ = get_type_hints(capture, include_extras=True)

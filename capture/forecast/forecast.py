@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from types import SimpleNamespace
 from typing import Any, cast
 
 import torch
 
 from attnlens.capture.describe import plain, versions
+from attnlens.capture.encoding import choose_encoding
 from attnlens.capture.equipment import Equipment, Lens
 from attnlens.capture.forecast.memory import peak_memory
 from attnlens.capture.forecast.sizes import ModeSize, mode_size
@@ -43,7 +45,10 @@ WITH_WEIGHTS = (
 
 @dataclass(frozen=True, kw_only=True)
 class Forecast:
-    """What `lens plan` says. Memory is in bytes, by place ("host", "device") and part."""
+    """What `lens plan` says. `attention` is the mode that the capture would take.
+
+    Memory is in bytes, by place ("host", "device") and part.
+    """
 
     model: str
     architecture: str
@@ -56,6 +61,8 @@ class Forecast:
     n_layer: int
     n_attending: int
     n_head: int
+    attention: str
+    attention_choice: str | None
     modes: list[ModeSize]
     refused_modes: dict[str, str]
     memory: dict[str, dict[str, int]]
@@ -133,6 +140,8 @@ def _forecast(
         about = _metadata(mode, settings, generation, found, seen, plan)
         modes.insert(0, mode_size(about, capacity=plan.capacity, key_rows_hold=KEY_ROWS_HOLD))
     assert about is not None
+    likeness: Any = SimpleNamespace(table=seen.table, qk_refusal=refused.get("qk"), vector_dtype=about.model.dtype)
+    encoding = choose_encoding(settings.attention, likeness, plan.capacity)
     on_gpu = options.device.startswith("cuda") or (options.device == "auto" and torch.cuda.is_available())
     memory = peak_memory(
         seen,
@@ -157,6 +166,8 @@ def _forecast(
         n_layer=len(seen.table),
         n_attending=sum(layer.kind != "none" for layer in seen.table),
         n_head=max(layer.n_head for layer in seen.table),
+        attention=encoding.mode,
+        attention_choice=encoding.choice,
         modes=modes,
         refused_modes=refused,
         memory=memory,
