@@ -13,7 +13,7 @@ import typer
 from typer.core import TyperGroup
 
 from attnlens import __version__
-from attnlens.commands import capture, demo, diff, info, pack, plan, relens, render, unpack, verify, view
+from attnlens.commands import capture, demo, diff, export, info, pack, plan, relens, render, unpack, verify, view
 from attnlens.schemas.errors import AttnlensError, Interrupted
 
 
@@ -81,6 +81,7 @@ app.command(epilog=relens.EXAMPLES)(relens.relens)
 app.command(epilog=render.EXAMPLES)(render.render)
 app.command(epilog=view.EXAMPLES)(view.view)
 app.command(epilog=diff.EXAMPLES)(diff.diff)
+app.command(epilog=export.EXAMPLES)(export.export)
 app.command()(info.info)
 app.command()(verify.verify)
 app.command(epilog=pack.EXAMPLES)(pack.pack)
