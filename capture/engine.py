@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import nn
 
+from attnlens.capture.parallel import on_first, parallel_of
 from attnlens.capture.plan import Text, plan_capture, read_prompt
 from attnlens.capture.session import CaptureReport, open_session
 from attnlens.capture.settings import Generation, Settings
@@ -106,7 +107,9 @@ def capture(
     generation = Generation(max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed)
     settings.check()
     generation.check()
-    writer = StoreWriter.create(store, overwrite=overwrite, append=append)  # writes nothing yet
+    parallel = parallel_of(model)
+    # Writes nothing yet.
+    writer = on_first(parallel, lambda: StoreWriter.create(store, overwrite=overwrite, append=append))
     text = read_prompt(tokenizer, prompt, system=system, raw=raw)
     plan = plan_capture(model, tokenizer, text, completion, token_ids, max_new_tokens)
     with open_session(
@@ -119,6 +122,7 @@ def capture(
         revision=revision,
         quantization=quantization,
     ) as session:
-        report = session.capture(plan, generation, writer, writer.new_id(), progress, started=started)
+        capture_id = writer.new_id() if writer is not None else "0000"
+        report = session.capture(plan, generation, writer, capture_id, progress, started=started)
     progress.end()
     return report

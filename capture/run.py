@@ -44,6 +44,7 @@ class CaptureOptions:
     quantize: str | None = None
     trust_remote_code: bool = False
     revision: str | None = None
+    tensor_parallel: bool = False
     top_k: int = 5
     attention: str = "dense"
     lens: bool = True
@@ -90,10 +91,14 @@ def run(options: CaptureOptions, progress: Progress) -> CaptureReport:
     if options.resume:
         raise InputError("--resume goes on with many prompts; give them with --prompts FILE")
     launch = read_launch()
-    if launch.shared:
-        raise InputError(f"{launch.world} processes were started for one prompt; give several with --prompts FILE")
+    if launch.shared and not options.tensor_parallel:
+        raise InputError(
+            f"{launch.world} processes were started for one prompt; give several with --prompts FILE, or let them hold "
+            "one model together with --tensor-parallel"
+        )
     prompt, token_ids = prompt_of(options)
-    StoreWriter.create(options.output, overwrite=options.overwrite, append=options.append)  # checks, writes nothing
+    if launch.rank == 0:
+        StoreWriter.create(options.output, overwrite=options.overwrite, append=options.append)  # checks, writes nothing
     loaded = load(
         options.model,
         dtype=options.dtype,
@@ -101,6 +106,7 @@ def run(options: CaptureOptions, progress: Progress) -> CaptureReport:
         quantize=options.quantize,
         trust_remote_code=options.trust_remote_code,
         revision=options.revision,
+        tensor_parallel=options.tensor_parallel,
         progress=progress,
     )
     return capture(

@@ -138,6 +138,12 @@ def capture(
         bool,
         typer.Option("--trust-remote-code", rich_help_panel=MODEL, help="Run code that comes with the model."),
     ] = False,
+    tensor_parallel: Annotated[
+        bool,
+        typer.Option(
+            "--tensor-parallel", rich_help_panel=MODEL, help="Split the model over the processes of torchrun."
+        ),
+    ] = False,
     attention: Annotated[
         str,
         typer.Option(
@@ -211,17 +217,24 @@ def capture(
 
     require_capture_extra()
     launch = read_launch()
-    with open_progress(quiet, process=(launch.rank, launch.world)) as progress:
+    follower = tensor_parallel and launch.rank > 0  # the first process speaks for all that hold the model
+    process = (0, 1) if tensor_parallel else (launch.rank, launch.world)
+    with open_progress(quiet or follower, process=process) as progress:
         progress.stage("loading")
         from attnlens.capture.batch.run import run_many
         from attnlens.capture.run import run
 
         options = options_of(chosen)
         if prompts is None:
-            _tell_one(run(options, progress), json)
-            return
-        report = run_many(options, progress)
-    _tell_many(report, json)
+            one = run(options, progress)
+        else:
+            many = run_many(options, progress)
+    if follower:
+        return
+    if prompts is None:
+        _tell_one(one, json)
+    else:
+        _tell_many(many, json)
 
 
 def options_of(chosen: Mapping[str, Any]) -> CaptureOptions:
@@ -251,6 +264,7 @@ def options_of(chosen: Mapping[str, Any]) -> CaptureOptions:
         quantize=chosen["quantize"],
         trust_remote_code=chosen["trust_remote_code"],
         revision=chosen["revision"],
+        tensor_parallel=chosen["tensor_parallel"],
         top_k=chosen["top_k"],
         attention=chosen["attention"],
         lens=not chosen["no_lens"],

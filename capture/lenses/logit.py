@@ -94,7 +94,8 @@ def _hash(modules: tuple[nn.Module, ...]) -> str:
             if not isinstance(parameter, Tensor) or parameter.is_meta:
                 continue
             digest.update(f"{name} {parameter.dtype} {tuple(parameter.shape)}\n".encode())
-            flat = parameter.detach().reshape(-1)
+            gather: Any = getattr(parameter, "full_tensor", None)  # of a tensor-parallel model
+            flat = (gather() if callable(gather) else parameter).detach().reshape(-1)
             for part in torch.split(flat, 8 << 20):
                 digest.update(part.contiguous().view(torch.uint8).cpu().numpy().data)
     return digest.hexdigest()
