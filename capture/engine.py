@@ -38,6 +38,7 @@ def capture(
     lens: bool = True,
     lenses: Sequence[str] = ("logit",),
     lens_points: str = "layers",
+    lens_tokens: str = "all",
     track: Sequence[str | int] = (),
     residuals: bool = False,
     value_norm: bool = True,
@@ -73,6 +74,8 @@ def capture(
         lens: read the residual stream of every depth through lenses.
         lenses: which: `logit`, `tuned:FOLDER`; the first has the plain names in the store.
         lens_points: `layers` reads between layers, `all` inside them too, after attention and before the MLP.
+        lens_tokens: which tokens lenses read: `all`; `generated`, from the last prompt token on; `last:N`, the last N
+            of the prompt and all after it. Rows of the others are absent.
         track: tokens whose rank and probability are kept at every depth, each by its exact text or its id.
         residuals: keep the residual streams themselves.
         value_norm: keep the length of each value through its head's output projection.
@@ -98,6 +101,7 @@ def capture(
         lens=lens,
         lenses=tuple(lenses),
         lens_points=lens_points,
+        lens_tokens=lens_tokens,
         track=tuple(track),
         residuals=residuals,
         value_norm=value_norm,

@@ -22,6 +22,8 @@ from attnlens.schemas.metadata import Mode
 from attnlens.store.writer import CaptureWriter
 
 ROW_SUM_LIMIT = 1e-3
+ROWS_TOGETHER = 256
+"""Rows (lane, token) of a prompt that are enough for one product with the unembedding; fewer wait for the next lane."""
 VECTOR_BYTES = 16 << 20
 """Queries of one layer that are handed over at a time."""
 
@@ -178,16 +180,20 @@ def _host(tensor: Tensor) -> np.ndarray[Any, Any]:
 class LensEvidence:
     """Reads residuals through a lens: depth after depth for a prompt, all depths of some tokens for a generation.
 
-    `reader` reads and names what it reads; the lanes are depths, or layers for the streams inside them.
+    `reader` reads and names what it reads; the lanes are depths, or layers for the streams inside them. Tokens before
+    `origin` are not read.
     """
 
-    def __init__(self, writer: CaptureWriter, reader: LaneReader, entries: VocabularyEntries) -> None:
+    def __init__(self, writer: CaptureWriter, reader: LaneReader, entries: VocabularyEntries, origin: int = 0) -> None:
         self._writer = writer
         self._reader = reader
         self._entries = entries
+        self._origin = origin
         self._first = 0
+        self._skip = 0
         self._following = torch.empty(0, dtype=torch.int64)
-        self._read: dict[int, dict[str, np.ndarray[Any, Any]]] = {}
+        self._held: dict[int, Tensor] = {}
+        self._read: list[dict[str, np.ndarray[Any, Any]]] = []
         self._last: dict[int, Tensor] = {}
         self._waiting: list[tuple[int, Tensor, int]] = []
         self._slots = Slots()
@@ -198,24 +204,37 @@ class LensEvidence:
         The row after these, the last of the pass, waits for `complete`, which is told what came next.
         """
         self._first = first_token
+        self._skip = min(len(following), max(0, self._origin - first_token))
         self._following = following
+        self._held.clear()
         self._read.clear()
         self._last.clear()
 
     def receive(self, lane: int, residual: Tensor) -> None:
         """Residual (1, token, feature) of a lane."""
         known = len(self._following)
-        if known:
-            self._read[lane] = self._reader.one(lane, residual[0, :known], self._following)
-        # A clone: a view would keep the whole prompt's residual of every depth alive.
+        # Clones: views would keep the whole prompt's residual of every depth alive, or be written over.
+        if known > self._skip:
+            self._held[lane] = residual[0, self._skip : known].clone()
+            if len(self._held) * (known - self._skip) >= ROWS_TOGETHER:
+                self._read_held()
         self._last[lane] = residual[0, known:].clone()
 
     def end_pass(self) -> None:
         """Sends the readings of all rows of the pass but the last."""
+        self._read_held()
         if self._read:
-            by_lane = [self._read[lane] for lane in self._reader.lanes]
-            self.send(self._first, {name: np.stack([arrays[name] for arrays in by_lane]) for name in by_lane[0]})
+            joined = {name: np.concatenate([arrays[name] for arrays in self._read]) for name in self._read[0]}
             self._read.clear()
+            self.send(self._first + self._skip, joined)
+
+    def _read_held(self) -> None:
+        """Reads the streams of lanes that were received since, in the order of the lanes."""
+        if self._held:
+            device = self._following.device
+            streams = torch.stack([stream.to(device) for stream in self._held.values()])
+            self._read.append(self._reader.several(list(self._held), streams, self._following[self._skip :]))
+            self._held.clear()
 
     def complete(self, following: int | None) -> None:
         """The last row of the pass is known to be followed by `following` (None: by nothing); it waits for `take`."""

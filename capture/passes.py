@@ -71,6 +71,7 @@ class Passes:
             VocabularyEntries(rows.vocabulary, vocabulary),
             at_depths=equipment.depth_readers(len(probed.layers)),
             inside=equipment.inside_reader(),
+            origin=rows.metadata.lens_first,
             residual=ResidualEvidence(rows, equipment.residual) if equipment.residual else None,
             by_clock=parallel is None,
         )

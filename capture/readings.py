@@ -21,7 +21,8 @@ WAITING_SECONDS = 1.0
 class Readings:
     """Passes on residuals, of depths and of layers, to all that wants them.
 
-    `at_depths` read the streams between layers, `inside` those inside them, `residual` keeps the former.
+    `at_depths` read the streams between layers, `inside` those inside them, both of the tokens from `origin` on;
+    `residual` keeps the streams between layers.
     `by_clock`: rows wait no longer than a second. Not where processes must do the same at the same time.
     """
 
@@ -32,11 +33,12 @@ class Readings:
         *,
         at_depths: Sequence[LaneReader],
         inside: LaneReader | None = None,
+        origin: int = 0,
         residual: ResidualEvidence | None = None,
         by_clock: bool = True,
     ) -> None:
-        self._depths = [LensEvidence(writer, reader, entries) for reader in at_depths]
-        self._inside = LensEvidence(writer, inside, entries) if inside else None
+        self._depths = [LensEvidence(writer, reader, entries, origin) for reader in at_depths]
+        self._inside = LensEvidence(writer, inside, entries, origin) if inside else None
         self._lenses = [*self._depths, *([self._inside] if self._inside else [])]
         self._residual = residual
         self._by_clock = by_clock

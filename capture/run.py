@@ -50,6 +50,7 @@ class CaptureOptions:
     lens: bool = True
     lenses: tuple[str, ...] = ("logit",)
     lens_points: str = "layers"
+    lens_tokens: str = "all"
     track: tuple[str | int, ...] = ()
     residuals: bool = False
     value_norm: bool = True
@@ -63,6 +64,7 @@ class CaptureOptions:
             lens=self.lens,
             lenses=self.lenses,
             lens_points=self.lens_points,
+            lens_tokens=self.lens_tokens,
             track=self.track,
             residuals=self.residuals,
             value_norm=self.value_norm,
@@ -126,6 +128,7 @@ def run(options: CaptureOptions, progress: Progress) -> CaptureReport:
         lens=options.lens,
         lenses=options.lenses,
         lens_points=options.lens_points,
+        lens_tokens=options.lens_tokens,
         track=options.track,
         residuals=options.residuals,
         value_norm=options.value_norm,

@@ -87,7 +87,7 @@ class Session:
         Raises:
             ModelError: attention cannot be kept in the way that was asked for.
         """
-        encoding = choose_encoding(self.settings.attention, self.probed, plan.capacity)
+        encoding = choose_encoding(self.settings.attention, self.probed, plan.capacity, self.model_info.architecture)
         return CaptureMetadata(
             id=capture_id,
             prompt_id=prompt_id,
@@ -103,6 +103,7 @@ class Session:
             attention_choice=encoding.choice,
             model=self.model_info,
             **self.equipment.metadata(),
+            lens_first=self.settings.lens_first(plan.n_prompt) if self.equipment.lenses else 0,
             sampling=Sampling(
                 forced=plan.given is not None,
                 max_new_tokens=plan.max_new_tokens,

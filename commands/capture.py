@@ -168,6 +168,15 @@ def capture(
             show_default=False,
         ),
     ] = None,
+    lens_tokens: Annotated[
+        str,
+        typer.Option(
+            "--lens-tokens",
+            metavar="WHICH",
+            rich_help_panel=EVIDENCE,
+            help="all; generated; last:N of the prompt and all after.",
+        ),
+    ] = "all",
     lens_points: Annotated[
         str,
         typer.Option(
@@ -273,6 +282,7 @@ def options_of(chosen: Mapping[str, Any]) -> CaptureOptions:
         track=(*(chosen["track"] or ()), *(chosen["track_id"] or ())),
         residuals=chosen["residuals"],
         value_norm=not chosen["no_value_norm"],
+        lens_tokens=chosen["lens_tokens"],
         buffer_mib=chosen["buffer"],
     )
 

@@ -14,7 +14,7 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 
-from attnlens.schemas.arrays import READINGS, TIMELINE, ArraySpec
+from attnlens.schemas.arrays import LENS_ROWS, READINGS, TIMELINE, ArraySpec
 from attnlens.schemas.metadata import CaptureMetadata, LayerInfo
 from attnlens.schemas.version import NAMESPACE
 from attnlens.store import layout
@@ -244,7 +244,7 @@ class CaptureFile:
             self._reductions = ReductionSink(maximum, mean, about.n_prompt - 1, layers)
             self._sinks.append(self._reductions)
         if about.lens is not None:
-            self._lens = {name: DepthSink(name, self._sharded(name, 1)) for name in READINGS}
+            self._lens = {name: DepthSink(name, self._sharded(name, 1), about.lens_first) for name in READINGS}
             self._sinks.extend(self._lens.values())
             self._vocabulary_id = self._column("vocabulary_id")
             self._vocabulary_text = self._column("vocabulary_text")
@@ -257,7 +257,9 @@ class CaptureFile:
         early = self._orders[spec.name] == "layers"
         rows = self._sharded(spec.name, axis, keep_tail=not early)
         needed = layers if spec.axes[0] == "layer" else range(rows.shape[0])
-        return LaneSink(spec.name, rows, axis, needed, n_prompt=self.metadata.n_prompt if early else 0)
+        n_prompt = self.metadata.n_prompt if early else 0
+        origin = self.metadata.lens_first if (spec.base or spec.name) in LENS_ROWS else 0
+        return LaneSink(spec.name, rows, axis, needed, n_prompt=n_prompt, origin=origin)
 
     def _column(self, name: str) -> Column:
         kind = TextColumn if self._specs[name].dtype == "string" else Column

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, SupportsIndex
 import numpy as np
 from numpy.typing import NDArray
 
-from attnlens.schemas.arrays import FILL
+from attnlens.schemas.arrays import FILL, LENS_ROWS
 from attnlens.schemas.errors import AbsentError, InputError
 from attnlens.store.bfloat16 import BFLOAT16, BITS, decode
 
@@ -114,6 +114,8 @@ class NamedArray:
             cells = self._cells(part, number, size)
             if number == row and not isinstance(part, slice) and max(cells, default=-1) >= committed:
                 raise AbsentError(self._absent(int(max(cells))))
+            if number == row and not isinstance(part, slice) and min(cells, default=self.first_row) < self.first_row:
+                raise AbsentError(self._unread(int(min(cells))))
             if not isinstance(part, slice) and np.ndim(part) == 0:
                 dropped.append(number)
             selection.append(_as_slice(cells))
@@ -135,7 +137,11 @@ class NamedArray:
         if 0 in (counts := tuple(_count(part) for part in known)):
             return np.full(shape, self._fill(), self._array.dtype)
         values = read(self._array, tuple(known))
-        if self._spec is not None and (self._spec.base or self.name) in NEVER_FILL and self._has_fill(values, known):
+        if (
+            self._spec is not None
+            and (self._spec.base or self.name) in NEVER_FILL
+            and self._has_fill(values, known, row)
+        ):
             key = missing_chunk(self._array, self._place, tuple(known))
             raise damaged(self._array.path, key, reason="a committed row is missing from it")
         if counts == shape:
@@ -144,8 +150,12 @@ class NamedArray:
         whole[tuple(slice(0, count) for count in counts)] = values
         return whole
 
-    def _has_fill(self, values: NDArray[Any], selection: list[slice | NDArray[np.intp]]) -> bool:
+    def _has_fill(
+        self, values: NDArray[Any], selection: list[slice | NDArray[np.intp]], row: int | None = None
+    ) -> bool:
         """Whether a cell that must hold data is missing. One column of each block of keys tells."""
+        if row is not None and self.first_row:
+            values = values.compress(np.arange(self.shape[row])[selection[row]] >= self.first_row, axis=row)
         if "layer" in self.axes:
             layers = self._capture.key_layers if self.name == "attention_k" else self._capture.attention_layers
             axis = self.axes.index("layer")
@@ -180,6 +190,19 @@ class NamedArray:
                     committed = max(0, committed - self._capture.n_prompt + 1)
                 return self.axes.index(axis), committed
         return None, 0
+
+    @property
+    def first_row(self) -> int:
+        """The first row that there is: lenses may have read later tokens only."""
+        base = self.name if self._spec is None else self._spec.base or self.name
+        return self._capture.lens_start if base in LENS_ROWS else 0
+
+    def _unread(self, position: int) -> str:
+        about = self._capture
+        return (
+            f"capture {about.id}: {self.name} has no row {position}: the lens was asked to read the tokens from "
+            f"{about.metadata.lens_first} on (--lens-tokens)"
+        )
 
     def _absent(self, position: int) -> str:
         about = self._capture

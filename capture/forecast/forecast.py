@@ -141,7 +141,7 @@ def _forecast(
         modes.insert(0, mode_size(about, capacity=plan.capacity, key_rows_hold=KEY_ROWS_HOLD))
     assert about is not None
     likeness: Any = SimpleNamespace(table=seen.table, qk_refusal=refused.get("qk"), vector_dtype=about.model.dtype)
-    encoding = choose_encoding(settings.attention, likeness, plan.capacity)
+    encoding = choose_encoding(settings.attention, likeness, plan.capacity, type(seen.model).__name__)
     on_gpu = options.device.startswith("cuda") or (options.device == "auto" and torch.cuda.is_available())
     memory = peak_memory(
         seen,

@@ -27,6 +27,11 @@ class PlaceStore(Store):
         self._place = place
         self._is_open = True
 
+    @property
+    def place(self) -> Place:
+        """Where it reads."""
+        return self._place
+
     def __eq__(self, other: object) -> bool:
         return isinstance(other, PlaceStore) and other._place is self._place
 
