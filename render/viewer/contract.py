@@ -55,9 +55,7 @@ def contract() -> str:
         "ON_LIGHT": ON_LIGHT,
         "ON_DARK": ON_DARK,
     }
-    lines = [
-        f"export const {name} = {json.dumps(value, ensure_ascii=name == 'EMOJI')};" for name, value in values.items()
-    ]
+    lines = [f"export const {name} = {json.dumps(value)};" for name, value in values.items()]
     return "\n".join(["// Written by render/viewer/contract.py: `make viewer`.", *lines, ""])
 
 
