@@ -47,11 +47,12 @@ def check_attention(capture: Capture, findings: Findings, progress: Progress) ->
         for layer in range(lanes.start, lanes.stop):
             info = capture.metadata.model.layers[layer]
             if info.kind != "none":
-                values = block[layer - lanes.start].astype(np.float32)
+                values = block[layer - lanes.start, : info.n_head].astype(np.float32)
+                _check_no_heads(weight, info, rows.start, block[layer - lanes.start, info.n_head :], findings)
                 _check_layer(weight, info, rows.start, values, findings)
                 for name, found in reduced.items():
                     check_reduction(capture, name, layer, found[:, layer - lanes.start], values, rows.stop, findings)
-                findings.count("attention rows", (rows.stop - rows.start) * weight.shape[1])
+                findings.count("attention rows", (rows.stop - rows.start) * info.n_head)
 
 
 def _check_layer(
@@ -83,6 +84,18 @@ def wrong_sums(info: LayerInfo, values: NDArray[np.float32]) -> NDArray[np.bool_
     sums = values.sum(axis=-1)
     tolerance = SUM_TOLERANCE + values.shape[2] * SUBNORMAL
     return np.asarray(sums > 1 + tolerance if info.sinks else ~(np.abs(sums - 1) <= tolerance))
+
+
+def _check_no_heads(
+    weight: NamedArray, info: LayerInfo, start: int, values: NDArray[np.float16], findings: Findings
+) -> None:
+    """Values (head, query, key) of the heads that other layers have and this one does not: nothing may be there."""
+
+    def tell(head: int, row: int, key: int) -> tuple[str, str]:
+        where = f"{weight.path}/{weight.chunk_key((info.index, info.n_head + head, start + row, key))}"
+        return where, f"layer {info.index}, head {info.n_head + head}, query {start + row}"
+
+    findings.cells(weight.path, f"weight of a head beyond the layer's {info.n_head}", ~np.isnan(values), tell)
 
 
 def _reductions(capture: Capture, lanes: slice, rows: slice) -> dict[str, NDArray[np.float16]]:
