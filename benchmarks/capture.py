@@ -192,7 +192,7 @@ def main() -> None:
         rows: dict[str, dict[str, Any]] = {}
         for way in options.ways:
             reason = too_large(way, n_prompt, options.new) if options.model == "smollm2-135m" else None
-            row = {"failed": reason} if reason else run(way, n_prompt, options)
+            row: dict[str, Any] = {"failed": reason} if reason else run(way, n_prompt, options)
             if "failed" in row:
                 print(f"{way:10} left out: {row['failed']}", flush=True)
                 continue
