@@ -39,5 +39,6 @@ def write_error(error: BaseException, store: Path, committed: int) -> AttnlensEr
 def damaged(array: str, chunk: str | None, error: BaseException | None = None, reason: str = "") -> StoreError:
     """A chunk that cannot be read. `array` as "0000/attention_weight", `chunk` as "c/0/0/3/0"."""
     where = f"chunk {chunk} is damaged" if chunk else "damaged"
-    why = reason or (" ".join(str(error).split()) if error is not None and str(error) else type(error).__name__)
+    said = error.strerror if isinstance(error, OSError) and error.strerror else str(error or "")
+    why = reason or " ".join(said.split()) or type(error).__name__
     return StoreError(f"{array}: {where} ({why}); run `lens verify`, and copy the store again or capture again")

@@ -19,6 +19,7 @@ from attnlens.schemas.validate import ArrayDescription, validate_capture
 from attnlens.schemas.version import NAMESPACE
 from attnlens.store.attention import Attention, attention_of
 from attnlens.store.descriptions import Limits, describe_array
+from attnlens.store.manifest import MANIFEST_ARRAYS, document_digest, manifest_hash
 from attnlens.store.named import NamedArray
 from attnlens.store.places import Place, open_place
 from attnlens.store.places.place import GROUP_DOCUMENT, join
@@ -30,21 +31,27 @@ if TYPE_CHECKING:
 ARRAY_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
 
 
-def open_store(path: str | PathLike[str], *, limits: Limits | None = None) -> Store:
+def open_store(path: str | PathLike[str], *, limits: Limits | None = None, checked: bool = True) -> Store:
     """Open the store at `path` for reading. A store that is being written may be opened at any moment.
+
+    Args:
+        path: A folder, or a packed store.
+        limits: The largest things that are read.
+        checked: Compare each file of a finished capture with the manifest before a byte of it is used.
 
     Raises:
         StoreError: `path` is not a store, is damaged, or has another format version.
     """
     place = open_place(path)
-    return Store(place, read_root(place), limits or Limits())
+    return Store(place, read_root(place), limits or Limits(), checked=checked)
 
 
 class Store:
     """A store: a sequence of captures, by number or by name."""
 
-    def __init__(self, place: Place, metadata: StoreMetadata, limits: Limits) -> None:
+    def __init__(self, place: Place, metadata: StoreMetadata, limits: Limits, *, checked: bool = True) -> None:
         self.place = place
+        self._checked = checked
         self.metadata = metadata
         self._limits = limits
         self._captures: dict[str, Capture] = {}
@@ -59,8 +66,11 @@ class Store:
 
     @cached_property
     def ids(self) -> list[str]:
-        """Names of the captures that have begun."""
-        return [name for name in self.metadata.planned if self.place.exists(join(name, GROUP_DOCUMENT))]
+        """Names of the captures that have begun. One that the index has and that is gone is among them: an error."""
+        known = {entry.id for entry in self.metadata.index or []}
+        return [
+            name for name in self.metadata.planned if name in known or self.place.exists(join(name, GROUP_DOCUMENT))
+        ]
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -84,22 +94,26 @@ class Store:
         if name not in self.ids:
             raise AbsentError(f"{self.path} has no capture {name!r}; it has {', '.join(self.ids) or 'none'}")
         if name not in self._captures:
-            self._captures[name] = Capture(self.place, name, self._limits)
+            self._captures[name] = Capture(self.place, name, self._limits, checked=self._checked)
         return self._captures[name]
 
 
 class Capture:
     """One prompt and what the model said, as it was committed when this object was made."""
 
-    def __init__(self, place: Place, name: str, limits: Limits) -> None:
+    def __init__(self, place: Place, name: str, limits: Limits, *, checked: bool = True) -> None:
         self.id = name
         self._place = place
-        attributes, documents, problems = read_capture(place, name, limits)
+        self._checked = checked
+        self._limits = limits
+        group, documents, problems = read_capture(place, name, limits)
         self.descriptions = {key: describe_array(document, limits) for key, document in documents.items()}
+        attributes = group.get("attributes", {})
         problems = problems or validate_capture(attributes, self.descriptions, where=name)
         if problems:
             raise StoreError(f"{place}: {summary(problems)}; run `lens verify`")
         self.metadata = CaptureMetadata.model_validate(attributes[NAMESPACE])
+        self._group = group
         self._documents = documents
         self._arrays: dict[str, NamedArray] = {}
 
@@ -292,9 +306,37 @@ class Capture:
 
     @cached_property
     def _zarr_store(self) -> PlaceStore:
+        """Where zarr reads; of a finished capture nothing that is not what was written.
+
+        Raises:
+            StoreError: the capture's metadata or its manifest were changed.
+        """
+        from attnlens.store.places.checked import Checked
         from attnlens.store.places.zarr_store import PlaceStore
 
-        return PlaceStore(self._place)
+        if not self._checked or self.status != "complete":
+            return PlaceStore(self._place)
+        if document_digest(self._group) != self.metadata.digest:
+            raise StoreError(
+                f"{self._place}: {self.id}/{GROUP_DOCUMENT} was changed after it was written, it does not have its "
+                "digest; run `lens verify`"
+            )
+        return PlaceStore(Checked(self._place, self.id, self._manifest()))
+
+    def _manifest(self) -> dict[str, str]:
+        """Sha256 of each of the capture's files.
+
+        Raises:
+            StoreError: it is not the manifest that the metadata name.
+        """
+        plain = Capture(self._place, self.id, self._limits, checked=False)
+        paths, hashes = ([str(text) for text in plain[name][:]] for name in MANIFEST_ARRAYS)
+        found = dict(zip(paths, hashes, strict=True))
+        if manifest_hash(found) != self.metadata.manifest:
+            raise StoreError(
+                f"{self.id}/manifest_sha256: is not the manifest that the metadata name; run `lens verify`"
+            )
+        return found
 
     @cached_property
     def _byte_offset(self) -> NDArray[np.int32]:
@@ -311,7 +353,7 @@ class Capture:
 def read_capture(
     place: Place, name: str, limits: Limits
 ) -> tuple[dict[str, Any], dict[str, dict[str, Any]], list[Problem]]:
-    """Attributes of a capture's group, the zarr.json of each of its arrays, and what is wrong with them.
+    """The zarr.json of a capture's group and of each of its arrays, and what is wrong with them.
 
     The group's consolidated metadata are used where it has some. Arrays with problems are left out.
     """
@@ -344,7 +386,7 @@ def read_capture(
             problems.append(Problem(where=f"{name}/{key}", kind="array", message=str(reason)))
         else:
             found[key] = read
-    return attributes, found, problems
+    return document, found, problems
 
 
 def _array_documents(place: Place, name: str, document: Mapping[str, Any]) -> list[tuple[str, Any]]:

@@ -11,6 +11,7 @@ import zarr
 from numpy.typing import NDArray
 
 from attnlens.schemas.metadata import CaptureMetadata, LayerInfo, LensInfo, ModelInfo, Sampling
+from attnlens.store.tools.seal import seal
 from attnlens.store.writer import StoreWriter
 
 WORDS = ("<s>", " Alice", " and", " Bob", "'s", "\n", "$$", " $\\frac$", "\x00", "\u4e2d\u56fd", "\u202eabc",
@@ -123,13 +124,11 @@ def _grouped(metadata: CaptureMetadata, n_kv_head: int | None) -> CaptureMetadat
 
 
 def _put(path: Path, capture: str, name: str, axes: tuple[str, ...], values: NDArray[np.float32]) -> None:
-    """An array that the writer does not know. The group's list of arrays would hide it, so it goes."""
-    document = path / capture / "zarr.json"
-    text = json.loads(document.read_text())
-    text.pop("consolidated_metadata", None)
-    document.write_text(json.dumps(text))
+    """An array that the writer was not asked for. The capture is sealed again, or it would count as damaged."""
     group = zarr.open_group(path / capture, mode="r+", use_consolidated=False)
     group.create_array(name, data=values, dimension_names=axes)
+    if json.loads((path / capture / "zarr.json").read_text())["attributes"]["attnlens"]["status"] == "complete":
+        seal(path, capture)
 
 
 def _metadata(

@@ -1,0 +1,60 @@
+"""Reading with the manifest at hand: no byte of a finished capture is used that is not the one that was written."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+from collections.abc import Mapping
+
+from attnlens.store.places.place import Place
+
+PIECE = 1 << 24
+FAR = 1 << 18
+"""Largest file far away that is fetched whole to be compared; of larger ones only the parts that are asked for."""
+
+
+class Checked(Place):
+    """A capture's files, each compared with its sha256 when it is first read.
+
+    A chunk has a checksum of its own, but two chunks that changed places still have theirs.
+    """
+
+    def __init__(self, place: Place, capture: str, hashes: Mapping[str, str]) -> None:
+        super().__init__(place.name)
+        self.blocking = place.blocking
+        self._place = place
+        self._prefix = f"{capture}/"
+        self._hashes = hashes
+        self._good: set[str] = set()
+
+    def read(self, path: str, start: int = 0, stop: int | None = None) -> bytes:
+        """See `Place.read`. OSError if the file is not the one that the manifest lists."""
+        if path in self._good or not path.startswith(self._prefix):
+            return self._place.read(path, start, stop)
+        wanted = self._hashes.get(path.removeprefix(self._prefix))
+        try:
+            size = self._place.size(path)
+        except FileNotFoundError:
+            if wanted is None:
+                raise
+            raise OSError(errno.EIO, "is missing: the manifest lists it", path) from None
+        if wanted is None:
+            raise OSError(errno.EIO, "is not in the manifest", path)
+        if self._place.blocking and size > FAR:
+            return self._place.read(path, start, stop)
+        digest, whole = hashlib.sha256(), b""
+        for low in range(0, max(1, size), PIECE):
+            whole = self._place.read(path, low, min(size, low + PIECE))
+            digest.update(whole)
+        if digest.hexdigest() != wanted:
+            raise OSError(errno.EIO, "its bytes are not those that were written", path)
+        self._good.add(path)
+        return whole[start:stop] if size <= PIECE else self._place.read(path, start, stop)
+
+    def size(self, path: str) -> int:
+        """See `Place.size`."""
+        return self._place.size(path)
+
+    def files(self, under: str = "") -> dict[str, int]:
+        """See `Place.files`."""
+        return self._place.files(under)
