@@ -103,6 +103,22 @@ class SelfCheck(Record):
     detail: str = ""
 
 
+class CropInfo(Record):
+    """What a store lacks that its original had. Runs are [start, stop) in the numbering of both; None: all is there.
+
+    `dropped` names arrays. `redacted`: tokens of which no trace was to stay. `errors`: array → the most by which a
+    weight differs from the original's. `origin`: digest of the original, in a crop whose default pictures are the original's.
+    """
+
+    tokens: list[list[int]] | None = None
+    layers: list[list[int]] | None = None
+    heads: list[list[int]] | None = None
+    dropped: list[str] = Field(default_factory=list)
+    redacted: list[list[int]] = Field(default_factory=list)
+    errors: dict[str, float] = Field(default_factory=dict)
+    origin: str | None = None
+
+
 class CaptureMetadata(Record):
     """Everything about one capture that is not an array.
 
@@ -135,6 +151,7 @@ class CaptureMetadata(Record):
     absent: dict[str, str] = Field(default_factory=dict)
     tracked: list[int] = Field(default_factory=list)
     residual: ResidualInfo | None = None
+    crop: CropInfo | None = None
     sampling: Sampling
     versions: dict[str, str]
     device: str

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from attnlens.schemas.validate import ArrayDescription
+from attnlens.schemas.version import NAMESPACE
+from attnlens.store.quantize import ENCODING, SQRT
 
 CODECS = frozenset(
     {"bytes", "zstd", "gzip", "blosc", "crc32c", "transpose", "vlen-utf8", "sharding_indexed"},
@@ -54,9 +56,17 @@ def describe_array(document: Mapping[str, Any], limits: Limits) -> ArrayDescript
             chunk, shard = _sizes(_configuration(codec).get("chunk_shape"), "chunk_shape", least=1), outer
     names = document.get("dimension_names")
     axes = tuple(names) if isinstance(names, Sequence) and not isinstance(names, str) else (None,) * len(shape)
+    if dtype == "uint8" and _encoding(document) == SQRT:
+        dtype = "float16"  # which is what a reader makes of it
     description = ArrayDescription(shape=shape, dtype=dtype, axes=axes, chunk=chunk, shard=shard)
     _check_limits(description, limits)
     return description
+
+
+def _encoding(document: Mapping[str, Any]) -> object:
+    attributes = document.get("attributes")
+    ours = attributes.get(NAMESPACE) if isinstance(attributes, Mapping) else None
+    return ours.get(ENCODING) if isinstance(ours, Mapping) else None
 
 
 def _codecs(codecs: object) -> list[Mapping[str, Any]]:

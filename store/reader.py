@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from attnlens.schemas.arrays import ArraySpec, group_of, reading, specs
 from attnlens.schemas.errors import AbsentError, StoreError
-from attnlens.schemas.metadata import CaptureMetadata, Status, StoreMetadata
+from attnlens.schemas.metadata import CaptureMetadata, CropInfo, Status, StoreMetadata
 from attnlens.schemas.problems import Problem, summary
 from attnlens.schemas.validate import ArrayDescription, validate_capture
 from attnlens.schemas.version import NAMESPACE
@@ -269,6 +269,33 @@ class Capture:
             raise StoreError(f"{self.id}/{name}: zarr.json is damaged ({error}); run `lens verify`") from error
         return NamedArray(self, name, array, self._place, self.shape_of(name))
 
+    @property
+    def place(self) -> Place:
+        """Where the capture's store is."""
+        return self._place
+
+    @cached_property
+    def kept(self) -> Mapping[str, NDArray[np.bool_]]:
+        """Axis → which of its entries a cropped store kept, for the axes of which it kept some only."""
+        return {} if self.metadata.crop is None else self.kept_masks(self.metadata.crop)
+
+    def kept_masks(self, crop: CropInfo) -> dict[str, NDArray[np.bool_]]:
+        """The same for a crop of this capture."""
+        model, masks = self.metadata.model, {}
+        if crop.tokens is not None:
+            tokens = masks["token"] = _mask(crop.tokens, self.n_token)
+            masks |= {"query": tokens, "key": tokens, "generated": tokens[max(0, self.n_prompt - 1) :]}
+        if crop.layers is not None:
+            layers = masks["layer"] = _mask(crop.layers, model.n_layer)
+            masks["depth"] = np.append(layers, True)  # the last is the prediction, which belongs to no layer
+        if crop.heads is not None:
+            heads = masks["head"] = _mask(crop.heads, model.n_head)
+            if "kv_head" in self.descriptions:
+                size = self.descriptions["kv_head"].shape[0]
+                groups = np.minimum(np.arange(model.n_head) * size // model.n_head, size - 1)
+                masks["kv_head"] = np.bincount(groups, heads, size) > 0
+        return masks
+
     def shape_of(self, name: str) -> tuple[int, ...]:
         """Shape of an array of this capture, cut to the timeline."""
         found = self.descriptions[name]
@@ -290,6 +317,8 @@ class Capture:
         """Why the capture does not have an array."""
         about = self.metadata
         spec = self.specs.get(name)
+        if about.crop is not None and name in about.crop.dropped:
+            return "it was left out when the store was cropped"
         if spec is None:
             return f"there is no such array; it has {', '.join(self.names)}"
         match spec.presence:
@@ -348,6 +377,13 @@ class Capture:
     @cached_property
     def _bytes(self) -> NDArray[np.uint8]:
         return self["token_bytes"][: int(self._byte_offset[-1])]
+
+
+def _mask(runs: list[list[int]], size: int) -> NDArray[np.bool_]:
+    mask = np.zeros(size, np.bool_)
+    for start, stop in runs:
+        mask[start:stop] = True
+    return mask
 
 
 def read_capture(
