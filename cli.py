@@ -13,7 +13,7 @@ import typer
 from typer.core import TyperGroup
 
 from attnlens import __version__
-from attnlens.commands import capture, crop, demo, diff, info, pack, render, unpack, verify
+from attnlens.commands import capture, crop, demo, diff, info, pack, relens, render, unpack, verify
 from attnlens.schemas.errors import AttnlensError, Interrupted
 
 
@@ -76,6 +76,7 @@ def _root(
 
 app.command(epilog=demo.EXAMPLES)(demo.demo)
 app.command(epilog=capture.EXAMPLES)(capture.capture)
+app.command(epilog=relens.EXAMPLES)(relens.relens)
 app.command(epilog=render.EXAMPLES)(render.render)
 app.command(epilog=diff.EXAMPLES)(diff.diff)
 app.command()(info.info)

@@ -34,6 +34,11 @@ def capture(
     top_p: float = 0.9,
     seed: int = 0,
     lens: bool = True,
+    lenses: Sequence[str] = ("logit",),
+    lens_points: str = "layers",
+    track: Sequence[str | int] = (),
+    residuals: bool = False,
+    value_norm: bool = True,
     top_k: int = 5,
     overwrite: bool = False,
     append: bool = False,
@@ -61,7 +66,12 @@ def capture(
         temperature: of sampling; 0 takes the most probable token.
         top_p: nucleus of sampling, Holtzman et al. 2020.
         seed: of sampling.
-        lens: read the residual stream of every depth through the logit lens.
+        lens: read the residual stream of every depth through lenses.
+        lenses: which: `logit`, `tuned:FOLDER`; the first has the plain names in the store.
+        lens_points: `layers` reads between layers, `all` inside them too, after attention and before the MLP.
+        track: tokens whose rank and probability are kept at every depth, each by its exact text or its id.
+        residuals: keep the residual streams themselves.
+        value_norm: keep the length of each value through its head's output projection.
         top_k: how many tokens of each reading to keep.
         overwrite: replace a store that is there.
         append: add a capture to the store that is there.
@@ -79,7 +89,16 @@ def capture(
     """
     started = time.perf_counter()
     progress = progress or Silent()
-    settings = Settings(lens=lens, top_k=top_k, buffer_bytes=buffer_bytes)
+    settings = Settings(
+        lens=lens,
+        lenses=tuple(lenses),
+        lens_points=lens_points,
+        track=tuple(track),
+        residuals=residuals,
+        value_norm=value_norm,
+        top_k=top_k,
+        buffer_bytes=buffer_bytes,
+    )
     generation = Generation(max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed)
     settings.check()
     generation.check()

@@ -5,24 +5,19 @@ All device → host traffic is here. The writer compresses and writes on its own
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from attnlens.capture.lenses.logit import LogitLens
+from attnlens.capture.entries import VocabularyEntries
+from attnlens.capture.lenses.reader import LaneReader
 from attnlens.capture.tap import Block
-from attnlens.capture.vocabulary import Vocabulary
 from attnlens.schemas.errors import ModelError
 from attnlens.store.writer import CaptureWriter
 
-LENS_ARRAYS = ("lens_token", "lens_probability", "lens_entropy", "next_rank", "next_probability")
 ROW_SUM_LIMIT = 1e-3
-WAITING_ROWS = 8
-WAITING_SECONDS = 0.5
-"""How long generated rows wait for each other at the lens, well within what a kill may lose."""
 
 
 class AttentionEvidence:
@@ -100,23 +95,20 @@ def _host(tensor: Tensor) -> np.ndarray[Any, Any]:
 
 
 class LensEvidence:
-    """Reads residuals through the lens: depth after depth for a prompt, all depths of some tokens for a generation."""
+    """Reads residuals through a lens: depth after depth for a prompt, all depths of some tokens for a generation.
 
-    def __init__(
-        self, writer: CaptureWriter, lens: LogitLens, vocabulary: Vocabulary, *, n_depth: int, top_k: int, size: int
-    ) -> None:
+    `reader` reads and names what it reads; the lanes are depths, or layers for the streams inside them.
+    """
+
+    def __init__(self, writer: CaptureWriter, reader: LaneReader, entries: VocabularyEntries) -> None:
         self._writer = writer
-        self._lens = lens
-        self._vocabulary = vocabulary
-        self._known = np.zeros(size, dtype=bool)
-        self._n_depth = n_depth
-        self._top_k = top_k
+        self._reader = reader
+        self._entries = entries
         self._first = 0
         self._following = torch.empty(0, dtype=torch.int64)
         self._read: dict[int, dict[str, np.ndarray[Any, Any]]] = {}
-        self._last: list[Tensor] = []
+        self._last: dict[int, Tensor] = {}
         self._waiting: list[tuple[int, Tensor, int]] = []
-        self._waiting_since = 0.0
 
     def begin_pass(self, first_token: int, following: Tensor) -> None:
         """A pass begins at `first_token`; `following` int64 (token) are the tokens known to come after its first ones.
@@ -128,66 +120,43 @@ class LensEvidence:
         self._read.clear()
         self._last.clear()
 
-    def receive(self, depth: int, residual: Tensor) -> None:
-        """Residual (1, token, feature) at a depth."""
+    def receive(self, lane: int, residual: Tensor) -> None:
+        """Residual (1, token, feature) of a lane."""
         known = len(self._following)
         if known:
-            self._read[depth] = self._lens_rows(residual[0, :known], self._following)
+            self._read[lane] = self._reader.one(lane, residual[0, :known], self._following)
         # A clone: a view would keep the whole prompt's residual of every depth alive.
-        self._last.append(residual[0, known:].clone())
+        self._last[lane] = residual[0, known:].clone()
 
     def end_pass(self) -> None:
         """Sends the readings of all rows of the pass but the last."""
         if self._read:
-            depths = [self._read[depth] for depth in sorted(self._read)]
-            self._send(self._first, {name: np.stack([arrays[name] for arrays in depths]) for name in LENS_ARRAYS})
+            by_lane = [self._read[lane] for lane in self._reader.lanes]
+            self._send(self._first, {name: np.stack([arrays[name] for arrays in by_lane]) for name in by_lane[0]})
             self._read.clear()
 
-    def complete(self, following: int | None) -> bool:
-        """The last row of the pass is known to be followed by `following` (None: by nothing). True once it was sent.
-
-        Rows of generated tokens wait for each other a moment: the product with the unembedding costs the same for one
-        as for several.
-        """
-        device = self._last[-1].device
-        residual = torch.cat([stream.to(device) for stream in self._last])
+    def complete(self, following: int | None) -> None:
+        """The last row of the pass is known to be followed by `following` (None: by nothing); it waits for `flush`."""
+        streams = [self._last[lane] for lane in self._reader.lanes]
+        residual = torch.cat([stream.to(streams[0].device) for stream in streams])
         self._last.clear()
-        if not self._waiting:
-            self._waiting_since = time.monotonic()
         self._waiting.append((self._first + len(self._following), residual, -1 if following is None else following))
-        if len(self._waiting) < WAITING_ROWS and time.monotonic() - self._waiting_since < WAITING_SECONDS:
-            return False
-        self.flush()
-        return True
 
     def flush(self) -> None:
-        """Sends the rows that wait."""
+        """Sends what waits, read together: the product with the unembedding costs the same for a few as for one."""
         if not self._waiting:
             return
-        first, count = self._waiting[0][0], len(self._waiting)
-        residual = torch.cat([stream for _, stream, _ in self._waiting])
+        first = self._waiting[0][0]
+        residual = torch.stack([stream for _, stream, _ in self._waiting])
         following = torch.tensor([after for _, _, after in self._waiting], device=residual.device)
         self._waiting.clear()
-        arrays = self._lens_rows(residual, following.repeat_interleave(self._n_depth))
-        by_row = {name: array.reshape(count, self._n_depth, *array.shape[1:]) for name, array in arrays.items()}
-        self._send(first, {name: array.swapaxes(0, 1) for name, array in by_row.items()})
-
-    def _lens_rows(self, residual: Tensor, following: Tensor) -> dict[str, np.ndarray[Any, Any]]:
-        """Readings of residuals (row, feature), as the store's arrays."""
-        read = self._lens.read(residual, following, self._top_k)
-        return {
-            "lens_token": _host(read.token),
-            "lens_probability": _host(read.probability),
-            "lens_entropy": _host(read.entropy),
-            "next_rank": _host(read.next_rank),
-            "next_probability": _host(read.next_probability),
-        }
+        self._send(first, self._reader.every(residual, following))
 
     def _send(self, first_token: int, arrays: dict[str, np.ndarray[Any, Any]]) -> None:
-        used = np.unique(arrays["lens_token"])
-        new = used[~self._known[used]]
-        if len(new):
-            self._known[new] = True
-            ids = [int(token) for token in new]
-            self._writer.vocabulary(ids, [self._vocabulary.text(token) for token in ids])
-        self._writer.lens(first_token, slice(0, self._n_depth), arrays)
+        """Arrays (lane, token, …) of all lanes."""
+        self._entries.use(arrays[self._reader.token_array])
+        start = 0
+        for lanes in self._reader.runs:
+            part = {name: values[start : start + lanes.stop - lanes.start] for name, values in arrays.items()}
+            self._writer.lanes(first_token, lanes, part)
+            start += lanes.stop - lanes.start

@@ -11,15 +11,21 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from attnlens.capture.evidence import AttentionEvidence, LensEvidence
+from attnlens.capture.entries import VocabularyEntries
+from attnlens.capture.equipment import Equipment
+from attnlens.capture.evidence import AttentionEvidence
 from attnlens.capture.forward import attempt, logits_of
 from attnlens.capture.layer_table import seen_window
+from attnlens.capture.midpoint import MidpointTracker
 from attnlens.capture.override import tapped
 from attnlens.capture.plan import Plan
 from attnlens.capture.probe import Probed
+from attnlens.capture.readings import Readings
 from attnlens.capture.residual import LayerTracker
+from attnlens.capture.residual_evidence import ResidualEvidence
 from attnlens.capture.sampling import Sampler, end_tokens
 from attnlens.capture.tap import AttentionTap, Call
+from attnlens.capture.value_norm import ValueNorms
 from attnlens.capture.vocabulary import Vocabulary
 from attnlens.progress import Progress
 from attnlens.schemas.metadata import LayerInfo
@@ -45,7 +51,7 @@ class Passes:
         device: torch.device,
         progress: Progress,
         *,
-        top_k: int,
+        equipment: Equipment,
     ) -> None:
         self._model, self._tokenizer, self._plan, self._probed = model, tokenizer, plan, probed
         self._vocabulary, self._rows, self._sampler, self._device = vocabulary, rows, sampler, device
@@ -55,19 +61,21 @@ class Passes:
         self._table = {layer.index: layer for layer in probed.table}
         names = [layer.path for layer in probed.table]
         self._attention = AttentionEvidence(rows, plan.n_prompt, names, [layer.sinks for layer in probed.table])
-        self._lens = None
-        if probed.lens is not None:
-            self._lens = LensEvidence(
-                rows,
-                probed.lens,
-                vocabulary,
-                n_depth=len(probed.layers) + 1,
-                top_k=top_k,
-                size=probed.vocabulary_size,
-            )
-        self._tracker = LayerTracker(
-            probed.path, probed.layers, self._lens.receive if self._lens else None, begun=self._layer_begun
+        self._readings = Readings(
+            rows,
+            VocabularyEntries(rows.vocabulary, vocabulary),
+            at_depths=equipment.depth_readers(len(probed.layers)),
+            inside=equipment.inside_reader(),
+            residual=ResidualEvidence(rows, equipment.residual) if equipment.residual else None,
         )
+        receive = self._readings.receive if self._readings.wants_depths else None
+        self._tracker = LayerTracker(probed.path, probed.layers, receive, begun=self._layer_begun)
+        self._midpoints = MidpointTracker(
+            self._tracker, probed.layers, equipment.midpoints, self._readings.receive_inside
+        )
+        self._norms = ValueNorms(rows, equipment.grams) if equipment.grams else None
+        if equipment.tracked:
+            rows.tracked(equipment.tracked_texts)
         self._tap = AttentionTap(self._tracker, self._attention.receive, observe=self._observe)
         self._in_prefill = True
         self._known = 0
@@ -79,7 +87,7 @@ class Passes:
             ModelError: the model fails, or its rows are no distributions.
             StoreError: the store can not be written.
         """
-        with self._tracker, tapped(self._model, self._tap):
+        with self._tracker, self._midpoints, tapped(self._model, self._tap):
             try:
                 self._passes()
             except KeyboardInterrupt:
@@ -150,8 +158,7 @@ class Passes:
         """Feeds tokens; returns logits (token, vocabulary) of at least the `last` ones, and the cache."""
         first = self.seen
         ids = torch.tensor([list(tokens)], device=self._device)
-        if self._lens is not None:
-            self._lens.begin_pass(first, ids[0, 1:])
+        self._readings.begin_pass(first, ids[0, 1:])
         self._tracker.begin(len(tokens))
         output = attempt(
             self._model, ids, self._probed.style, cache=cache, first=first, use_cache=generating, last=last
@@ -159,20 +166,24 @@ class Passes:
         self._tracker.end()
         self._tap.forget_mask()
         self._attention.end_pass()
-        if self._lens is not None:
-            self._lens.end_pass()
+        self._readings.end_pass()
         return logits_of(self._model, output)[0], getattr(output, "past_key_values", None)
 
     def _complete(self, following: int | None) -> None:
         """What followed the last row is known: once the lens has read it, the rows so far may be committed."""
         self._known = self.seen
-        if self._lens is None or self._lens.complete(following):
-            self._rows.rows(self._known)
+        if self._readings.complete(following):
+            self._hand_over()
 
     def _flush(self) -> None:
         """Lets every row be committed whose evidence is whole."""
-        if self._lens is not None:
-            self._lens.flush()
+        self._readings.flush()
+        self._hand_over()
+
+    def _hand_over(self) -> None:
+        """Sends the value norms that wait, and with them the rows so far are whole."""
+        if self._norms is not None:
+            self._norms.flush()
         self._rows.rows(self._known)
 
     def _given_probabilities(self, logits: Tensor, text: Sequence[int]) -> None:
@@ -187,7 +198,9 @@ class Passes:
             self._progress.advance(1, note=f"{self._rows.bytes_written / MIB:.1f} MiB written")
 
     def _observe(self, call: Call) -> None:
-        """Corrects a declared window by the mask of a prompt that is longer than it."""
+        """Passes values on; corrects a declared window by the mask of a prompt that is longer than it."""
+        if self._norms is not None:
+            self._norms.receive(call, self.seen, self._tracker.n_new)
         if self._in_prefill and call.mask is not None:
             self._table[call.layer] = seen_window(self._table[call.layer], call.mask, call.key.shape[2])
 

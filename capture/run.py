@@ -43,12 +43,26 @@ class CaptureOptions:
     revision: str | None = None
     top_k: int = 5
     lens: bool = True
+    lenses: tuple[str, ...] = ("logit",)
+    lens_points: str = "layers"
+    track: tuple[str | int, ...] = ()
+    residuals: bool = False
+    value_norm: bool = True
     buffer_mib: int = 64
 
     @property
     def settings(self) -> Settings:
         """What is kept."""
-        return Settings(lens=self.lens, top_k=self.top_k, buffer_bytes=self.buffer_mib * MIB)
+        return Settings(
+            lens=self.lens,
+            lenses=self.lenses,
+            lens_points=self.lens_points,
+            track=self.track,
+            residuals=self.residuals,
+            value_norm=self.value_norm,
+            top_k=self.top_k,
+            buffer_bytes=self.buffer_mib * MIB,
+        )
 
     @property
     def generation(self) -> Generation:
@@ -93,6 +107,11 @@ def run(options: CaptureOptions, progress: Progress) -> CaptureReport:
         top_p=options.top_p,
         seed=options.seed,
         lens=options.lens,
+        lenses=options.lenses,
+        lens_points=options.lens_points,
+        track=options.track,
+        residuals=options.residuals,
+        value_norm=options.value_norm,
         top_k=options.top_k,
         overwrite=options.overwrite,
         append=options.append,

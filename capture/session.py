@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from attnlens.capture.describe import device_name, model_info, versions
+from attnlens.capture.equipment import Equipment, equip
 from attnlens.capture.evidence import ROW_SUM_LIMIT
 from attnlens.capture.forward import input_device
 from attnlens.capture.memory import return_freed_memory
@@ -25,7 +26,7 @@ from attnlens.capture.settings import Generation, Settings
 from attnlens.capture.vocabulary import Vocabulary
 from attnlens.progress import Progress
 from attnlens.schemas.errors import Interrupted
-from attnlens.schemas.metadata import CaptureMetadata, LensInfo, ModelInfo, Sampling, SelfCheck
+from attnlens.schemas.metadata import CaptureMetadata, ModelInfo, Sampling, SelfCheck
 from attnlens.store.writer import CaptureWriter, StoreWriter
 
 
@@ -54,7 +55,7 @@ class Session:
     probed: Probed
     vocabulary: Vocabulary
     model_info: ModelInfo
-    lens_info: LensInfo | None
+    equipment: Equipment
 
     def sampler(self, generation: Generation, n_prompt: int) -> Sampler:
         """The chooser of tokens after a prompt of `n_prompt`.
@@ -87,8 +88,7 @@ class Session:
             messages=plan.prompt.messages,
             attention="dense",
             model=self.model_info,
-            lens=self.lens_info,
-            lens_absent=self.probed.lens_absent,
+            **self.equipment.metadata(),
             sampling=Sampling(
                 forced=plan.given is not None,
                 max_new_tokens=plan.max_new_tokens,
@@ -140,7 +140,7 @@ class Session:
                         sampler,
                         self.device,
                         progress,
-                        top_k=self.settings.top_k,
+                        equipment=self.equipment,
                     )
                     passes.run()
                     progress.stage("writing")
@@ -183,20 +183,22 @@ def open_session(
     with _evaluating(model):
         progress.stage("probe")
         device = input_device(model)
+        prompt = torch.tensor(list(prompt_ids), device=device)
         with torch.no_grad():
-            probed = probe(model, torch.tensor(list(prompt_ids), device=device), lens=settings.lens)
-        size = probed.vocabulary_size
+            probed = probe(model, prompt, lens=settings.lens)
+            vocabulary = Vocabulary(tokenizer, probed.vocabulary_size)
+            equipment = equip(model, probed, prompt, settings, tokenizer, vocabulary)
         yield Session(
             model=model,
             tokenizer=tokenizer,
             settings=settings,
             device=device,
             probed=probed,
-            vocabulary=Vocabulary(tokenizer, size),
+            vocabulary=vocabulary,
             model_info=model_info(
                 model, probed, name=model_id or _name_of(model), revision=revision, quantization=quantization
             ),
-            lens_info=probed.lens.info(min(settings.top_k, size)) if probed.lens else None,
+            equipment=equipment,
         )
 
 

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from attnlens.capture.lenses.choice import LOGIT, choose_lenses, read_config
 from attnlens.schemas.errors import InputError
 from attnlens.store.layout import MIB
+
+LENS_POINTS = ("layers", "all")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -13,21 +16,48 @@ class Settings:
     """What is kept, the same for every prompt of a run. A run is resumed only with the same, `buffer_bytes` excepted.
 
     Attributes:
-        lens: read the residual stream of every depth through the logit lens.
+        lens: read the residual stream of every depth through lenses.
+        lenses: which: `logit`, `tuned:FOLDER`; the first has the plain names in the store.
+        lens_points: `layers` reads between layers, `all` inside them too, after attention and before the MLP.
+        track: tokens whose rank and probability are kept at every depth, each by its exact text or its id.
+        residuals: keep the residual streams themselves.
+        value_norm: keep the length of each value through its head's output projection.
         top_k: how many tokens of each reading to keep.
         buffer_bytes: host memory that rows may take while they wait to be written.
     """
 
     lens: bool = True
+    lenses: tuple[str, ...] = (LOGIT,)
+    lens_points: str = "layers"
+    track: tuple[str | int, ...] = ()
+    residuals: bool = False
+    value_norm: bool = True
     top_k: int = 5
     buffer_bytes: int = 64 * MIB
 
+    @property
+    def tuned(self) -> bool:
+        """Whether a tuned lens was asked for."""
+        return self.lens and any(choice.folder is not None for choice in choose_lenses(self.lenses))
+
     def check(self) -> None:
-        """Refuses numbers that mean nothing.
+        """Refuses what means nothing, and folders of lenses that hold none.
 
         Raises:
             InputError: as said.
         """
+        choices = choose_lenses(self.lenses)
+        if not choices:
+            raise InputError("no lens was named: expected logit or tuned:FOLDER")
+        if self.lens_points not in LENS_POINTS:
+            raise InputError(f"--lens-points is {self.lens_points!r}, expected {' or '.join(LENS_POINTS)}")
+        if not self.lens and (self.track or self.lens_points != LENS_POINTS[0] or self.lenses != (LOGIT,)):
+            raise InputError("--lens, --track and --lens-points ask for a lens, and --no-lens for none")
+        if self.lens_points == "all" and LOGIT not in {choice.name for choice in choices}:
+            raise InputError("--lens-points all reads through the logit lens: add --lens logit")
+        for choice in choices:
+            if choice.folder is not None:
+                read_config(choice.folder)
         if self.top_k < 1:
             raise InputError(f"top_k is {self.top_k}, expected 1 or more")
         if self.buffer_bytes < MIB:

@@ -120,7 +120,48 @@ def capture(
     top_k: Annotated[
         int, typer.Option("--top-k", metavar="K", rich_help_panel=EVIDENCE, help="Lens tokens kept a position.")
     ] = 5,
-    no_lens: Annotated[bool, typer.Option("--no-lens", rich_help_panel=EVIDENCE, help="Attention only.")] = False,
+    no_lens: Annotated[bool, typer.Option("--no-lens", rich_help_panel=EVIDENCE, help="Without a lens.")] = False,
+    lens: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--lens",
+            metavar="NAME",
+            rich_help_panel=EVIDENCE,
+            help="logit, tuned:FOLDER; may be repeated.",
+            show_default=False,
+        ),
+    ] = None,
+    lens_points: Annotated[
+        str,
+        typer.Option(
+            "--lens-points",
+            metavar="WHERE",
+            rich_help_panel=EVIDENCE,
+            help="layers, or all: after each attention too.",
+            show_default=False,
+        ),
+    ] = "layers",
+    track: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--track",
+            metavar="TEXT",
+            rich_help_panel=EVIDENCE,
+            help="A token to follow; may be repeated.",
+        ),
+    ] = None,
+    track_id: Annotated[
+        list[int] | None,
+        typer.Option("--track-id", metavar="N", rich_help_panel=EVIDENCE, help="The same, by its id."),
+    ] = None,
+    residuals: Annotated[
+        bool,
+        typer.Option("--residuals", rich_help_panel=EVIDENCE, help="Keep the residual streams themselves."),
+    ] = False,
+    no_value_norm: Annotated[
+        bool,
+        typer.Option("--no-value-norm", rich_help_panel=EVIDENCE, help="Leave out lengths of values."),
+    ] = False,
     buffer: Annotated[
         int,
         typer.Option("--buffer", metavar="MIB", rich_help_panel=EVIDENCE, help="Memory for rows not yet on disk."),
@@ -164,6 +205,11 @@ def capture(
                 revision=revision,
                 top_k=top_k,
                 lens=not no_lens,
+                lenses=tuple(lens or ("logit",)),
+                lens_points=lens_points,
+                track=(*(track or ()), *(track_id or ())),
+                residuals=residuals,
+                value_norm=not no_value_norm,
                 buffer_mib=buffer,
             ),
             progress,

@@ -70,6 +70,16 @@ def render(
             show_default="token; in maps weight",
         ),
     ] = None,
+    lens: Annotated[
+        str | None,
+        typer.Option(
+            "--lens",
+            metavar="NAME",
+            rich_help_panel=SHOWN,
+            help="Which of the store's lenses is read.",
+            show_default="its first",
+        ),
+    ] = None,
     map: Annotated[
         str | None,
         typer.Option(
@@ -142,6 +152,7 @@ def render(
         heads=heads,
         scale=scale,
         text=text,
+        lens=lens,
         map=map,
         cmap=cmap,
         theme=select_theme(theme),

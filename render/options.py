@@ -20,6 +20,7 @@ class RenderOptions:
     heads: a reduction of the head axis, see `attnlens.render.attention.heads`; `each` draws a picture for every head.
     scale: what a colour stands for, see `attnlens.render.attention.scales`.
     text: what stands in the cells, see `attnlens.render.text.texts`; None is `token`, in maps `weight`.
+    lens: which of the store's lenses the text and the prediction are read from; None is the first.
     map: None, or `LAYER` or `LAYER:HEAD`: pictures of queries × keys of this layer instead of layers × keys.
     cmap: a colormap of matplotlib. dpi: pixels an inch; a cell is 0.78 × 0.34 inch.
     format: one of `attnlens.render.formats`. sheet: all windows of a query on one page; with heads `each`, all heads of
@@ -35,6 +36,7 @@ class RenderOptions:
     heads: str = "max"
     scale: str = "raw"
     text: str | None = None
+    lens: str | None = None
     map: str | None = None
     cmap: str = "coolwarm"
     theme: Theme = "light"

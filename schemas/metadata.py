@@ -107,7 +107,8 @@ class CropInfo(Record):
     """What a store lacks that its original had. Runs are [start, stop) in the numbering of both; None: all is there.
 
     `dropped` names arrays. `redacted`: tokens of which no trace was to stay. `errors`: array → the most by which a
-    weight differs from the original's. `origin`: digest of the original, in a crop whose default pictures are the original's.
+    weight differs from the original's. `origin`: digest of the original, if the
+    default pictures of what is there are still those of the original.
     """
 
     tokens: list[list[int]] | None = None

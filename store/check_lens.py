@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
 from attnlens.progress import Progress
+from attnlens.schemas.arrays import ARRAY, READINGS
 from attnlens.schemas.errors import StoreError
 from attnlens.store.findings import Findings
 from attnlens.store.reader import Capture
@@ -41,26 +44,33 @@ def check_lens(capture: Capture, findings: Findings, progress: Progress) -> None
 
 def _check_block(capture: Capture, tokens: slice, known: NDArray[np.int32], findings: Findings) -> None:
     start, stop = tokens.start, tokens.stop
-    ids, probability = capture["lens_token"][:, tokens], capture["lens_probability"][:, tokens]
-    entropy, rank = capture["lens_entropy"][:, tokens], capture["next_rank"][:, tokens]
-    following = capture["next_probability"][:, tokens]
+    ids, probability, entropy, rank, following = (_read(capture, name, tokens) for name in READINGS)
+    cut = capture.metadata.crop is not None  # then a fill value is what was taken away
     size = capture.metadata.model.vocabulary_size
     check = _Check(capture, start, findings)
-    check("lens_token", "id outside the vocabulary", (ids < 0) | (ids >= size))
+    check("lens_token", "id outside the vocabulary", ((ids < 0) & ~((ids == -1) & cut)) | (ids >= size))
     check("lens_token", "id is not listed in vocabulary_id", (ids >= 0) & (ids < size) & ~np.isin(ids, known))
-    check("lens_probability", "outside 0 … 1", ~((probability >= 0) & (probability <= 1 + PROBABILITY_TOLERANCE)))
+    check(
+        "lens_probability",
+        "outside 0 … 1",
+        ~((probability >= 0) & (probability <= 1 + PROBABILITY_TOLERANCE) | _taken(probability, cut)),
+    )
     check("lens_probability", "ranks are not in descending order", np.diff(probability, axis=-1) > 0)
     check("lens_probability", "top ranks sum to more than 1", probability.sum(-1) > 1 + PROBABILITY_TOLERANCE)
     highest = np.log(size) + 1e-3
-    check("lens_entropy", "outside 0 … log(vocabulary)", ~((entropy >= -1e-3) & (entropy <= highest)))
+    check(
+        "lens_entropy",
+        "outside 0 … log(vocabulary)",
+        ~((entropy >= -1e-3) & (entropy <= highest) | _taken(entropy, cut)),
+    )
     after = np.full(stop - start, -1, np.int64)
     tail = capture.token_id[start + 1 : stop + 1]
     after[: len(tail)] = tail
-    has_next = np.broadcast_to(after >= 0, rank.shape)
+    has_next = np.broadcast_to(after >= 0, rank.shape) & ~((rank == -1) & cut)
     check("next_rank", "outside the vocabulary", (has_next & (rank < 0)) | (rank < -1) | (rank >= size))
     given = ~np.isnan(following)
     outside = (following < 0) | (following > 1 + PROBABILITY_TOLERANCE)
-    check("next_probability", "outside 0 … 1", (has_next & ~given) | (given & outside))
+    check("next_probability", "outside 0 … 1", (has_next & ~given & (not cut)) | (given & outside))
     listed = (ids == after[None, :, None]) & has_next[..., None]
     apart = np.abs(probability - following[..., None]) > PROBABILITY_TOLERANCE
     check("next_probability", "differs from lens_probability of the same token", (listed & apart).any(-1))
@@ -73,6 +83,19 @@ def _check_block(capture: Capture, tokens: slice, known: NDArray[np.int32], find
     findings.count("lens tokens", stop - start)
 
 
+def _read(capture: Capture, name: str, tokens: slice) -> NDArray[Any]:
+    """A block of a lens array (depth, token[, rank]); fill values where a crop left the array out."""
+    if name in capture or capture.metadata.crop is None:
+        return capture[name][:, tokens]
+    shape = capture["lens_token"].shape
+    spec = ARRAY[name]
+    return np.full((shape[0], tokens.stop - tokens.start, *shape[2:])[: len(spec.axes)], spec.fill, spec.dtype)
+
+
+def _taken(values: NDArray[Any], cut: bool) -> NDArray[np.bool_]:
+    return np.asarray(np.isnan(values) & cut, np.bool_)
+
+
 class _Check:
     """Reports cells (depth, token[, rank]) of a block that begins at one token."""
 
@@ -82,6 +105,8 @@ class _Check:
         self._findings = findings
 
     def __call__(self, name: str, fault: str, bad: NDArray[np.bool_]) -> None:
+        if name not in self._capture:
+            return
         array = self._capture[name]
 
         def tell(depth: int, token: int, rank: int = 0) -> tuple[str, str]:

@@ -99,9 +99,10 @@ class CaptureFile:
         )
 
     def lanes(self, first_row: int, lanes: slice, arrays: Mapping[str, NDArray[Any]]) -> None:
-        """Rows of arrays along layers or depths that not every capture has."""
+        """Rows of arrays along layers or depths."""
         for name, values in arrays.items():
-            self._lanes[name].add(first_row, lanes, values)
+            sink = self._lanes[name] if name in self._lanes else self._lens[name]
+            sink.add(first_row, lanes, values)
 
     def model_probability(self, first_token: int, values: NDArray[np.float32]) -> None:
         """The model's own probability of the tokens that came next."""

@@ -227,7 +227,7 @@ class CaptureWriter:
         self._put(lambda file: file.tracked(texts), 64 * len(texts))
 
     def lanes(self, first_row: int, lanes: slice, arrays: Mapping[str, NDArray[Any]]) -> None:
-        """Rows from `first_row` on of arrays that the capture's `evidence` and `lenses` name, of some layers or depths.
+        """Rows from `first_row` on of arrays along layers or depths, of some of these.
 
         Each array (lane, …) has its rows along its axis token or key, as in the table of arrays.
         """

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from attnlens.capture.lenses import blocked
 from attnlens.capture.lenses.blocked import BLOCK_COLUMNS, can_walk, read_through
 from attnlens.capture.lenses.logit import LogitLens
 from attnlens.capture.lenses.readout import Readout, read_logits
@@ -93,12 +94,67 @@ def test_tokens_that_are_ruled_out_count_nothing() -> None:
     check(read_through(stream, head, following, 5, scale=1.0, softcap=None), truth)
 
 
+def test_tracked_tokens_have_their_defined_numbers() -> None:
+    head = head_of(500, bias=True, seed=6)
+    stream = torch.randn(9, 24)
+    tracked = torch.tensor([7, 499, 0])
+    lens = LogitLens(paths=("head",), modules=(head,), vocabulary_size=500)
+    read = lens.read(stream, torch.full((9,), -1), 2, tracked)
+    z = head(stream).numpy().astype(np.float64)
+    p = np.exp(z - z.max(axis=1, keepdims=True))
+    p /= p.sum(axis=1, keepdims=True)
+    np.testing.assert_allclose(read.tracked_probability.numpy(), p[:, [7, 499, 0]], atol=1e-5)
+    np.testing.assert_array_equal(read.tracked_rank.numpy(), (z[:, None] > z[:, [7, 499, 0], None]).sum(axis=2))
+
+
 def test_a_sure_prediction_has_no_entropy() -> None:
     logits = torch.full((1, 50), -200.0)
     logits[0, 7] = 200.0
     read = read_logits(logits, torch.tensor([7]), 2)
     assert float(read.entropy) == 0.0
     assert float(read.next_probability) == 1.0
+
+
+@pytest.fixture
+def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A walk of many blocks, parts and runs over a small vocabulary."""
+    monkeypatch.setattr(blocked, "BLOCK_COLUMNS", 16)
+    monkeypatch.setattr(blocked, "WIDEST_COLUMNS", 16)
+    monkeypatch.setattr(blocked, "PART_COLUMNS", 4)
+    monkeypatch.setattr(blocked, "BLOCKS_KEPT", 3)
+
+
+@pytest.mark.parametrize("size", [15, 16, 17, 48, 49, 500])
+@pytest.mark.parametrize("top_k", [1, 5, 30])
+@pytest.mark.usefixtures("small_blocks")
+def test_many_blocks_are_put_together(size: int, top_k: int) -> None:
+    head = head_of(size, bias=size % 2 == 0, seed=size)
+    stream, following = torch.randn(33, 24), torch.randint(-1, size, (33,))
+    read = read_through(stream, head, following, top_k, scale=1.0, softcap=None)
+    check(read, expected(head(stream), following.tolist(), min(top_k, size)))
+
+
+@pytest.mark.parametrize("doubtful", [False, True])
+@pytest.mark.usefixtures("small_blocks")
+def test_ranks_are_counted_by_the_very_logits(doubtful: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small whole numbers, whose products are exact and tie all the time; and a product that sums in another order."""
+    if doubtful:
+        own = blocked._Product.own
+        monkeypatch.setattr(blocked._Product, "own", lambda self, *args: own(self, *args) + 1.5)
+    torch.manual_seed(5)
+    head = nn.Linear(24, 300, bias=False).requires_grad_(requires_grad=False)
+    head.weight.copy_(torch.randint(-2, 3, (300, 24)))
+    stream, following = torch.randint(-2, 3, (50, 24)).float(), torch.randint(0, 300, (50,))
+    logits = (stream @ head.weight.T).numpy()
+    tracked = torch.tensor([299, 0, 7])
+    read = read_through(stream, head, following, 5, tracked, scale=1.0, softcap=None)
+    aim = logits[np.arange(50), following.numpy()]
+    np.testing.assert_array_equal(read.next_rank.numpy(), (logits > aim[:, None]).sum(axis=1))
+    ranks = (logits[:, None] > logits[:, tracked.numpy(), None]).sum(axis=2)
+    np.testing.assert_array_equal(read.tracked_rank.numpy(), ranks)
+    np.testing.assert_array_equal(
+        np.take_along_axis(logits, read.token.numpy(), axis=1), -np.sort(-logits, axis=1)[:, :5]
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -287,7 +287,7 @@ def test_what_is_not_stored_is_said_before_anything_is_drawn(made: Made, tmp_pat
     with pytest.raises(AbsentError, match=r"--scale value-norm: capture 0000 holds no lengths of value vectors"):
         open_view(attnlens.open(plain.path)[0], RenderOptions(scale="value-norm"))
     odd = make(tmp_path / "odd.zarr", value_norm=np.ones((3, 2, 11), np.float32))
-    with pytest.raises(StoreError, match="0000/value_norm: expected axes"):
+    with pytest.raises(StoreError, match="0000/value_norm: axis head has 2 entries, expected 4"):
         open_view(attnlens.open(odd.path)[0], RenderOptions(scale="value-norm"))
     with pytest.raises(InputError, match="rollout has no value vectors"):
         open_view(attnlens.open(made.path)[0], RenderOptions(scale="value-norm", heads="rollout"))

@@ -28,8 +28,10 @@ class LogitLens:
     scale: float = 1.0
     softcap: float | None = None
 
-    def read(self, residual: Tensor, following: Tensor, top_k: int) -> Readout:
+    def read(self, residual: Tensor, following: Tensor, top_k: int, tracked: Tensor | None = None) -> Readout:
         """Readings of residuals (row, feature); `following` int64 (row): what came next, -1 for unknown.
+
+        `tracked` int64 (tracked): ids whose rank and probability are kept in every row.
 
         Rows are taken some at a time, so that their logits stay small.
         """
@@ -41,12 +43,12 @@ class LogitLens:
             rows, after = residual[first : first + height], following[first : first + height]
             if walks and isinstance(head, nn.Linear):
                 stream = self._through(rows, self.modules[:-1])
-                parts.append(
-                    read_through(stream, head, after.to(stream.device), top_k, scale=self.scale, softcap=self.softcap)
-                )
+                after = after.to(stream.device)
+                parts.append(read_through(stream, head, after, top_k, tracked, scale=self.scale, softcap=self.softcap))
             else:
                 logits = self.logits(rows)
-                parts.append(read_logits(logits, after.to(logits.device), top_k))
+                ids = None if tracked is None else tracked.to(logits.device)
+                parts.append(read_logits(logits, after.to(logits.device), top_k, ids))
         return joined(parts)
 
     def _through(self, residual: Tensor, modules: tuple[nn.Module, ...]) -> Tensor:

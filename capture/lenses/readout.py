@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 
 import torch
 from torch import Tensor
@@ -18,7 +18,8 @@ class Readout:
 
     token: int32 (row, rank), most probable first; probability: float32 (row, rank), softmax over the full vocabulary;
     entropy: float32 (row), nats; next_rank: int32 (row), how many tokens are more probable than the one that came next,
-    -1 where that is unknown; next_probability: float32 (row), NaN where unknown.
+    -1 where that is unknown; next_probability: float32 (row), NaN where unknown; tracked_rank int32 and
+    tracked_probability float32 (row, tracked): the same two of tokens that are followed everywhere.
     """
 
     token: Tensor
@@ -26,6 +27,8 @@ class Readout:
     entropy: Tensor
     next_rank: Tensor
     next_probability: Tensor
+    tracked_rank: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int32))
+    tracked_probability: Tensor = field(default_factory=lambda: torch.empty(0))
 
 
 def rows_at_a_time(vocabulary_size: int) -> int:
@@ -33,28 +36,35 @@ def rows_at_a_time(vocabulary_size: int) -> int:
     return max(1, LOGIT_BYTES // (4 * vocabulary_size))
 
 
-def read_logits(logits: Tensor, following: Tensor, top_k: int) -> Readout:
+def read_logits(logits: Tensor, following: Tensor, top_k: int, tracked: Tensor | None = None) -> Readout:
     """Reads logits (row, vocabulary); `following` int64 (row): the id that really came next, -1 for unknown.
 
-    Entropy is logsumexp(z) - Σ softmax(z)·z (Shannon 1948, in nats), with z the logits.
+    `tracked` int64 (tracked): ids that are followed.
+
+    Entropy is log Σ exp(d) - Σ softmax(z)·d (Shannon 1948, in nats), with d = z - max z and z the logits. Nothing here
+    waits for the device.
     """
     logits = logits.float()
     top = logits.topk(min(top_k, logits.shape[-1]), dim=-1)
-    total = torch.logsumexp(logits, dim=-1)
+    most = top.values[:, :1]
     known = following >= 0
     target = logits.gather(-1, following.clamp(min=0)[:, None])
-    rank = (logits > target).sum(dim=-1).int()
-    next_probability = (target[:, 0] - total).exp()
-    # One more tensor of this size is all there is: softmax(z)·z, where a ruled-out token (z = -inf) counts 0.
-    mean = torch.sub(logits, total[:, None]).exp_().mul_(logits)
-    if not bool(torch.isfinite(logits.min())):
-        mean.nan_to_num_(nan=0.0)
+    rank = (logits > target).sum(dim=-1, dtype=torch.int32)
+    followed = logits[:, [] if tracked is None else tracked]
+    ranks = [(logits > column[:, None]).sum(dim=-1, dtype=torch.int32) for column in followed.T]
+    # A token that the model rules out (z = -inf) counts 0, where -inf times 0 would be NaN.
+    below = torch.sub(logits, most).clamp_(min=torch.finfo(torch.float32).min)
+    weight = below.exp()
+    total = weight.sum(dim=-1, keepdim=True)
+    mean = weight.mul_(below).sum(dim=-1, keepdim=True) / total
     return Readout(
         token=top.indices.int(),
-        probability=(top.values - total[:, None]).exp(),
-        entropy=(total - mean.sum(dim=-1)).clamp(min=0),
-        next_rank=torch.where(known, rank, torch.full_like(rank, -1)),
-        next_probability=torch.where(known, next_probability, torch.full_like(next_probability, torch.nan)),
+        probability=(top.values - most).exp() / total,
+        entropy=(total.log() - mean)[:, 0].clamp(min=0),
+        next_rank=torch.where(known, rank, -1),
+        next_probability=torch.where(known, ((target - most).exp() / total)[:, 0], torch.nan),
+        tracked_rank=torch.stack(ranks, dim=1) if ranks else rank.new_empty(len(rank), 0),
+        tracked_probability=(followed - most).exp() / total,
     )
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from attnlens.capture.agreement import relative_error, tolerance
-from attnlens.capture.configuration import text_config
+from attnlens.capture.configuration import config_numbers
 from attnlens.capture.lenses.logit import LogitLens
 from attnlens.capture.residual import LayerTracker
 from attnlens.schemas.errors import ModelError
@@ -152,7 +152,7 @@ def _proportional(one: Tensor, other: Tensor) -> bool:
 
 def _forms(model: nn.Module, raw: Tensor, logits: Tensor) -> Iterator[tuple[float, float | None]]:
     """Pairs (scale, soft-cap) worth trying, the plain one first."""
-    numbers = _config_numbers(model)
+    numbers = config_numbers(model)
     yield 1.0, None
     yield _fit(raw, logits, numbers), None
     for name, cap in numbers.items():
@@ -170,14 +170,3 @@ def _fit(raw: Tensor, target: Tensor, numbers: dict[str, float]) -> float:
             if candidate and abs(factor - candidate) <= 1e-3 * abs(candidate):
                 return candidate
     return factor
-
-
-def _config_numbers(model: nn.Module) -> dict[str, float]:
-    config = text_config(model)
-    if config is None:
-        return {}
-    return {
-        name: float(value)
-        for name, value in config.to_dict().items()
-        if isinstance(value, int | float) and not isinstance(value, bool)
-    }

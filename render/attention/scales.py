@@ -87,10 +87,11 @@ def sink_mass(weights: Floats, row: Row) -> Floats:
 
 
 def value_norm(weights: Floats, row: Row) -> Floats:
-    """Each key's share of what a head moves: w[k]·‖v[k]‖ / Σ w[j]·‖v[j]‖ over keys j.
+    """Each key's share of what a head moves: w[k]·‖f(x[k])‖ / Σ w[j]·‖f(x[j])‖ over keys j.
 
-    A head that looks at a token whose value vector is short moves little. After Kobayashi et al. 2020, Attention is
-    Not Only a Weight, without the output projection. float32 (layer, head, key); NaN where nothing is moved.
+    f(x) is the value of a token through the head's part of the output projection (Kobayashi et al. 2020, Attention is
+    Not Only a Weight): a head that looks at a token whose f(x) is short moves little. float32 (layer, head, key); NaN
+    where nothing is moved.
     """
     moved = np.asarray(weights * row.norms, np.float32)
     total = moved.sum(axis=-1, keepdims=True)

@@ -15,7 +15,7 @@ from attnlens.render.attention.rollout import Rollout
 from attnlens.render.attention.row import Row
 from attnlens.render.attention.scales import Scale
 from attnlens.render.choice.queries import Timeline
-from attnlens.schemas.errors import AbsentError, InputError, StoreError
+from attnlens.schemas.errors import AbsentError, InputError
 
 if TYPE_CHECKING:
     from attnlens.store.reader import Capture
@@ -28,7 +28,14 @@ def timeline(capture: Capture) -> Timeline:
         n_prompt=capture.n_prompt,
         n_token=capture.n_token,
         n_row=min(capture.committed, capture.n_fed),
+        kept=None if (kept := capture.kept.get("token")) is None else tuple(kept.tolist()),
     )
+
+
+def layers_kept(capture: Capture) -> list[bool] | None:
+    """Which layers a cropped store has, None if all."""
+    kept = capture.kept.get("layer")
+    return None if kept is None else kept.tolist()
 
 
 def check_source(capture: Capture, heads: Sequence[Heads], scale: Scale) -> None:
@@ -44,14 +51,8 @@ def check_source(capture: Capture, heads: Sequence[Heads], scale: Scale) -> None
         raise InputError("--heads rollout has no value vectors of its own: choose another --scale than value-norm")
     if "value_norm" not in capture:
         raise AbsentError(
-            f"--scale value-norm: capture {capture.id} holds no lengths of value vectors (value_norm), "
-            "they were not captured"
-        )
-    found, model = capture.descriptions["value_norm"], capture.metadata.model
-    if found.axes != ("layer", "head", "key") or tuple(found.shape[:2]) != (model.n_layer, model.n_head):
-        raise StoreError(
-            f"{capture.id}/value_norm: expected axes (layer, head, key) of {model.n_layer} × {model.n_head} × keys, "
-            f"found {found.axes} of {found.shape}"
+            f"--scale value-norm: capture {capture.id} holds no lengths of value vectors (value_norm): "
+            f"{capture.why_absent('value_norm')}"
         )
 
 

@@ -40,7 +40,9 @@ class Cells:
         AbsentError: the texts are made from an array that the capture does not have.
     """
 
-    def __init__(self, capture: Capture, tokens: Tokens, text: Text, timeline: Timeline) -> None:
+    def __init__(
+        self, capture: Capture, tokens: Tokens, text: Text, timeline: Timeline, lens: str | None = None
+    ) -> None:
         metadata = capture.metadata
         self._tokens, self._text = tokens, text
         self._n_layer = metadata.model.n_layer
@@ -49,12 +51,12 @@ class Cells:
         self._spell = _Texts(vocabulary, dict(zip(tokens.ids.tolist(), tokens.texts, strict=True)))
         self._values: npt.NDArray[np.generic] | None = None
         if text.array is not None and not (metadata.lens is None and self.names_tokens):
-            self._values = read_lens(capture[text.array], timeline.n_row, text.ranks)
+            self._values = read_lens(capture.reading(text.array, lens), timeline.n_row, text.ranks)
         self._final: npt.NDArray[np.generic] | None = None
         if metadata.lens is not None:
             last = slice(self._n_layer, self._n_layer + 1)
-            self._final = read_lens(capture["lens_token"], timeline.n_row, 1, last)[0, :, 0]
-            self._chance = read_lens(capture["lens_probability"], timeline.n_row, 1, last)[0, :, 0]
+            self._final = read_lens(capture.reading("lens_token", lens), timeline.n_row, 1, last)[0, :, 0]
+            self._chance = read_lens(capture.reading("lens_probability", lens), timeline.n_row, 1, last)[0, :, 0]
 
     def labels(self, depths: tuple[int, ...], columns: tuple[int, ...], matrix: npt.NDArray[np.float32]) -> Labels:
         """Texts (row, column) of cells whose drawn values are `matrix`; row r shows the residual of `depths[r]`."""

@@ -84,14 +84,20 @@ def select_text(name: str) -> Text:
     return TEXTS[name]
 
 
-def check_text(capture: Capture, text: Text, name: str) -> None:
+def check_text(capture: Capture, text: Text, name: str, lens: str | None) -> None:
     """See that a capture has what a text is made of. `token` goes without: it leaves cells empty.
 
     Raises:
-        AbsentError: the capture does not have it.
+        AbsentError: the capture does not have it, or no such lens.
     """
-    if name != "token" and text.array is not None and text.array not in capture:
-        raise AbsentError(f"--text {name}: capture {capture.id} has no {text.array}: {capture.why_absent(text.array)}")
+    if lens is not None and lens not in capture.lens_names:
+        found = ", ".join(capture.lens_names) or "none"
+        raise AbsentError(f"--lens {lens}: capture {capture.id} has no such lens, it has {found}")
+    if name == "token" or text.array is None:
+        return
+    array = capture.reading_name(text.array, lens)
+    if array not in capture:
+        raise AbsentError(f"--text {name}: capture {capture.id} has no {array}: {capture.why_absent(array)}")
 
 
 _BLOCK = 1024

@@ -16,6 +16,7 @@ from attnlens.render.scene import Subject
 from attnlens.render.text.cells import Cells, Tokens
 from attnlens.render.text.texts import check_text, select_text
 from attnlens.render.views.evidence import Style
+from attnlens.schemas.errors import AbsentError
 
 if TYPE_CHECKING:
     from attnlens.store.reader import Capture
@@ -38,7 +39,7 @@ class Settings:
         self.scale = select_scale(options.scale)
         self.text = select_text(text)
         check_source(capture, self.heads, self.scale)
-        check_text(capture, self.text, text)
+        check_text(capture, self.text, text, options.lens)
 
     def source(self, layers: tuple[int, ...], merge: Merge | None = None) -> Source:
         """Attention of some layers, its keys put together by `merge`."""
@@ -52,7 +53,7 @@ class Settings:
     @cached_property
     def cells(self) -> Cells:
         """Texts of cells."""
-        return Cells(self._capture, self.tokens, self.text, timeline(self._capture))
+        return Cells(self._capture, self.tokens, self.text, timeline(self._capture), self._options.lens)
 
     @cached_property
     def subjects(self) -> tuple[Subject, ...]:
@@ -82,7 +83,7 @@ class Settings:
             theme=self._options.theme,
             scale=scale.range,
             scale_name=scale.label,
-            text_name=self.text.label,
+            text_name=self.text.label + (f", lens {self._options.lens}" if self._options.lens else ""),
             bar=scale.bar,
             ticks=scale.ticks,
             recipe=of_run(self._capture, self._options),
@@ -90,9 +91,15 @@ class Settings:
 
 
 def select_tokens(text: str | None, capture: Capture) -> Sequence[int] | None:
-    """The columns that `--tokens` names, upwards; None for all.
+    """The columns that `--tokens` names, upwards; None for all. Of a cropped store those that it has.
 
     Raises:
         InputError: it names none.
     """
-    return None if text is None else select(text, timeline(capture).n_row, option="--tokens", thing="token")
+    line = timeline(capture)
+    if text is None and line.kept is None:
+        return None
+    chosen = range(line.n_row) if text is None else select(text, line.n_row, option="--tokens", thing="token")
+    if there := tuple(filter(line.has, chosen)):
+        return there
+    raise AbsentError(f"--tokens {text or 'all'}: capture {capture.id} was cropped to other tokens")

@@ -69,8 +69,9 @@ def rewrite(
     if ranks is not None:
         shape, chunks = (*shape[:-1], ranks), (*chunks[:-1], ranks)
         shards = None if shards is None else (*shards[:-1], ranks)
-    attributes = dict(old.attrs.asdict())
-    attributes[NAMESPACE] = {**attributes.get(NAMESPACE, {}), **(about or {})}
+    attributes: dict[str, Any] = dict(old.attrs.asdict())
+    ours = attributes.get(NAMESPACE)
+    attributes[NAMESPACE] = {**(ours if isinstance(ours, dict) else {}), **(about or {})}
     text = array.dtype == "string"
     kind: Any = str if text else dtype or old.dtype
     fill = 255 if dtype == "uint8" and old.dtype != np.uint8 else old.fill_value

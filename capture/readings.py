@@ -1,0 +1,95 @@
+"""Everything that is read from the residual streams of a pass, in step: lenses, streams inside layers, the streams."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from attnlens.capture.entries import VocabularyEntries
+from attnlens.capture.evidence import LensEvidence
+from attnlens.capture.lenses.reader import LaneReader
+from attnlens.capture.residual_evidence import ResidualEvidence
+from attnlens.store.writer import CaptureWriter
+
+WAITING_ROWS = 8
+WAITING_SECONDS = 0.5
+"""How long generated rows wait for each other at the lens, well within what a kill may lose."""
+
+
+class Readings:
+    """Passes on residuals, of depths and of layers, to all that wants them.
+
+    `at_depths` read the streams between layers, `inside` those inside them, `residual` keeps the former.
+    """
+
+    def __init__(
+        self,
+        writer: CaptureWriter,
+        entries: VocabularyEntries,
+        *,
+        at_depths: Sequence[LaneReader],
+        inside: LaneReader | None = None,
+        residual: ResidualEvidence | None = None,
+    ) -> None:
+        self._depths = [LensEvidence(writer, reader, entries) for reader in at_depths]
+        self._inside = LensEvidence(writer, inside, entries) if inside else None
+        self._lenses = [*self._depths, *([self._inside] if self._inside else [])]
+        self._residual = residual
+        self._waiting = 0
+        self._waiting_since = 0.0
+
+    @property
+    def wants_depths(self) -> bool:
+        """Whether residuals of depths are of use at all."""
+        return bool(self._depths) or self._residual is not None
+
+    def begin_pass(self, first_token: int, following: Tensor) -> None:
+        """A pass begins at `first_token`; `following` int64 (token): what is known to come after its first ones."""
+        for lens in self._lenses:
+            lens.begin_pass(first_token, following)
+        if self._residual is not None:
+            self._residual.begin_pass(first_token)
+
+    def receive(self, depth: int, residual: Tensor) -> None:
+        """Residual (1, token, feature) at a depth."""
+        for lens in self._depths:
+            lens.receive(depth, residual)
+        if self._residual is not None:
+            self._residual.receive(depth, residual)
+
+    def receive_inside(self, layer: int, residual: Tensor) -> None:
+        """Residual (1, token, feature) inside a layer: after its attention, before its MLP."""
+        if self._inside is not None:
+            self._inside.receive(layer, residual)
+
+    def end_pass(self) -> None:
+        """Sends what is known of all rows of the pass but the last."""
+        for lens in self._lenses:
+            lens.end_pass()
+        if self._residual is not None:
+            self._residual.end_pass()
+
+    def complete(self, following: int | None) -> bool:
+        """The last row of the pass is known to be followed by `following` (None: by nothing). True once it was sent.
+
+        Rows of generated tokens wait for each other a moment.
+        """
+        if not self._lenses:
+            return True
+        for lens in self._lenses:
+            lens.complete(following)
+        if not self._waiting:
+            self._waiting_since = time.monotonic()
+        self._waiting += 1
+        if self._waiting < WAITING_ROWS and time.monotonic() - self._waiting_since < WAITING_SECONDS:
+            return False
+        self.flush()
+        return True
+
+    def flush(self) -> None:
+        """Sends the rows that wait."""
+        for lens in self._lenses:
+            lens.flush()
+        self._waiting = 0
