@@ -13,7 +13,7 @@ import typer
 from typer.core import TyperGroup
 
 from attnlens import __version__
-from attnlens.commands import capture, crop, demo, diff, info, pack, relens, render, unpack, verify
+from attnlens.commands import capture, crop, demo, diff, info, ls, merge, pack, relens, render, unpack, verify
 from attnlens.schemas.errors import AttnlensError, Interrupted
 
 
@@ -82,5 +82,7 @@ app.command(epilog=diff.EXAMPLES)(diff.diff)
 app.command()(info.info)
 app.command()(verify.verify)
 app.command(epilog=crop.EXAMPLES)(crop.crop)
+app.command()(ls.ls)
+app.command(epilog=merge.EXAMPLES)(merge.merge)
 app.command(epilog=pack.EXAMPLES)(pack.pack)
 app.command(epilog=unpack.EXAMPLES)(unpack.unpack)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 from rich.console import Console, Group, RenderableType
 from rich.padding import Padding
@@ -66,10 +67,28 @@ def _facts(capture: CaptureDescription) -> Iterator[tuple[str, str]]:
             "checks",
             f"{passed} of {len(capture.self_checks)} passed" + "".join(f"; failed: {name}" for name in failed),
         )
+    if capture.crop:
+        yield from _crop(capture.crop)
     if capture.error:
         yield "ended by", capture.error
     for name, why in capture.absent.items():
         yield "absent", f"{name}: {why}"
+
+
+def _crop(crop: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    for name in ("tokens", "layers", "heads"):
+        if crop[name] is not None:
+            yield "cropped to", f"{name} {_runs(crop[name])}"
+    if crop["dropped"]:
+        yield "left out", ", ".join(crop["dropped"])
+    if crop["redacted"]:
+        yield "redacted", f"tokens {_runs(crop['redacted'])}"
+    for name, error in crop["errors"].items():
+        yield "rounded", f"{name}, off by up to {error:.4f}"
+
+
+def _runs(runs: list[list[int]]) -> str:
+    return ", ".join(str(start) if stop == start + 1 else f"{start} … {stop - 1}" for start, stop in runs) or "none"
 
 
 def _arrays(arrays: list[ArrayInfo]) -> Table:

@@ -51,6 +51,7 @@ class CaptureDescription:
     self_checks: list[dict[str, Any]]
     arrays: list[ArrayInfo]
     absent: dict[str, str]
+    crop: dict[str, Any] | None
     raw_bytes: int
     stored_bytes: int
 
@@ -128,6 +129,7 @@ def _capture(place: Place, capture: Capture) -> CaptureDescription:
         self_checks=[check.model_dump(mode="json") for check in about.self_checks],
         arrays=arrays,
         absent=_absent(capture),
+        crop=about.crop.model_dump(mode="json") if about.crop else None,
         raw_bytes=sum(array.raw_bytes for array in arrays),
         stored_bytes=sum(stored.values()),
     )

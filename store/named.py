@@ -72,7 +72,9 @@ class NamedArray:
     @property
     def raw_fill(self) -> Any:
         """The fill value as it is stored."""
-        return "" if self.dtype == "string" else self._array.fill_value
+        if self.dtype == "string":
+            return ""
+        return self._array.fill_value if self.encoding else self._fill()
 
     @property
     def max_error(self) -> float:

@@ -80,6 +80,8 @@ def crop(
         if capture.status not in ("complete", "partial"):
             raise AbsentError(f"capture {name} is {capture.status}, there is nothing to crop")
         plans.append(_Plan(capture, kept(capture, keep), keep.lite, dtype, redaction(capture, redact)))
+    if redact and not any(plan.redacts for plan in plans):
+        raise InputError(f"--redact {redact[0]}: this text does not occur in any of the captures")
     progress.stage("cropping", sum(len(plan.names) for plan in plans), "arrays")
     with new_store(path, overwrite=overwrite) as temporary:
         temporary.mkdir()
@@ -143,6 +145,11 @@ class _Plan:
         remove_partials(root / capture.id)
         about = self._about()
         seal_capture(root, about)
+
+    @property
+    def redacts(self) -> bool:
+        """Whether a token goes."""
+        return self._redaction is not None and bool(self._redaction.tokens.any())
 
     @property
     def _prunes(self) -> bool:
