@@ -63,7 +63,8 @@ def test_what_is_kept_is_as_it_was_and_the_rest_is_absent(
     store: Path, tmp_path_factory: pytest.TempPathFactory, tokens: list[int], layers: list[int], heads: list[int]
 ) -> None:
     chosen = {"tokens": tokens, "layers": layers, "heads": heads}
-    keep = Keep(**{name: ",".join(map(str, numbers)) for name, numbers in chosen.items()})
+    said = {name: ",".join(map(str, numbers)) for name, numbers in chosen.items()}
+    keep = Keep(tokens=said["tokens"], layers=said["layers"], heads=said["heads"])
     path = crop(store, tmp_path_factory.mktemp("crop") / "c.zarr", keep=keep).path
     assert verify(path).problems == []
     before, after = plain(store), plain(path)
