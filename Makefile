@@ -4,13 +4,14 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: help demo test check bench wheel clean
+.PHONY: help demo test check bench viewer wheel clean
 
 help:
 	@echo "make demo    capture and draw a real 135M-parameter model: demo/run.zarr, demo/pictures"
 	@echo "make test    all tests"
 	@echo "make check   ruff, formatting, strict types"
 	@echo "make bench   time and memory against plain generation"
+	@echo "make viewer  the page of lens view, from its sources (needs node)"
 	@echo "make wheel   dist/*.whl"
 	@echo "make clean   remove what the others made"
 
@@ -36,9 +37,17 @@ bench: $(READY)
 	@$(BIN)/python -m pip install -qq -c constraints.txt -e '.[bench]'
 	@for file in benchmarks/*.py; do echo "--- $$file"; $(BIN)/python $$file || exit 1; done
 
+viewer: $(READY) render/js/node_modules/.package-lock.json
+	@$(BIN)/python -m attnlens.render.viewer.contract
+	@cd render/js && node build.mjs
+
+render/js/node_modules/.package-lock.json: render/js/package-lock.json
+	@cd render/js && npm ci --no-audit --no-fund --silent
+	@touch $@
+
 wheel: $(READY)
 	@rm -rf dist
 	@$(BIN)/python -m pip wheel -qq --no-deps --wheel-dir dist .
 
 clean:
-	rm -rf $(VENV) .venv-* demo dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) .venv-* render/js/node_modules demo dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -13,7 +13,7 @@ import typer
 from typer.core import TyperGroup
 
 from attnlens import __version__
-from attnlens.commands import capture, crop, demo, diff, info, ls, merge, pack, relens, render, unpack, verify
+from attnlens.commands import capture, crop, demo, diff, info, ls, merge, pack, relens, render, unpack, verify, view
 from attnlens.schemas.errors import AttnlensError, Interrupted
 
 
@@ -78,6 +78,7 @@ app.command(epilog=demo.EXAMPLES)(demo.demo)
 app.command(epilog=capture.EXAMPLES)(capture.capture)
 app.command(epilog=relens.EXAMPLES)(relens.relens)
 app.command(epilog=render.EXAMPLES)(render.render)
+app.command(epilog=view.EXAMPLES)(view.view)
 app.command(epilog=diff.EXAMPLES)(diff.diff)
 app.command()(info.info)
 app.command()(verify.verify)

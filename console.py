@@ -21,6 +21,8 @@ from attnlens.progress import Progress, Silent
 QUIET_SECONDS = 30.0
 """A long stage on something that is not a terminal says that it is alive this often."""
 
+SHARED_SECONDS = 2.0
+"""One of several processes says how far it is this often."""
 
 _KEPT = frozenset("\u00a0\u3000\u200c\u200d")  # spaces and joiners that scripts and emoji need
 
@@ -57,11 +59,20 @@ def _plain(value: Any) -> Any:
 
 
 @contextmanager
-def open_progress(quiet: bool = False, stream: TextIO | None = None) -> Iterator[Progress]:
-    """Progress for the terminal, plain lines for anything else, nothing if `quiet`. Errors leave a clean screen."""
+def open_progress(
+    quiet: bool = False, stream: TextIO | None = None, process: tuple[int, int] = (0, 1)
+) -> Iterator[Progress]:
+    """Progress for the terminal, plain lines for anything else, nothing if `quiet`. Errors leave a clean screen.
+
+    `process`: number and count of processes that share a terminal. Several write whole lines that say whose they are.
+    """
     stream = stream or sys.stderr
     if quiet:
         yield Silent()
+    elif process[1] > 1:
+        lines = SharedProgress(stream, *process)
+        yield lines
+        lines.end()
     elif stream.isatty():
         with TerminalProgress(Console(file=stream)) as progress:
             yield progress
@@ -109,12 +120,70 @@ class PlainProgress:
         if self._done and self._unit:
             parts = [
                 f"{self._done} {self._unit} in {seconds:.1f} s",
-                f"{self._done / max(seconds, 1e-9):.1f} {self._unit}/s",
+                rate(self._done, seconds, self._unit),
             ]
         return ", ".join(parts + [self._note] * bool(self._note))
 
     def _say(self, line: str) -> None:
         print(printable(line), file=self._stream, flush=True)
+
+
+class SharedProgress:
+    """Progress of one of several processes: whole lines, each with the number of the process. Stages without a total
+    (loading) are told by the first process only; a count is told at most every two seconds, with rate and time left.
+    """
+
+    def __init__(self, stream: TextIO, number: int, count: int) -> None:
+        self._stream = stream
+        self._label = f"[{number + 1}/{count}]"
+        self._first = number == 0
+        self._name: str | None = None
+        self._said_done = -1
+
+    def stage(self, name: str, total: int | None = None, unit: str = "") -> None:
+        """Begin a stage, ending the one before."""
+        if name == self._name:
+            return
+        self.end()
+        self._name, self._total, self._unit, self._done, self._note = name, total, unit, 0, ""
+        self._start = self._said = _now()
+        self._said_done = 0
+        if self._first or total is not None:
+            self._say(name if total is None else f"{name}: {total} to do")
+
+    def advance(self, amount: int = 1, note: str = "") -> None:
+        """Count, and say so now and then."""
+        self._done += amount
+        self._note = note
+        if self._total is not None and _now() - self._said > SHARED_SECONDS:
+            self._count()
+
+    def end(self) -> None:
+        """Say what a count came to."""
+        if self._name is not None and self._total is not None and self._done != self._said_done:
+            self._count()
+        self._name = None
+
+    def _count(self) -> None:
+        self._said, self._said_done = _now(), self._done
+        seconds = self._said - self._start
+        parts = [f"{self._name}: {self._done}/{self._total}", f"{seconds:.0f} s"]
+        if self._done and self._total is not None:
+            parts.append(f"{rate(self._done, seconds, self._unit)}")
+            left = (self._total - self._done) * seconds / self._done
+            parts += [f"{left:.0f} s left"] if left >= 0.5 else []
+        self._say(", ".join(parts + [self._note] * bool(self._note)))
+
+    def _say(self, line: str) -> None:
+        # One write, line break included, so that lines of several processes do not mix.
+        self._stream.write(f"{self._label} {printable(line)}\n")
+        self._stream.flush()
+
+
+def rate(done: float, seconds: float, unit: str) -> str:
+    """Units a second, or a minute where they are slow: `3.2 prompts/s`, `4.5 prompts/min`."""
+    each = done / max(seconds, 1e-9)
+    return f"{each:.1f} {unit}/s" if each >= 0.5 else f"{60 * each:.1f} {unit}/min"
 
 
 class TerminalProgress:
@@ -174,5 +243,5 @@ class _Count(ProgressColumn):
         if not unit:
             return Text("")
         total = "" if task.total is None else f"/{task.total:.0f}"
-        rate = f"  {task.completed / task.elapsed:.1f} {unit}/s" if task.elapsed and task.completed else f" {unit}"
-        return Text(f"{task.completed:.0f}{total}{rate}", style="progress.download")
+        pace = f"  {rate(task.completed, task.elapsed, unit)}" if task.elapsed and task.completed else f" {unit}"
+        return Text(f"{task.completed:.0f}{total}{pace}", style="progress.download")

@@ -16,6 +16,9 @@ from attnlens.store.info import ArrayInfo, CaptureDescription, StoreDescription
 LONGEST = 280
 """Characters of a prompt or answer that are shown."""
 
+MOST_BLOCKS = 6
+"""Of more captures than this each is one line."""
+
 STYLES = {"complete": "green", "partial": "yellow", "planned": "yellow", "failed": "red"}
 
 
@@ -27,13 +30,42 @@ def print_page(store: StoreDescription, console: Console | None = None) -> None:
         f"attnlens store, format {store.version}, {one_line(store.writer)}, {_day(store.created)}, "
         f"{human_bytes(store.stored_bytes)} in {store.files} files, {_count(len(store.captures), 'capture')}"
     )
+    if store.not_begun:
+        console.print(f"{_count(store.not_begun, 'planned capture')} not begun")
+    if len(store.captures) > MOST_BLOCKS:
+        console.print()
+        console.print(_list(store.captures))
+        console.print("\none of them in full: lens info STORE --capture ID")
+        return
     for capture in store.captures:
         console.print()
         console.print(_block(capture))
 
 
+def _list(captures: list[CaptureDescription]) -> RenderableType:
+    """One line a capture."""
+    table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 1))
+    table.add_column("capture", no_wrap=True)
+    table.add_column("prompt id", no_wrap=True, overflow="ellipsis", max_width=20)
+    table.add_column("status", no_wrap=True)
+    table.add_column("tokens", justify="right", no_wrap=True)
+    table.add_column("on disk", justify="right", no_wrap=True)
+    table.add_column("prompt, or why it failed", no_wrap=True, overflow="ellipsis", ratio=1)
+    for one in captures:
+        table.add_row(
+            one.id,
+            Text(one_line(one.prompt_id or "")),
+            Text(one.status, style=STYLES.get(one.status, "")),
+            f"{one.n_prompt} + {one.n_generated}",
+            human_bytes(one.stored_bytes),
+            Text(_short(one.error or one.prompt)),
+        )
+    return table
+
+
 def _block(capture: CaptureDescription) -> RenderableType:
-    title = Text.assemble((capture.id, "bold"), "  ", (capture.status, STYLES.get(capture.status, "")))
+    name = f"  {one_line(capture.prompt_id)}" if capture.prompt_id else ""
+    title = Text.assemble((capture.id + name, "bold"), "  ", (capture.status, STYLES.get(capture.status, "")))
     facts = Table.grid(padding=(0, 2))
     facts.add_column(style="dim")
     facts.add_column(overflow="fold")

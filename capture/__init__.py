@@ -1,23 +1,28 @@
 """The GPU stage: model → taps and lenses → store writer.
 
-from attnlens.capture import capture
+from attnlens.capture import capture, capture_many
 capture(model, tokenizer, "Who is Bob's sister?", "run.zarr")
+capture_many(model, tokenizer, ["Who is Bob's sister?", "Why is the sky blue?"], "many.zarr")
 """
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from attnlens.capture.batch.many import ManyReport, capture_many
     from attnlens.capture.engine import CaptureReport, capture
+    from attnlens.capture.settings import Settings
 
-__all__ = ["CaptureReport", "capture"]
+__all__ = ["CaptureReport", "ManyReport", "Settings", "capture", "capture_many"]
+
+_HOMES = {"CaptureReport": "engine", "capture": "engine", "Settings": "settings"}
 
 
 def __getattr__(name: str) -> Any:
     # Lazy, so that the parts that need no torch (capture.extra) can be imported without it.
     if name in __all__:
-        from attnlens.capture import engine
-
-        return getattr(engine, name)
+        home = import_module(f"attnlens.capture.{_HOMES.get(name, 'batch.many')}")
+        return getattr(home, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -147,7 +147,7 @@ def read_prompt_file(path: str | Path) -> str:
     Raises:
         InputError: no such file, not UTF-8, or empty.
     """
-    text = _read_text(Path(path))
+    text = read_text(Path(path))
     text = text.removesuffix("\n").removesuffix("\r")
     if not text.strip():
         raise InputError(f"{path} is empty: expected a prompt")
@@ -160,7 +160,7 @@ def read_messages(path: str | Path) -> list[dict[str, Any]]:
     Raises:
         InputError: no such file, no JSON (says where), or not of this form (says which message).
     """
-    found = _read_json(Path(path), _read_text(Path(path)))
+    found = _read_json(Path(path), read_text(Path(path)))
     if isinstance(found, dict):
         if "messages" not in found:
             raise InputError(f'{path} holds an object without "messages": expected a list of messages')
@@ -198,7 +198,7 @@ def read_token_ids(path: str | Path) -> TokenIds:
         InputError: no such file, or something that is no id (says what and where).
     """
     path = Path(path)
-    text = _read_text(path)
+    text = read_text(path)
     if not text.strip():
         raise InputError(f"{path} is empty: expected token ids")
     if text.lstrip()[0] not in "[{":
@@ -255,7 +255,12 @@ def _check_list(found: Any, where: str, *, required: bool) -> list[int]:
     return list(found)
 
 
-def _read_text(path: Path) -> str:
+def read_text(path: Path) -> str:
+    """The text of a UTF-8 file, less a byte order mark.
+
+    Raises:
+        InputError: no such file, or not UTF-8.
+    """
     try:
         return path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from attnlens.capture.batch.launch import read_launch
 from attnlens.capture.engine import CaptureReport, capture
 from attnlens.capture.models import load
 from attnlens.capture.plan import Text
@@ -26,10 +27,12 @@ class CaptureOptions:
     prompt: str | None = None
     prompt_file: Path | None = None
     messages: Path | None = None
+    prompts: Path | None = None
     system: str | None = None
     raw: bool = False
     overwrite: bool = False
     append: bool = False
+    resume: bool = False
     max_new_tokens: int = 256
     temperature: float = 0.1
     top_p: float = 0.9
@@ -82,6 +85,11 @@ def run(options: CaptureOptions, progress: Progress) -> CaptureReport:
         raise InputError(f"--buffer is {options.buffer_mib} MiB, expected 1 or more")
     options.settings.check()
     options.generation.check()
+    if options.resume:
+        raise InputError("--resume goes on with many prompts; give them with --prompts FILE")
+    launch = read_launch()
+    if launch.shared:
+        raise InputError(f"{launch.world} processes were started for one prompt; give several with --prompts FILE")
     prompt, token_ids = _text(options)
     StoreWriter.create(options.output, overwrite=options.overwrite, append=options.append)  # checks, writes nothing
     loaded = load(
@@ -141,7 +149,7 @@ def _text(options: CaptureOptions) -> tuple[Text, Sequence[int] | None]:
         # A bare list of ids is a whole text: its first token is the prompt, and pictures exist for the rest.
         return (given.prompt, completion) if given.prompt is not None else (given.completion[:1], given.completion[1:])
     if not named:
-        raise InputError("no prompt; give one with -p TEXT, --prompt-file FILE, --messages FILE or --token-ids FILE")
+        raise InputError("no prompt; give one with -p TEXT, --prompt-file, --messages, --token-ids or --prompts FILE")
     if options.messages is not None:
         if options.system is not None:
             raise InputError("--system and --messages were given; put the system message into the messages file")

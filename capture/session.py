@@ -21,12 +21,14 @@ from attnlens.capture.memory import return_freed_memory
 from attnlens.capture.passes import Passes
 from attnlens.capture.plan import Plan
 from attnlens.capture.probe import Probed, probe
+from attnlens.capture.prompt import Prompt
 from attnlens.capture.sampling import Sampler
 from attnlens.capture.settings import Generation, Settings
 from attnlens.capture.vocabulary import Vocabulary
 from attnlens.progress import Progress
 from attnlens.schemas.errors import Interrupted
 from attnlens.schemas.metadata import CaptureMetadata, ModelInfo, Sampling, SelfCheck
+from attnlens.store.batch import BatchWriter
 from attnlens.store.writer import CaptureWriter, StoreWriter
 
 
@@ -103,11 +105,16 @@ class Session:
             self_checks=list(self.probed.checks),
         )
 
+    def failed(self, capture_id: str, prompt_id: str, words: str, generation: Generation) -> CaptureMetadata:
+        """The record of a prompt, `words` as they were given, that could not be made into tokens."""
+        plan = Plan(prompt=Prompt(words, []), given=None, max_new_tokens=generation.max_new_tokens)
+        return self.metadata(capture_id, plan, generation, self.sampler(generation, 1), prompt_id)
+
     def capture(
         self,
         plan: Plan,
         generation: Generation,
-        writer: StoreWriter,
+        writer: StoreWriter | BatchWriter,
         capture_id: str,
         progress: Progress,
         *,

@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from attnlens.commands.options import Json, Quiet
 
-MODEL, PROMPT, STORE = "Model", "Prompt (one of -p, --prompt-file, --messages)", "Store"
+if TYPE_CHECKING:
+    from attnlens.capture.batch.many import ManyReport
+    from attnlens.capture.session import CaptureReport
+
+MODEL, PROMPT, STORE = "Model", "Prompt (one of -p, --prompt-file, --messages, --prompts)", "Store"
 GENERATION, EVIDENCE = "Generation", "Evidence"
 
 EXAMPLES = (
     "[bold]Examples[/bold]\n\n"
     'lens capture -m smollm2-135m -p "Why is the sky blue?"\n\n'
     "lens capture -m meta-llama/Llama-3.1-8B-Instruct --quantize 8bit --prompt-file q.txt\n\n"
-    'lens capture -m ./my-model --raw -p "2+2=" --completion "5" -o forced.zarr'
+    'lens capture -m ./my-model --raw -p "2+2=" --completion "5" -o forced.zarr\n\n'
+    "lens capture -m ./my-model --prompts questions.jsonl -o all.zarr --resume\n\n"
+    "torchrun --nproc-per-node 4 -m attnlens capture -m ./my-model --prompts q.txt -o all.zarr"
 )
 
 
@@ -51,6 +57,15 @@ def capture(
             help='A conversation: JSON list of {"role": …, "content": …}.',
         ),
     ] = None,
+    prompts: Annotated[
+        Path | None,
+        typer.Option(
+            "--prompts",
+            metavar="FILE",
+            rich_help_panel=PROMPT,
+            help="Many: one a line, as text or JSON. A capture each.",
+        ),
+    ] = None,
     system: Annotated[
         str | None,
         typer.Option("--system", metavar="TEXT", rich_help_panel=PROMPT, help="System message."),
@@ -69,6 +84,10 @@ def capture(
     ] = False,
     append: Annotated[
         bool, typer.Option("--append", rich_help_panel=STORE, help="Add a capture to the store there.")
+    ] = False,
+    resume: Annotated[
+        bool,
+        typer.Option("--resume", rich_help_panel=STORE, help="With --prompts: do what is missing or not complete."),
     ] = False,
     max_new_tokens: Annotated[
         int,
@@ -173,47 +192,59 @@ def capture(
 
     Needs pip install 'attnlens\\[capture]'. Ctrl-C keeps what was committed: the store opens and can be drawn.
     """
+    from attnlens.capture.batch.launch import read_launch
     from attnlens.capture.extra import require_capture_extra
-    from attnlens.console import human_bytes, one_line, open_progress, to_json
+    from attnlens.console import open_progress
 
     require_capture_extra()
-    with open_progress(quiet) as progress:
+    launch = read_launch()
+    with open_progress(quiet, process=(launch.rank, launch.world)) as progress:
         progress.stage("loading")
+        from attnlens.capture.batch.run import run_many
         from attnlens.capture.run import CaptureOptions, run
 
-        report = run(
-            CaptureOptions(
-                model=model,
-                prompt=prompt,
-                prompt_file=prompt_file,
-                messages=messages,
-                system=system,
-                raw=raw,
-                output=output,
-                overwrite=overwrite,
-                append=append,
-                max_new_tokens=max_new_tokens,
-                temperature=temperature,
-                top_p=top_p,
-                seed=seed,
-                completion=completion,
-                token_ids=token_ids,
-                dtype=dtype,
-                device=device,
-                quantize=quantize,
-                trust_remote_code=trust_remote_code,
-                revision=revision,
-                top_k=top_k,
-                lens=not no_lens,
-                lenses=tuple(lens or ("logit",)),
-                lens_points=lens_points,
-                track=(*(track or ()), *(track_id or ())),
-                residuals=residuals,
-                value_norm=not no_value_norm,
-                buffer_mib=buffer,
-            ),
-            progress,
+        options = CaptureOptions(
+            model=model,
+            prompt=prompt,
+            prompt_file=prompt_file,
+            messages=messages,
+            prompts=prompts,
+            system=system,
+            raw=raw,
+            output=output,
+            overwrite=overwrite,
+            append=append,
+            resume=resume,
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            top_p=top_p,
+            seed=seed,
+            completion=completion,
+            token_ids=token_ids,
+            dtype=dtype,
+            device=device,
+            quantize=quantize,
+            trust_remote_code=trust_remote_code,
+            revision=revision,
+            top_k=top_k,
+            lens=not no_lens,
+            lenses=tuple(lens or ("logit",)),
+            lens_points=lens_points,
+            track=(*(track or ()), *(track_id or ())),
+            residuals=residuals,
+            value_norm=not no_value_norm,
+            buffer_mib=buffer,
         )
+        if prompts is None:
+            _tell_one(run(options, progress), json)
+            return
+        report = run_many(options, progress)
+    _tell_many(report, json)
+
+
+def _tell_one(report: CaptureReport, json: bool) -> None:
+    from attnlens.console import human_bytes, one_line, to_json
+
     if json:
         typer.echo(to_json(report))
         return
@@ -222,3 +253,29 @@ def capture(
         f"{report.path}: capture {report.capture_id}, {report.n_prompt} + {report.n_token - report.n_prompt} tokens, "
         f"{human_bytes(report.bytes_written)} in {report.seconds:.1f} s. Next: lens render {report.path}"
     )
+
+
+def _tell_many(report: ManyReport, json: bool) -> None:
+    """What this process did; one line for each prompt that failed, and exit code 1 then."""
+    from attnlens.console import human_bytes, one_line, to_json
+
+    for failure in report.failures:
+        typer.echo(f"lens: {one_line(str(failure))}", err=True)
+    if json:
+        typer.echo(to_json(report))
+    else:
+        size = human_bytes(sum(capture.bytes_written for capture in report.captures))
+        kept = f", {len(report.kept)} were complete" if report.kept else ""
+        failed = f", {len(report.failures)} failed" if report.failures else ""
+        typer.echo(
+            f"{report.path}: captured {len(report.captures)} of {report.prompts} prompts{kept}{failed}, "
+            f"{size} in {report.seconds:.1f} s. Next: lens info {report.path}"
+        )
+    if report.left:
+        typer.echo(
+            f"lens: {report.left} of {report.prompts} prompts were left by processes that died; the same command with "
+            "--resume does them",
+            err=True,
+        )
+    if report.failures or report.left:
+        raise typer.Exit(1)

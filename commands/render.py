@@ -31,7 +31,8 @@ def render(
         typer.Option("-o", "--output", metavar="DIR", help="Folder for the pictures.", show_default="STORE-pictures"),
     ] = None,
     capture: Annotated[
-        str | None, typer.Option("--capture", metavar="ID", help="Which capture.", show_default="all")
+        str | None,
+        typer.Option("--capture", metavar="ID", help="Which capture, or id of a prompt.", show_default="all"),
     ] = None,
     queries: Annotated[
         str, typer.Option("--queries", metavar="WHICH", help="generated, prompt, all, or positions: 57 or 40:60.")

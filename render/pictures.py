@@ -193,7 +193,7 @@ def ready_plans(
 
 def make_plans(store: Store, folder: Path, options: RenderOptions) -> tuple[list[Plan], tuple[str, ...]]:
     """One plan a capture, and notes. Of several captures those that hold nothing to draw are left out, with a note."""
-    ids = _ids(store.ids, options.capture)
+    ids = _ids(store, options.capture)
     notes: list[str] = []
     plans: list[Plan] = []
     for name in ids:
@@ -211,11 +211,10 @@ def make_plans(store: Store, folder: Path, options: RenderOptions) -> tuple[list
     return plans, tuple(notes)
 
 
-def _ids(there: Sequence[str], wanted: str | None) -> Sequence[str]:
-    if wanted is None:
-        if not there:
-            raise AbsentError("the store holds no capture")
-        return there
-    if wanted not in there:
-        raise InputError(f"--capture {wanted}: there is none, the store holds {', '.join(there) or 'no capture'}")
-    return (wanted,)
+def _ids(store: Store, wanted: str | None) -> Sequence[str]:
+    """Names of the captures to draw; one is named by its own name or by the id of its prompt."""
+    if wanted is not None:
+        return (store.find(wanted),)
+    if not store.ids:
+        raise AbsentError("the store holds no capture")
+    return store.ids

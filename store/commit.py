@@ -35,14 +35,17 @@ COORDINATES = "token_text token_special"
 class CaptureFile:
     """The writing end of one capture, used by one thread. Creating it writes the planned capture."""
 
-    def __init__(self, root: Path, metadata: CaptureMetadata, *, capacity: int, key_rows_hold: int) -> None:
+    def __init__(
+        self, root: Path, metadata: CaptureMetadata, *, capacity: int, key_rows_hold: int, claimed: bool = False
+    ) -> None:
+        """`claimed`: the capture's folder was made before, to keep other processes away from it."""
         self.metadata = metadata
         self.folder = root / metadata.id
         self.fed = 0
         self.oldest: float | None = None
         self._store = CountingStore(root)
         self._capacity = capacity
-        self.folder.mkdir()
+        self.folder.mkdir(exist_ok=claimed)
         self._write_metadata()
         self._arrays: dict[str, zarr.Array[Any]] = {}
         self._create(key_rows_hold)

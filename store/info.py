@@ -30,6 +30,7 @@ class CaptureDescription:
     """One capture. `absent`: what it does not hold, and why."""
 
     id: str
+    prompt_id: str | None
     status: str
     error: str | None
     model: dict[str, Any]
@@ -58,7 +59,7 @@ class CaptureDescription:
 
 @dataclass(frozen=True, kw_only=True)
 class StoreDescription:
-    """A store: who wrote it, how large it is, and its captures."""
+    """A store: who wrote it, how large it is, and its captures. `not_begun`: how many more were planned."""
 
     path: str
     format: str
@@ -69,20 +70,23 @@ class StoreDescription:
     stored_bytes: int
     raw_bytes: int
     captures: list[CaptureDescription]
+    not_begun: int = 0
 
     def to_json(self) -> dict[str, Any]:
         """The description as JSON values."""
         return dataclasses.asdict(self)
 
 
-def describe(path: str | PathLike[str]) -> StoreDescription:
-    """What the store at `path` holds.
+def describe(path: str | PathLike[str], capture: str | None = None) -> StoreDescription:
+    """What the store at `path` holds, or of its captures the one with this name or prompt id.
 
     Raises:
+        AbsentError: there is no such capture.
         StoreError: it is not a store, is damaged, or has another format version.
     """
     store = open_store(path)
-    captures = [_capture(store.place, capture) for capture in store]
+    wanted = store.ids if capture is None else [store.find(capture)]
+    captures = [_capture(store.place, store[name]) for name in wanted]
     sizes = store.place.files().values()
     about = store.metadata
     return StoreDescription(
@@ -95,6 +99,7 @@ def describe(path: str | PathLike[str]) -> StoreDescription:
         stored_bytes=sum(sizes),
         raw_bytes=sum(capture.raw_bytes for capture in captures),
         captures=captures,
+        not_begun=len(about.planned) - len(store.ids),
     )
 
 
@@ -108,6 +113,7 @@ def _capture(place: Place, capture: Capture) -> CaptureDescription:
     kinds = [layer.kind for layer in about.model.layers]
     return CaptureDescription(
         id=capture.id,
+        prompt_id=about.prompt_id,
         status=about.status,
         error=about.error,
         model=about.model.model_dump(mode="json", exclude={"layers", "config"}),

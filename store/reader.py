@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from os import PathLike
 from typing import TYPE_CHECKING, Any
@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from attnlens.schemas.arrays import ArraySpec, group_of, reading, specs
-from attnlens.schemas.errors import AbsentError, StoreError
+from attnlens.schemas.errors import AbsentError, InputError, StoreError
 from attnlens.schemas.metadata import CaptureMetadata, CropInfo, Status, StoreMetadata
 from attnlens.schemas.problems import Problem, summary
 from attnlens.schemas.validate import ArrayDescription, validate_capture
@@ -79,23 +79,57 @@ class Store:
         return (self[name] for name in self.ids)
 
     def __getitem__(self, key: int | str) -> Capture:
-        """A capture.
+        """A capture: by number, by name ("0003"), or by the id of its prompt ("my-id").
+
+        A name goes before an id; "id:0003" is always the id 0003.
 
         Raises:
             AbsentError: there is none of that name or number.
+            InputError: several prompts have that id.
             StoreError: its metadata are damaged.
         """
         if isinstance(key, str):
-            name = key
+            name = self.find(key)
         elif -len(self.ids) <= key < len(self.ids):
             name = self.ids[key]
         else:
             raise AbsentError(f"{self.path} has {len(self.ids)} captures, there is no number {key}")
-        if name not in self.ids:
-            raise AbsentError(f"{self.path} has no capture {name!r}; it has {', '.join(self.ids) or 'none'}")
         if name not in self._captures:
             self._captures[name] = Capture(self.place, name, self._limits, checked=self._checked)
         return self._captures[name]
+
+    def find(self, key: str) -> str:
+        """Name of the capture with this name or prompt id, as `store[key]` understands it.
+
+        Raises:
+            AbsentError: there is none.
+            InputError: several prompts have that id.
+        """
+        if key in self.ids:
+            return key
+        wanted = key.removeprefix("id:")
+        known = self.prompt_ids
+        found = [name for name in self.ids if known.get(name) in (key, wanted)]
+        if not found:  # a store put together of others may keep ids in its captures only
+            rest = (name for name in self.ids if name not in known)
+            found = [name for name in rest if self[name].metadata.prompt_id in (key, wanted)]
+        if len(found) > 1:
+            raise InputError(f"{self.path}: {len(found)} prompts have the id {wanted!r}: {', '.join(found[:4])}")
+        if not found:
+            raise AbsentError(f"{self.path} has no capture {key!r}; it has {_some(self.ids)}")
+        return found[0]
+
+    @cached_property
+    def prompt_ids(self) -> dict[str, str]:
+        """Ids of prompts by the names of their captures, as far as the store's own metadata tell."""
+        return {prompt.capture: prompt.prompt_id for batch in self.metadata.batches for prompt in batch.prompts}
+
+
+def _some(names: Sequence[str], most: int = 12) -> str:
+    """Names for a message: all of a few, the first and the last of many."""
+    if len(names) > most:
+        return f"{len(names)}, {names[0]} … {names[-1]}"
+    return ", ".join(names) or "none"
 
 
 class Capture:

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
+from attnlens import __version__
 from attnlens.schemas.errors import InputError, StoreError
 from attnlens.schemas.metadata import CaptureMetadata, IndexEntry, StoreMetadata
 from attnlens.schemas.problems import summary
 from attnlens.schemas.validate import CAPTURE_NAME, validate_store
 from attnlens.schemas.version import FORMAT, NAMESPACE
 from attnlens.store.files import clean, group_document, read_document, write_document
+from attnlens.store.lock import LOCK_NAME
 from attnlens.store.manifest import document_digest
 from attnlens.store.places import Place
 from attnlens.store.places.place import GROUP_DOCUMENT
@@ -24,8 +27,8 @@ CONSOLIDATED_BYTES = 1 << 20
 
 
 def is_free(path: Path) -> bool:
-    """Whether nothing is at `path`, or an empty folder."""
-    return not path.exists() or (path.is_dir() and not any(path.iterdir()))
+    """Whether nothing is at `path`, or a folder with nothing in it but the lock of a writer."""
+    return not path.exists() or (path.is_dir() and all(entry.name == LOCK_NAME for entry in path.iterdir()))
 
 
 def check_free(path: Path) -> None:
@@ -35,7 +38,7 @@ def check_free(path: Path) -> None:
         InputError: something is there.
     """
     if not is_free(path):
-        raise InputError(f"{path} exists: give another -o, or --append to add a capture to it, or --overwrite")
+        raise InputError(f"{path} exists: give another -o, or --append to add to it, or --overwrite")
 
 
 def replaceable(path: Path) -> None:
@@ -58,6 +61,18 @@ def replaceable(path: Path) -> None:
             raise InputError(
                 f"will not overwrite {path}: it also holds {entry.name}; move that away, or give another -o"
             )
+
+
+def next_ids(taken: Iterable[str], count: int) -> list[str]:
+    """Names of the next captures' groups: "0000", "0001", …"""
+    first = max((int(name) for name in taken if CAPTURE_NAME.fullmatch(name)), default=-1) + 1
+    return [f"{number:04d}" for number in range(first, first + count)]
+
+
+def new_root() -> StoreMetadata:
+    """The metadata of a store without captures."""
+    created = datetime.now(UTC).isoformat(timespec="seconds")
+    return StoreMetadata(created=created, writer=f"attnlens {__version__}", planned=[])
 
 
 def read_root(path: Place) -> StoreMetadata:

@@ -17,6 +17,7 @@ from attnlens.store.check_files import check_chunks, check_consolidated, check_d
 from attnlens.store.check_lens import check_lens
 from attnlens.store.check_tokens import check_tokens
 from attnlens.store.descriptions import Limits, describe_array
+from attnlens.store.files import PARTIAL
 from attnlens.store.findings import Findings
 from attnlens.store.places import Place
 from attnlens.store.reader import Store, open_store, read_capture
@@ -67,7 +68,8 @@ def verify(path: str | PathLike[str], *, progress: Progress | None = None) -> Ve
 def _check_root(place: Place, about: StoreMetadata, findings: Findings) -> None:
     """The store's own metadata: their digest, and that the index says what the captures say."""
     check_digest(place.document(), "", findings)
-    for name in sorted(set(place.folders()) - set(about.planned)):
+    present = {name for name in place.folders() if not name.endswith(PARTIAL)}
+    for name in sorted(present - set(about.planned)):
         problem = (
             "is a capture that the store does not list" if CAPTURE_NAME.fullmatch(name) else "is not of the format"
         )
@@ -103,7 +105,7 @@ def _check_capture(store: Store, name: str, findings: Findings, progress: Progre
     capture = store[name]
     if capture.status == "complete":
         check_manifest(store.place, capture, findings, progress)
-    if capture.status != "planned":
+    if capture.status not in ("planned", "failed"):  # neither has a row
         whole = _check_arrays(store, name, findings, progress)
         check_tokens(capture, findings)
         if "attention_weight" in whole:

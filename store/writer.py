@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import shutil
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from datetime import UTC, datetime
 from os import PathLike
 from pathlib import Path
 from types import TracebackType
@@ -16,16 +14,25 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from attnlens import __version__
 from attnlens.schemas.errors import InputError, StoreError
 from attnlens.schemas.metadata import CaptureMetadata, LayerInfo, StoreMetadata
-from attnlens.schemas.validate import CAPTURE_NAME
 from attnlens.store.commit import CaptureFile
 from attnlens.store.faults import write_error
 from attnlens.store.layout import MIB
+from attnlens.store.lock import refuse_busy
 from attnlens.store.places import Folder
 from attnlens.store.queue import ByteQueue
-from attnlens.store.root import check_free, is_free, read_root, replaceable, root_entries, write_root
+from attnlens.store.root import (
+    check_free,
+    is_free,
+    new_root,
+    next_ids,
+    read_root,
+    replaceable,
+    root_entries,
+    write_root,
+)
+from attnlens.store.target import Target
 
 COMMIT_ROWS = 8
 COMMIT_SECONDS = 2.0
@@ -53,6 +60,7 @@ class StoreWriter:
         target = target.resolve() if target.is_symlink() else target
         if append and target.is_file():
             raise InputError(f"{path} is packed: unpack it by `lens unpack`, then add to that")
+        refuse_busy(target)
         if append and target.exists():
             return cls(target, read_root(Folder(target)), exists=True, replace=False)
         replace = overwrite and not is_free(target)
@@ -60,17 +68,14 @@ class StoreWriter:
             replaceable(target)
         else:
             check_free(target)
-        created = datetime.now(UTC).isoformat(timespec="seconds")
-        metadata = StoreMetadata(created=created, writer=f"attnlens {__version__}", planned=[])
-        return cls(target, metadata, exists=False, replace=replace)
+        return cls(target, new_root(), exists=False, replace=replace)
 
     def new_id(self) -> str:
         """Name of the next capture's group: "0000", "0001", …"""
-        taken = list(self._metadata.planned)
-        if self._exists:
-            taken += [entry.name for entry in self.path.iterdir()]
-        numbers = [int(name) for name in taken if CAPTURE_NAME.fullmatch(name)]
-        return f"{max(numbers, default=-1) + 1:04d}"
+        if not self._exists:
+            return next_ids(self._metadata.planned, 1)[0]
+        self._metadata = read_root(Folder(self.path))  # another run may have added to it
+        return next_ids([*self._metadata.planned, *(entry.name for entry in self.path.iterdir())], 1)[0]
 
     def capture(
         self,
@@ -96,37 +101,28 @@ class StoreWriter:
             raise InputError(f"capture {metadata.id} begins with status {metadata.status}, expected planned")
         if capacity < metadata.n_prompt:
             raise InputError(f"capacity {capacity} is less than the prompt's {metadata.n_prompt} tokens")
-        if metadata.id != self.new_id():
-            raise InputError(f"capture id {metadata.id} is not the next one of {self.path}, {self.new_id()}")
-        aside: Path | None = None
         try:
-            if self._replace:
-                aside = self._move_aside()
-            self._open(metadata.id)
-            file = CaptureFile(self.path, metadata, capacity=capacity, key_rows_hold=key_rows_hold)
-            self._exists, self._replace = True, False
-            if aside is not None:
-                shutil.rmtree(aside)
+            target = Target(self.path, replace=lambda: self._replace)
+            begun = False
+            try:
+                if not self._exists:
+                    target.require_free()
+                if metadata.id != self.new_id():
+                    raise InputError(f"capture id {metadata.id} is not the next one of {self.path}, {self.new_id()}")
+                begun = True
+                planned = [*self._metadata.planned, metadata.id]
+                self._metadata = write_root(
+                    self.path, self._metadata.model_copy(update={"planned": planned}), running=True
+                )
+                file = CaptureFile(self.path, metadata, capacity=capacity, key_rows_hold=key_rows_hold)
+            except BaseException:
+                target.undo(begun=begun)
+                raise
         except OSError as error:
-            if aside is not None and not self._exists:  # the old store is better than the beginning of a new one
-                shutil.rmtree(self.path, ignore_errors=True)
-                aside.rename(self.path)
             raise write_error(error, self.path, 0) from error
-        return CaptureWriter(file, self._index, buffer_bytes)
-
-    def _move_aside(self) -> Path:
-        """Move the store that will be replaced to a hidden name beside it."""
-        aside = self.path.with_name(f".{self.path.name}.{time.time_ns()}.replaced")
-        self.path.rename(aside)
-        return aside
-
-    def _open(self, new: str) -> None:
-        """Put the store's folder and its zarr.json in place."""
-        if not self._exists:
-            check_free(self.path)
-            self.path.mkdir(parents=True, exist_ok=True)
-        changed = self._metadata.model_copy(update={"planned": [*self._metadata.planned, new]})
-        self._metadata = write_root(self.path, changed, running=True)
+        self._exists, self._replace = True, False
+        target.keep()
+        return CaptureWriter(file, self._index, buffer_bytes, target.lock.release)
 
     def _index(self) -> None:
         """Bring the list of captures in the store's zarr.json up to date."""
@@ -141,9 +137,13 @@ class CaptureWriter:
     As a context manager: leaving it on an exception, or without `finish`, keeps what was committed and says so.
     """
 
-    def __init__(self, file: CaptureFile, index: Callable[[], None], buffer_bytes: int) -> None:
+    def __init__(
+        self, file: CaptureFile, index: Callable[[], None], buffer_bytes: int, release: Callable[[], None]
+    ) -> None:
+        """`index`: brings the store's list of captures up to date; `release`: lets other writers into the store."""
         self._file = file
         self._index = index
+        self._release = release
         self._queue: ByteQueue[Job | None] = ByteQueue(buffer_bytes)
         self._error: BaseException | None = None
         self._ended = False
@@ -305,6 +305,7 @@ class CaptureWriter:
             self._error = write_error(error, file.folder.parent, file.metadata.committed)
             self._give_up(str(self._error))
         finally:
+            self._release()
             self._queue.close()
 
     def _abandon(self, file: CaptureFile, message: str) -> None:

@@ -1,0 +1,335 @@
+"""`capture_many`: many prompts, one store, one model that is loaded and probed once."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from attnlens.capture.batch.asked import Asked, Defaults, ask
+from attnlens.capture.batch.launch import Launch, read_launch
+from attnlens.capture.batch.watch import PromptProgress
+from attnlens.capture.plan import Plan, Text, plan_capture, read_prompt
+from attnlens.capture.session import CaptureReport, Session, open_session
+from attnlens.capture.settings import Generation, Settings
+from attnlens.progress import Progress, Silent
+from attnlens.schemas.errors import InputError, Interrupted, MissingExtraError, ModelError, StoreError
+from attnlens.schemas.metadata import BatchPrompt
+from attnlens.store.batch import BatchWriter, Mode, check_batch, open_batch
+
+Refusal = (InputError, ModelError, MissingExtraError)
+"""What is wrong with one prompt, and leaves the others alone."""
+
+
+NOT_COMPARED = ("buffer_bytes", "lenses")
+"""Settings that a resumed run may change, or that are told by what they came to: a store never names a local path."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Failure:
+    """A prompt that could not be captured, or not to its end: its id, where it stands, its capture, and why."""
+
+    id: str
+    where: str
+    capture_id: str
+    message: str
+
+    def __str__(self) -> str:
+        return f"prompt {self.id} ({self.where}): {self.message}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ManyReport:
+    """What this process did. `kept`: ids of prompts that were complete before; `left`: how many prompts of the store
+    are neither complete nor failed, None while other processes are at work.
+    """
+
+    path: Path
+    prompts: int
+    captures: list[CaptureReport]
+    failures: list[Failure]
+    kept: list[str]
+    left: int | None
+    seconds: float
+
+
+def capture_many(
+    model: nn.Module,
+    tokenizer: Any,
+    prompts: Iterable[Text | Mapping[str, Any]],
+    store: str | PathLike[str],
+    *,
+    system: str | None = None,
+    raw: bool = False,
+    max_new_tokens: int = 256,
+    temperature: float = 0.1,
+    top_p: float = 0.9,
+    seed: int = 0,
+    settings: Settings | None = None,
+    overwrite: bool = False,
+    append: bool = False,
+    resume: bool = False,
+    model_id: str | None = None,
+    revision: str | None = None,
+    quantization: dict[str, Any] | None = None,
+    progress: Progress | None = None,
+) -> ManyReport:
+    """Captures many prompts into one store, one capture each, in their order. A prompt that fails is recorded and told
+    in the report; the others go on.
+
+    Each prompt samples with a seed of its own, made of `seed` and its id (`attnlens.capture.batch.asked.seed_of`), so
+    what comes out does not depend on the others. Called by every process under `torchrun` or `accelerate launch`, it
+    shares the prompts among them.
+
+    Args:
+        model: a causal language model of transformers, on any device.
+        tokenizer: its tokenizer.
+        prompts: each a text, chat messages, token ids, or a mapping with some of the keys of a line of `--prompts`:
+            id; prompt, messages or token_ids; completion; system, raw, max_new_tokens, temperature, top_p, seed. A
+            prompt without an id gets one made of its content.
+        store: path of the `.zarr` folder to make.
+        system: a system message before every text prompt that has none.
+        raw: feed texts as they are, without the chat template.
+        max_new_tokens: how many tokens to generate at the most.
+        temperature: of sampling; 0 takes the most probable token.
+        top_p: nucleus of sampling, Holtzman et al. 2020.
+        seed: of sampling. A prompt's own seed is used as it is.
+        settings: what is kept of each, for example `Settings(top_k=3)`.
+        overwrite: replace a store that is there.
+        append: add captures to the store that is there.
+        resume: go on with the same prompts in the store that is there: captures that are missing, partial or failed
+            are made again, complete ones are kept. Begins if nothing is there.
+        model_id: name to record; by default the model's own.
+        revision: of the model, to record.
+        quantization: to record, where the model's config does not say.
+        progress: is told what happens.
+
+    Raises:
+        InputError: an argument or prompt that cannot be used, before anything is captured.
+        ModelError: the model cannot be captured truthfully.
+        StoreError: the store cannot be written.
+        Interrupted: Ctrl-C; what was committed is kept.
+    """
+    settings = settings or Settings()
+    generation = Generation(max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed)
+    settings.check()
+    generation.check()
+    defaults = Defaults(generation=generation, system=system, raw=raw)
+    asked = ask(((f"prompt {number}", prompt) for number, prompt in enumerate(prompts)), defaults, "the prompts")
+    mode = mode_of(overwrite=overwrite, append=append, resume=resume)
+    launch = read_launch()
+    progress = progress or Silent()
+    check_store(store, asked, settings, defaults, mode, launch)
+    return run_batch(
+        model,
+        tokenizer,
+        asked,
+        store,
+        settings=settings,
+        defaults=defaults,
+        mode=mode,
+        launch=launch,
+        model_id=model_id,
+        revision=revision,
+        quantization=quantization,
+        progress=progress,
+    )
+
+
+def mode_of(*, overwrite: bool, append: bool, resume: bool) -> Mode:
+    """What to do with a store that is there.
+
+    Raises:
+        InputError: two of them were asked for.
+    """
+    wanted: dict[Mode, bool] = {"overwrite": overwrite, "append": append, "resume": resume}
+    chosen = [mode for mode, asked_for in wanted.items() if asked_for]
+    if len(chosen) > 1:
+        raise InputError(f"--{chosen[0]} and --{chosen[1]} were given; expected one of them")
+    return chosen[0] if chosen else "new"
+
+
+def check_store(
+    store: str | PathLike[str],
+    asked: Sequence[Asked],
+    settings: Settings,
+    defaults: Defaults,
+    mode: Mode,
+    launch: Launch,
+) -> list[str]:
+    """Refuses a store that the prompts cannot go to, before a model is loaded. Returns ids that are complete there.
+
+    Raises:
+        InputError: something is there, other prompts or settings were given, or another run is writing.
+        StoreError: what is there is no store of this version.
+    """
+    return check_batch(store, wanted(asked), _shared(settings, defaults), mode=mode, run=launch.run)
+
+
+def wanted(asked: Sequence[Asked]) -> list[tuple[str, str]]:
+    """Id and hash of each prompt."""
+    return [(one.id, one.sha256) for one in asked]
+
+
+def run_batch(
+    model: nn.Module,
+    tokenizer: Any,
+    asked: Sequence[Asked],
+    store: str | PathLike[str],
+    *,
+    settings: Settings,
+    defaults: Defaults,
+    mode: Mode,
+    launch: Launch,
+    model_id: str | None,
+    revision: str | None,
+    quantization: dict[str, Any] | None,
+    progress: Progress,
+) -> ManyReport:
+    """Captures prompts that were checked. As `capture_many`."""
+    started = time.perf_counter()
+    first = _first_ids(tokenizer, asked)
+    with open_session(
+        model, tokenizer, first, settings, progress, model_id=model_id, revision=revision, quantization=quantization
+    ) as session:
+        session.sampler(defaults.generation, len(first))  # a model that asks for what is not done here
+        shared = {**_shared(settings, defaults), **_model(session)}
+        kept = check_batch(store, wanted(asked), shared, mode=mode, run=launch.run)
+        writer = open_batch(store, wanted(asked), shared, mode=mode, run=launch.run, shared=launch.shared)
+        batch = _Batch(session, writer, asked, progress)
+        try:
+            batch.run()
+        finally:
+            last = writer.close()
+    complete, failed = writer.finished()
+    progress.end()
+    if launch.shared and not last:
+        writer.wait()  # a launcher stops all processes when one leaves with an error
+    return ManyReport(
+        path=Path(store),
+        prompts=len(asked),
+        captures=batch.captures,
+        failures=batch.failures,
+        kept=kept,
+        left=len(asked) - complete - failed if last else None,
+        seconds=time.perf_counter() - started,
+    )
+
+
+class _Batch:
+    """The prompts of one process, one after the other."""
+
+    def __init__(self, session: Session, writer: BatchWriter, asked: Sequence[Asked], progress: Progress) -> None:
+        self._session, self._writer, self._progress = session, writer, progress
+        self._asked = {one.id: one for one in asked}
+        self.captures: list[CaptureReport] = []
+        self.failures: list[Failure] = []
+
+    def run(self) -> None:
+        """Captures every prompt that no other process takes."""
+        waiting = self._writer.pending()
+        done = sum(self._writer.finished())
+        self._progress.stage("prompts", total=len(self._asked) - done, unit="prompts")
+        for prompt in waiting:
+            if not self._writer.claim(prompt.capture):
+                continue
+            one = self._asked[prompt.prompt_id]
+            watch = PromptProgress(self._progress, one.id, lambda: len(self.failures))
+            try:
+                self.captures.append(self._capture(one, prompt, watch))
+            except Refusal as error:
+                self.failures.append(Failure(id=one.id, where=one.where, capture_id=prompt.capture, message=str(error)))
+            except Interrupted:
+                raise Interrupted(self._kept(prompt)) from None
+            finished = self._writer.finished()
+            self._progress.advance(sum(finished) - done, note=_failed(finished[1]))
+            done = sum(finished)
+
+    def _capture(self, one: Asked, prompt: BatchPrompt, watch: Progress) -> CaptureReport:
+        started = time.perf_counter()
+        try:
+            plan = plan_of(self._session.model, self._session.tokenizer, one)
+        except Refusal as error:
+            self._writer.fail(self._session.failed(prompt.capture, one.id, _words(one), one.generation), str(error))
+            raise
+        return self._session.capture(
+            plan, one.generation, self._writer, prompt.capture, watch, prompt_id=one.id, started=started
+        )
+
+    def _kept(self, prompt: BatchPrompt) -> str:
+        complete, _ = self._writer.finished()
+        return (
+            f"interrupted at prompt {prompt.prompt_id}: {complete} of {len(self._asked)} prompts are complete in "
+            f"{self._writer.path}; the same command with --resume does the rest"
+        )
+
+
+def plan_of(model: nn.Module, tokenizer: Any, one: Asked) -> Plan:
+    """What is to be captured of one prompt.
+
+    Raises:
+        InputError: the model's template, vocabulary or context refuses it.
+    """
+    prompt = read_prompt(tokenizer, one.prompt, system=one.system, raw=one.raw)
+    return plan_capture(model, tokenizer, prompt, one.completion, one.token_ids, one.generation.max_new_tokens)
+
+
+def _first_ids(tokenizer: Any, asked: Sequence[Asked]) -> list[int]:
+    """Ids to probe the model with: of the first prompt that has any, so that every process and every resumed run probes
+    with the same.
+
+    Raises:
+        InputError: no prompt can be made into tokens.
+    """
+    problem: InputError | None = None
+    for one in asked:
+        try:
+            return read_prompt(tokenizer, one.prompt, system=one.system, raw=one.raw).ids
+        except InputError as error:
+            problem = problem or InputError(f"none of the {len(asked)} prompts can be used; {one.where}: {error}")
+    assert problem is not None
+    raise problem
+
+
+def _shared(settings: Settings, defaults: Defaults) -> dict[str, Any]:
+    """What a resumed run must have in common with the one before, as far as it is known without the model."""
+    kept = {name: value for name, value in dataclasses.asdict(settings).items() if name not in NOT_COMPARED}
+    values = {**kept, **dataclasses.asdict(defaults.generation), "system": defaults.system, "raw": defaults.raw}
+    plain: dict[str, Any] = json.loads(json.dumps(values, default=str))
+    return plain
+
+
+def _model(session: Session) -> dict[str, Any]:
+    """What identifies the model: its record without the configuration, and the weights of its tail."""
+    about = session.model_info
+    values: dict[str, Any] = {
+        "model": about.id,
+        "revision": about.revision,
+        "architecture": about.architecture,
+        "dtype": about.dtype,
+        "quantization": about.quantization,
+        "n_layer": about.n_layer,
+        "lenses": [f"{lens.info.name} {lens.info.hash}" for lens in session.equipment.lenses],
+    }
+    return values
+
+
+def _words(one: Asked) -> str:
+    """A prompt as it was given, for the record of one that could not be made into tokens."""
+    if isinstance(one.prompt, str):
+        return one.prompt
+    return json.dumps(one.prompt, ensure_ascii=False)
+
+
+def _failed(count: int) -> str:
+    return f"{count} failed" if count else ""
+
+
+__all__ = ["Failure", "ManyReport", "StoreError", "capture_many"]

@@ -1,0 +1,71 @@
+"""`lens capture --prompts`: from options to a store of many captures."""
+
+from __future__ import annotations
+
+from attnlens.capture.batch.asked import Defaults
+from attnlens.capture.batch.file import read_prompts
+from attnlens.capture.batch.launch import device_of, read_launch
+from attnlens.capture.batch.many import ManyReport, check_store, mode_of, run_batch
+from attnlens.capture.models import load
+from attnlens.capture.run import CaptureOptions
+from attnlens.progress import Progress
+from attnlens.schemas.errors import InputError
+
+
+def run_many(options: CaptureOptions, progress: Progress) -> ManyReport:
+    """Loads the model and captures every prompt of a file. Everything cheap is checked before the model is loaded.
+
+    Raises:
+        AttnlensError: the file, the model or the store cannot be used. What is wrong with single prompts, once the
+            model runs, is in the report instead.
+    """
+    if options.prompts is None:
+        raise InputError("no prompts; give them with --prompts FILE")
+    _refuse_single(options)
+    if options.buffer_mib < 1:
+        raise InputError(f"--buffer is {options.buffer_mib} MiB, expected 1 or more")
+    settings, generation = options.settings, options.generation
+    settings.check()
+    generation.check()
+    launch = read_launch()
+    mode = mode_of(overwrite=options.overwrite, append=options.append, resume=options.resume)
+    defaults = Defaults(generation=generation, system=options.system, raw=options.raw)
+    asked = read_prompts(options.prompts, defaults)
+    check_store(options.output, asked, settings, defaults, mode, launch)
+    loaded = load(
+        options.model,
+        dtype=options.dtype,
+        device=device_of(launch, options.device),
+        quantize=options.quantize,
+        trust_remote_code=options.trust_remote_code,
+        revision=options.revision,
+        progress=progress,
+    )
+    return run_batch(
+        loaded.model,
+        loaded.tokenizer,
+        asked,
+        options.output,
+        settings=settings,
+        defaults=defaults,
+        mode=mode,
+        launch=launch,
+        model_id=loaded.id,
+        revision=loaded.revision,
+        quantization=loaded.quantization,
+        progress=progress,
+    )
+
+
+def _refuse_single(options: CaptureOptions) -> None:
+    """Options of a single prompt have no meaning beside many."""
+    single = {
+        "--prompt": options.prompt,
+        "--prompt-file": options.prompt_file,
+        "--messages": options.messages,
+        "--completion": options.completion,
+        "--token-ids": options.token_ids,
+    }
+    for name, value in single.items():
+        if value is not None:
+            raise InputError(f"{name} and --prompts were given; write it into {options.prompts}")

@@ -1,0 +1,31 @@
+"""The command `lens view`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+EXAMPLES = (
+    "[bold]Examples[/bold]\n\n"
+    "lens view run.zarr\n\n"
+    "lens view run.zarr other.zarr\n\n"
+    "lens view run.zarr --no-open --port 8600"
+)
+
+
+def view(
+    stores: Annotated[list[Path], typer.Argument(metavar="STORE", help="One store, or several to compare.")],
+    capture: Annotated[
+        str | None, typer.Option("--capture", metavar="ID", help="Which capture to begin with.", show_default="first")
+    ] = None,
+    port: Annotated[
+        int, typer.Option("--port", metavar="N", min=0, max=65535, help="Port to serve on.", show_default="a free one")
+    ] = 0,
+    open_browser: Annotated[bool, typer.Option("--open/--no-open", help="Open the browser.")] = True,
+) -> None:
+    """Look at a store in the browser: every cell, head and token. Serves to this machine only, until Ctrl-C."""
+    from attnlens.render.viewer.serve import serve
+
+    serve(stores, capture=capture, port=port, open_browser=open_browser, say=typer.echo)

@@ -1,0 +1,178 @@
+// A store and its captures, as docs/format.md tells. Nothing here believes the file: names, types and axes are checked.
+
+import * as zarr from "zarrita";
+import { ARRAYS, FORMAT, VERSION } from "../contract.js";
+import { Bytes } from "./bytes.js";
+import "./codecs.js";
+import { floats } from "./half.js";
+
+const ID = /^\d{4,12}$/;
+const STORED = { float16: ["uint16", 0x7e00], bool: ["uint8", 0] };
+
+/** Something a person is told: what was found, and what to do. */
+export class StoreError extends Error {}
+
+export class Store {
+  /** Open the store that `source` leads to. */
+  static async open(source, name) {
+    const bytes = new Bytes(source);
+    const root = parse(await bytes.get("/zarr.json"), `${name}/zarr.json`);
+    if (!root) throw new StoreError(`There is no store at ${name}: it has no zarr.json. Give the folder of a store, such as run.zarr.`);
+    const about = root.attributes?.attnlens;
+    if (about?.format !== FORMAT) throw new StoreError(`${name} is a Zarr group, but no store of attnlens.`);
+    if (about.version !== VERSION) {
+      throw new StoreError(`${name} has format version ${about.version}, this viewer reads ${VERSION}: use a newer attnlens.`);
+    }
+    return new Store(bytes, name, about, root.consolidated_metadata?.metadata ?? {});
+  }
+
+  constructor(bytes, name, about, documents) {
+    Object.assign(this, { bytes, name, about, documents });
+    this.ids = (Array.isArray(about.planned) ? about.planned : []).filter((id) => ID.test(id));
+    this.captures = new Map();
+  }
+
+  /** What the index says of a capture, for lists. */
+  summary(id) {
+    return (this.about.index ?? []).find((entry) => entry?.id === id) ?? { id };
+  }
+
+  async capture(id) {
+    if (!this.ids.includes(id)) throw new StoreError(`${this.name} has no capture ${id}; it has ${this.ids.join(", ") || "none"}.`);
+    if (!this.captures.has(id)) this.captures.set(id, await Capture.open(this, id));
+    return this.captures.get(id);
+  }
+}
+
+export class Capture {
+  static async open(store, id) {
+    const document = store.documents[id] ?? parse(await store.bytes.get(`/${id}/zarr.json`), `${id}/zarr.json`);
+    const about = document?.attributes?.attnlens;
+    if (!about) throw new StoreError(`Capture ${id} has not begun yet. Reload when it has, or choose another.`);
+    const documents = new Map();
+    const inline = document.consolidated_metadata?.metadata;
+    const further = (about.lenses ?? []).flatMap((lens) => Object.keys(ARRAYS).map((name) => `${name}_${lens?.name}`));
+    await Promise.all([...Object.keys(ARRAYS), ...further].map(async (name) => {
+      const found = store.documents[`${id}/${name}`] ?? (inline && Object.hasOwn(inline, name) ? inline[name] : null);
+      if (found) documents.set(name, found);
+      else if (!inline && !store.documents[id]) {
+        const text = await store.bytes.get(`/${id}/${name}/zarr.json`);
+        if (text) documents.set(name, parse(text, `${id}/${name}/zarr.json`));
+      }
+    }));
+    return new Capture(store, id, about, documents);
+  }
+
+  constructor(store, id, about, documents) {
+    Object.assign(this, { store, id, about });
+    const count = (name) => {
+      if (!Number.isInteger(about[name]) || about[name] < 0) throw new StoreError(`Capture ${id}: ${name} is ${about[name]}, expected a number. Run lens verify.`);
+      return about[name];
+    };
+    this.nPrompt = count("n_prompt");
+    this.nToken = count("n_token");
+    this.nRow = Math.min(count("committed"), count("n_fed"));
+    this.layers = about.model?.layers ?? [];
+    this.nLayer = this.layers.length;
+    this.nHead = about.model?.n_head ?? 0;
+    this.model = String(about.model?.id ?? "unknown model");
+    this.documents = documents;
+    this.arrays = new Map();
+  }
+
+  has(name) { return this.documents.has(name); }
+
+  /** Which layers have attention. */
+  attends(layer) { return this.layers[layer]?.kind !== "none"; }
+
+  /** Why an array is not there. */
+  whyAbsent(name) {
+    const { about } = this;
+    const { presence } = this.#spec(name);
+    if (presence === "lens" && !about.lens) return `captured without a lens (${about.lens_absent ?? "no reason given"})`;
+    if (/attention/.test(name) && !about.attention) return `captured without attention (${about.attention_absent ?? "no reason given"})`;
+    if (presence === "evidence") return String(about.absent?.[name] ?? "it was not captured");
+    return `the capture is ${about.status}`;
+  }
+
+  /** Shape of an array, cut to the timeline. */
+  shape(name) {
+    const { shape, dimension_names: axes } = this.#document(name);
+    return shape.map((size, place) => {
+      switch (axes[place]) {
+        case "token": case "query": case "key": return Math.min(size, this.nToken);
+        case "generated": return Math.min(size, Math.max(0, this.nToken - this.nPrompt + 1));
+        case "edge": return Math.min(size, this.nToken + 1);
+        default: return size;
+      }
+    });
+  }
+
+  /** Inner chunk of an array. */
+  chunk(name) {
+    const { chunk_grid: grid, codecs } = this.#document(name);
+    return codecs[0].configuration?.chunk_shape ?? grid.configuration.chunk_shape;
+  }
+
+  /** Part of an array, in order: one [start, stop], number or null (all) an axis. float16 comes as its bits. */
+  async read(name, selection = this.shape(name).map(() => null)) {
+    const shape = this.shape(name);
+    const parts = selection.map((part, place) => {
+      const [start, stop] = part === null ? [0, shape[place]] : Array.isArray(part) ? part : [part, part + 1];
+      return zarr.slice(Math.max(0, start), Math.min(stop, shape[place]));
+    });
+    try {
+      const array = await this.#open(name);
+      return (await zarr.get(array, parts)).data;
+    } catch (error) {
+      if (error instanceof StoreError) throw error;
+      const cause = error.cause?.message ? `: ${error.cause.message}` : "";
+      throw new StoreError(`${this.id}/${name} cannot be read. ${error.message}${cause}`);
+    }
+  }
+
+  /** The same as float32. */
+  async readFloats(name, selection) {
+    const data = await this.read(name, selection);
+    return data instanceof Uint16Array ? floats(data) : data;
+  }
+
+  /** What the format says of an array; further lenses have the names of the first with their own behind. */
+  #spec(name) {
+    const lens = (this.about.lenses ?? []).find((one) => name.endsWith(`_${one?.name}`));
+    return ARRAYS[name] ?? ARRAYS[lens ? name.slice(0, -lens.name.length - 1) : ""] ?? { axes: [], presence: "always" };
+  }
+
+  #document(name) {
+    const found = this.documents.get(name);
+    if (!found) throw new StoreError(`Capture ${this.id} has no ${name}: ${this.whyAbsent(name)}.`);
+    const wanted = this.#spec(name);
+    const axes = found.dimension_names;
+    if (!Array.isArray(found.shape) || !Array.isArray(axes) || !Array.isArray(found.codecs)
+      || axes.join() !== wanted.axes.join() || found.shape.length !== axes.length || found.data_type !== wanted.dtype
+      || !found.shape.every((size) => Number.isSafeInteger(size) && size >= 0)) {
+      throw new StoreError(`${this.id}/${name}: expected ${wanted.dtype} over (${wanted.axes.join(", ")}), found ${found.data_type} over (${axes}). Run lens verify.`);
+    }
+    return found;
+  }
+
+  #open(name) {
+    if (!this.arrays.has(name)) {
+      const { bytes } = this.store, key = `${this.id}/${name}/zarr.json`;
+      const document = { ...this.#document(name), attributes: {} };
+      const [type, fill] = STORED[document.data_type] ?? [document.data_type, document.fill_value];
+      bytes.documents.set(key, new TextEncoder().encode(JSON.stringify({ ...document, data_type: type, fill_value: fill })));
+      this.arrays.set(name, zarr.open.v3(zarr.root(bytes).resolve(`${this.id}/${name}`), { kind: "array" }));
+    }
+    return this.arrays.get(name);
+  }
+}
+
+function parse(bytes, where) {
+  if (!bytes) return null;
+  try {
+    return JSON.parse(new TextDecoder().decode(bytes));
+  } catch (error) {
+    throw new StoreError(`${where} is damaged (${error.message}). Run lens verify.`);
+  }
+}

@@ -1,0 +1,326 @@
+"""Many prompts in one store: planned together, shared by the processes of a run, resumed after a kill.
+
+What keeps the processes apart is the file system alone. Creating a capture's folder claims it; the lock of the run says
+whether anybody is still at work. So a process that dies costs only the prompt that it was at.
+"""
+
+from __future__ import annotations
+
+import secrets
+import shutil
+from collections.abc import Mapping, Sequence
+from os import PathLike
+from pathlib import Path
+from typing import Any, Literal
+
+from attnlens.schemas.errors import InputError
+from attnlens.schemas.metadata import Batch, BatchPrompt, CaptureMetadata, StoreMetadata
+from attnlens.schemas.validate import CAPTURE_NAME
+from attnlens.schemas.version import NAMESPACE
+from attnlens.store.commit import COORDINATES, CaptureFile
+from attnlens.store.faults import write_error
+from attnlens.store.files import PARTIAL, clean, group_document, read_document, write_document
+from attnlens.store.layout import MIB
+from attnlens.store.lock import refuse_busy
+from attnlens.store.places import Folder
+from attnlens.store.root import is_free, new_root, next_ids, read_root, replaceable, root_entries, write_root
+from attnlens.store.target import Target
+from attnlens.store.writer import CaptureWriter
+
+Mode = Literal["new", "overwrite", "append", "resume"]
+Wanted = Sequence[tuple[str, str]]
+"""(prompt id, hash of what is asked) of each prompt, in order."""
+
+
+class BatchWriter:
+    """The captures of many prompts, being written. Made by `open_batch`."""
+
+    def __init__(self, path: Path, target: Target, batch: Batch) -> None:
+        self.path = path
+        self.batch = batch
+        self._target = target
+        self._finished: dict[str, bool] = {}
+
+    def pending(self) -> list[BatchPrompt]:
+        """Prompts whose capture nobody has begun, in order."""
+        return [prompt for prompt in self.batch.prompts if not (self.path / prompt.capture).exists()]
+
+    def claim(self, name: str) -> bool:
+        """Make the folder of capture `name`; False if another process of the run did so before.
+
+        Raises:
+            StoreError: the disk refuses.
+        """
+        try:
+            (self.path / name).mkdir()
+        except FileExistsError:
+            return False
+        except OSError as error:
+            raise write_error(error, self.path, 0) from error
+        return True
+
+    def capture(
+        self,
+        metadata: CaptureMetadata,
+        *,
+        capacity: int,
+        key_rows_hold: int = 64 * MIB,
+        buffer_bytes: int = 64 * MIB,
+    ) -> CaptureWriter:
+        """Begin a capture that was claimed. As `StoreWriter.capture`, but the store's index is left for the end.
+
+        Raises:
+            StoreError: the disk refuses.
+        """
+        try:
+            file = CaptureFile(self.path, metadata, capacity=capacity, key_rows_hold=key_rows_hold, claimed=True)
+        except OSError as error:
+            raise write_error(error, self.path, 0) from error
+        return CaptureWriter(file, lambda: None, buffer_bytes, lambda: None)
+
+    def fail(self, metadata: CaptureMetadata, message: str) -> None:
+        """Record a claimed capture that cannot even begin: failed, without arrays.
+
+        Raises:
+            StoreError: the disk refuses.
+        """
+        failed = metadata.model_copy(update={"status": "failed", "error": message})
+        values = clean(failed.model_dump(mode="json", exclude={"digest"}))
+        try:
+            write_document(self.path / metadata.id, group_document({NAMESPACE: values, "coordinates": COORDINATES}))
+        except OSError as error:
+            raise write_error(error, self.path, 0) from error
+
+    def finished(self) -> tuple[int, int]:
+        """How many prompts of the batch are complete, and how many have ended otherwise, whoever did them."""
+        begun = {entry.name for entry in self.path.iterdir()}
+        for prompt in self.batch.prompts:
+            if prompt.capture in begun and prompt.capture not in self._finished:
+                status, error = _state(self.path / prompt.capture)
+                if status == "complete" or error is not None:
+                    self._finished[prompt.capture] = status == "complete"
+        complete = sum(self._finished.values())
+        return complete, len(self._finished) - complete
+
+    def close(self) -> bool:
+        """No more captures of this process. True if no other one is at work: then the store's index was written.
+
+        Raises:
+            StoreError: the disk refuses.
+        """
+        if not self._target.lock.last():
+            return False
+        try:
+            metadata = read_root(Folder(self.path))
+            entries = root_entries(Folder(self.path), metadata.planned)
+            write_root(self.path, metadata.model_copy(update={"index": entries}), running=False)
+        except OSError as error:
+            raise write_error(error, self.path, 0) from error
+        finally:
+            self._target.lock.release()
+        return True
+
+    def wait(self) -> None:
+        """After `close`: return when every other process of the run has closed the store, or died."""
+        self._target.lock.wait()
+        self._target.lock.release()
+
+
+def check_batch(
+    path: str | PathLike[str], wanted: Wanted, settings: Mapping[str, Any], *, mode: Mode, run: str
+) -> list[str]:
+    """Everything that `open_batch` would refuse, without writing: for before the model is loaded.
+
+    Args:
+        path: of the store.
+        wanted: the prompts.
+        settings: what is known of the settings; those that the store has beside them are not compared.
+        mode: as for `open_batch`.
+        run: as for `open_batch`.
+
+    Returns:
+        Ids of the prompts that are complete already.
+
+    Raises:
+        InputError: as `open_batch`.
+        StoreError: as `open_batch`.
+    """
+    target = _target(path)
+    refuse_busy(target, run)
+    batch = _existing(target, wanted, settings, mode=mode, run=run)
+    if batch is None:
+        return []
+    return [prompt.prompt_id for prompt in batch.prompts if _state(target / prompt.capture)[0] == "complete"]
+
+
+def open_batch(
+    path: str | PathLike[str], wanted: Wanted, settings: Mapping[str, Any], *, mode: Mode, run: str, shared: bool
+) -> BatchWriter:
+    """Plan a capture for each prompt, or find those planned before.
+
+    Args:
+        path: of the store.
+        wanted: the prompts.
+        settings: what all of them share, model included.
+        mode: new: nothing may be there; overwrite: replace the store there; append: add to it; resume: go on with the
+            same prompts, taking away what is not complete (and begin, if nothing is there).
+        run: name of the run.
+        shared: several processes give the same name and share the store; the first one opens it.
+
+    Raises:
+        InputError: something is there, other prompts or settings were given, or another run is writing.
+        StoreError: what is there is no store of this version, or the disk refuses.
+    """
+    folder = _target(path)
+    try:
+        target = Target(
+            folder,
+            replace=lambda: mode == "overwrite" and _joined(folder, wanted, run) is None,
+            run=run if shared else None,
+        )
+        begun = False
+        try:
+            if target.lock.exclusive:
+                batch = _existing(folder, wanted, settings, mode=mode, run=run)
+                metadata = new_root() if is_free(folder) else read_root(Folder(folder))
+                begun = True
+                batch, waste = _prepare(folder, metadata, batch, wanted, settings, run)
+                if shared:
+                    target.lock.share()
+                for unfinished in waste:
+                    shutil.rmtree(unfinished, ignore_errors=True)
+            else:
+                batch = _required(folder, wanted, run)
+        except BaseException:
+            target.undo(begun=begun)
+            raise
+    except OSError as error:
+        raise write_error(error, folder, 0) from error
+    target.keep()
+    return BatchWriter(folder, target, batch)
+
+
+def _target(path: str | PathLike[str]) -> Path:
+    target = Path(path)
+    return target.resolve() if target.is_symlink() else target
+
+
+def _existing(path: Path, wanted: Wanted, settings: Mapping[str, Any], *, mode: Mode, run: str) -> Batch | None:
+    """The batch that is gone on with; None if one is to be begun."""
+    if is_free(path):
+        return None
+    joined = _joined(path, wanted, run)
+    if joined is not None:
+        return joined
+    match mode:
+        case "new":
+            raise InputError(
+                f"{path} exists: give another -o, or --resume to go on with it, --append to add to it, or --overwrite"
+            )
+        case "overwrite":
+            replaceable(path)
+            return None
+        case "append":
+            read_root(Folder(path))
+            return None
+        case "resume":
+            return _same(path, read_root(Folder(path)).batches, wanted, settings)
+
+
+def _joined(path: Path, wanted: Wanted, run: str) -> Batch | None:
+    """The batch that another process of this run has put in place."""
+    if is_free(path) or not (path / "zarr.json").exists():
+        return None
+    for batch in read_root(Folder(path)).batches:
+        if batch.run == run and _hashes(batch) == list(wanted):
+            return batch
+    return None
+
+
+def _required(path: Path, wanted: Wanted, run: str) -> Batch:
+    batch = _joined(path, wanted, run)
+    if batch is None:
+        raise InputError(f"the processes of this run were given different prompts for {path}")
+    return batch
+
+
+def _same(path: Path, batches: Sequence[Batch], wanted: Wanted, settings: Mapping[str, Any]) -> Batch:
+    """The batch of these prompts and settings.
+
+    Raises:
+        InputError: there is none; says how the last one differs.
+    """
+    if not batches:
+        raise InputError(f"cannot resume {path}: it was not made from many prompts; give another -o")
+    differences = [_difference(batch, wanted, settings) for batch in batches]
+    for batch, difference in zip(batches, differences, strict=True):
+        if difference is None:
+            return batch
+    raise InputError(f"cannot resume {path}: {differences[-1]}; give the same again, or another -o")
+
+
+def _difference(batch: Batch, wanted: Wanted, settings: Mapping[str, Any]) -> str | None:
+    """How a batch differs from what is asked, in words; None if it does not."""
+    for key in sorted(settings.keys() & batch.settings.keys()):
+        if settings[key] != batch.settings[key]:
+            return f"{key} was {batch.settings[key]!r}, now it is {settings[key]!r}"
+    before, now = dict(_hashes(batch)), dict(wanted)
+    for name in now:
+        if name not in before:
+            return f"prompt {name!r} is new, {len(before)} prompts were given before"
+    for name in before:
+        if name not in now:
+            return f"prompt {name!r} is missing"
+    for name in now:
+        if now[name] != before[name]:
+            return f"prompt {name!r} is not what it was (its text, or how it goes on)"
+    return None if list(before) == list(now) else "the prompts are in another order"
+
+
+def _prepare(
+    path: Path, metadata: StoreMetadata, batch: Batch | None, wanted: Wanted, settings: Mapping[str, Any], run: str
+) -> tuple[Batch, list[Path]]:
+    """Plan the batch in the store's zarr.json; returns it, and folders of unfinished captures, out of the way.
+
+    Nobody else writes, so what is not complete never will be.
+    """
+    waste = [entry for entry in path.iterdir() if entry.is_dir() and entry.name.endswith(PARTIAL)]
+    if batch is None:
+        taken = [*metadata.planned, *(entry.name for entry in path.iterdir() if CAPTURE_NAME.fullmatch(entry.name))]
+        names = next_ids(taken, len(wanted))
+        prompts = [
+            BatchPrompt(capture=name, prompt_id=prompt_id, sha256=digest)
+            for name, (prompt_id, digest) in zip(names, wanted, strict=True)
+        ]
+        changed = Batch(settings=dict(settings), prompts=prompts, run=run)
+        batches = [*metadata.batches, changed]
+        metadata = metadata.model_copy(update={"planned": [*metadata.planned, *names]})
+    else:
+        changed = batch.model_copy(update={"run": run})
+        batches = [changed if other is batch or other == batch else other for other in metadata.batches]
+        for prompt in batch.prompts:
+            status, error = _state(path / prompt.capture)
+            kept = status == "complete" or (batch.run == run and error is not None)
+            if not kept and (path / prompt.capture).exists():
+                waste.append(_away(path / prompt.capture))
+    write_root(path, metadata.model_copy(update={"batches": batches, "index": None}), running=True)
+    return changed, waste
+
+
+def _away(folder: Path) -> Path:
+    """Rename a folder to what every reader ignores, in one step."""
+    return folder.rename(folder.with_name(f"{folder.name}.{secrets.token_hex(4)}{PARTIAL}"))
+
+
+def _state(folder: Path) -> tuple[str | None, str | None]:
+    """Status of a capture and why it ended, as its zarr.json says; None where that cannot be read."""
+    try:
+        ours = read_document(folder)["attributes"][NAMESPACE]
+        status, error = ours.get("status"), ours.get("error")
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        return None, None
+    return (status if isinstance(status, str) else None), (error if isinstance(error, str) else None)
+
+
+def _hashes(batch: Batch) -> list[tuple[str, str]]:
+    return [(prompt.prompt_id, prompt.sha256) for prompt in batch.prompts]

@@ -1,0 +1,121 @@
+"""A served store in a real browser, for tests of the viewer. Skipped where there is no Chromium."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+
+from attnlens.render.viewer.serve import open_server
+from attnlens.render.viewer.server import ViewServer
+from browser import CHROMIUM, FLAGS
+
+READY = """async () => {
+  for (let i = 0; i < 500 && !window.attnlens; i++) await new Promise((done) => setTimeout(done, 10));
+  await attnlens.ready;
+  await attnlens.side?.lens.refined;
+  await attnlens.ready;
+}"""
+
+
+@contextmanager
+def serving(*stores: Path) -> Iterator[ViewServer]:
+    """The server of `lens view`, running."""
+    server = open_server(stores)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
+    thread.start()
+    try:
+        yield server
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+@contextmanager
+def chromium() -> Iterator[Any]:
+    """A browser."""
+    playwright = pytest.importorskip("playwright.sync_api")
+    if not CHROMIUM.exists():
+        pytest.skip(f"there is no {CHROMIUM}: apt-get install chromium, or set CHROMIUM")
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=str(CHROMIUM), args=FLAGS)
+        yield browser
+        browser.close()
+
+
+class Page:
+    """One page of the viewer: what it asked for, and what went wrong in it."""
+
+    def __init__(self, browser: Any, url: str, *, width: int = 1280, height: int = 800, **options: Any) -> None:
+        self.context = browser.new_context(viewport={"width": width, "height": height}, **options)
+        self.page = self.context.new_page()
+        self.requests: list[str] = []
+        self.wrong: list[str] = []
+        home = urlsplit(url).netloc
+        self.page.on("console", lambda message: self.wrong.append(message.text))
+        self.page.on("pageerror", lambda error: self.wrong.append(str(error)))
+        self.page.on("dialog", lambda dialog: self.wrong.append(f"dialog: {dialog.message}"))
+        self.page.on("request", lambda request: self._asked(request.url, home))
+        self.page.goto(url)
+        self.page.evaluate(READY)
+
+    def _asked(self, url: str, home: str) -> None:
+        parts = urlsplit(url)
+        self.requests.append(parts.path)
+        if parts.scheme not in ("data", "blob") and parts.netloc != home:
+            self.wrong.append(f"left the machine: {url}")
+
+    def set(self, **state: Any) -> None:
+        """Change the state of the page and wait until it is drawn."""
+        self.page.evaluate(
+            "(changes) => attnlens.set(changes)", {key.rstrip("_"): value for key, value in state.items()}
+        )
+
+    def js(self, code: str, argument: Any = None) -> Any:
+        return self.page.evaluate(code, argument)
+
+    def hover(self, row: int, column: int) -> dict[str, str]:
+        """Point at a cell, and read what floats over it: name → text."""
+        place = self.js(
+            """([row, column]) => {
+              const { board } = attnlens.view;
+              board.reveal(row, column);
+              const box = board.host.getBoundingClientRect(), cell = board.rect(row, column);
+              return [box.x + cell.x + cell.width / 2, box.y + cell.y + cell.height / 2];
+            }""",
+            [row, column],
+        )
+        self.page.mouse.move(place[0], place[1])
+        for _ in range(200):
+            if "entropy" in (shown := self.tip()) or "query" in shown:
+                return shown
+            self.page.wait_for_timeout(10)
+        return shown
+
+    def tip(self) -> dict[str, str]:
+        return dict(
+            self.js(
+                """() => [...document.querySelectorAll(".tip dt")].map((name) => {
+                  const value = name.nextElementSibling, items = [...value.querySelectorAll("li")];
+                  return [name.textContent, items.map((item) => item.textContent).join("\\n") || value.textContent];
+                })"""
+            )
+        )
+
+    def close(self) -> None:
+        self.context.close()
+
+
+@contextmanager
+def viewing(*stores: Path, state: str = "", **options: Any) -> Iterator[Page]:
+    """A page on these stores."""
+    with serving(*stores) as server, chromium() as browser:
+        page = Page(browser, server.url + state, **options)
+        yield page
+        page.close()
