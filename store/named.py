@@ -83,6 +83,11 @@ class NamedArray:
         return float(stated) if isinstance(stated, int | float) and 0 <= stated <= 1 else 0.0
 
     @property
+    def far(self) -> bool:
+        """Whether a read asks a network, so that little should be read."""
+        return self._place.blocking
+
+    @property
     def chunks(self) -> tuple[int, ...]:
         """Shape of what one read decodes."""
         return self._array.chunks

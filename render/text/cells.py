@@ -11,7 +11,8 @@ import numpy.typing as npt
 from attnlens.render.choice.queries import Timeline
 from attnlens.render.scene import Labels, Prediction
 from attnlens.render.text.legible import legible, legible_bytes
-from attnlens.render.text.texts import Text, read_lens
+from attnlens.render.text.texts import LensBlocks, Text
+from attnlens.schemas.errors import StoreError
 
 if TYPE_CHECKING:
     from attnlens.store.reader import Capture
@@ -49,14 +50,15 @@ class Cells:
         self.names_tokens = text.array == "lens_token" and text.ranks == 1
         vocabulary = {} if metadata.lens is None else capture.vocabulary
         self._spell = _Texts(vocabulary, dict(zip(tokens.ids.tolist(), tokens.texts, strict=True)))
-        self._values: npt.NDArray[np.generic] | None = None
+        self._values: LensBlocks | None = None
         if text.array is not None and not (metadata.lens is None and self.names_tokens):
-            self._values = read_lens(capture.reading(text.array, lens), timeline.n_row, text.ranks)
-        self._final: npt.NDArray[np.generic] | None = None
+            self._values = LensBlocks(capture.reading(text.array, lens), timeline.n_row, text.ranks)
+        self._final: LensBlocks | None = None
         if metadata.lens is not None:
-            last = slice(self._n_layer, self._n_layer + 1)
-            self._final = read_lens(capture.reading("lens_token", lens), timeline.n_row, 1, last)[0, :, 0]
-            self._chance = read_lens(capture.reading("lens_probability", lens), timeline.n_row, 1, last)[0, :, 0]
+            self._final = LensBlocks(capture.reading("lens_token", lens), timeline.n_row, 1)
+            self._chance = LensBlocks(capture.reading("lens_probability", lens), timeline.n_row, 1)
+            if self.names_tokens and self._values is not None:
+                self._final = self._values  # the same cells, read once
 
     def labels(self, depths: tuple[int, ...], columns: tuple[int, ...], matrix: npt.NDArray[np.float32]) -> Labels:
         """Texts (row, column) of cells whose drawn values are `matrix`; row r shows the residual of `depths[r]`."""
@@ -72,7 +74,7 @@ class Cells:
             return tuple(self._tokens.texts[column] for column in columns)
         if self._values is None:
             return ("",) * len(columns)
-        return self._text.line(self._values[depth, list(columns)], self.spell)
+        return self._text.line(self._values.take(depth, columns), self.spell)
 
     def names(self, columns: tuple[int, ...]) -> tuple[str, ...]:
         """The tokens of columns, where no row of the cells shows them."""
@@ -86,15 +88,20 @@ class Cells:
         """The lens's first choice at the last depth."""
         if self._final is None:
             return None
-        return Prediction(text=self.spell(int(self._final[query])), probability=float(self._chance[query]))
+        chance = self._chance.take(self._n_layer, (query,))[0, 0]
+        return Prediction(text=self.spell(self._first(query)), probability=float(chance))
 
     def next(self, query: int) -> str | None:
         """The token that came next, unless it is the predicted one."""
         if query + 1 >= len(self._tokens.texts):
             return None
-        if self._final is not None and self._final[query] == self._tokens.ids[query + 1]:
+        if self._final is not None and self._first(query) == self._tokens.ids[query + 1]:
             return None
         return self._tokens.texts[query + 1]
+
+    def _first(self, query: int) -> int:
+        assert self._final is not None
+        return int(self._final.take(self._n_layer, (query,))[0, 0])
 
 
 class _Texts(dict[int, str]):
@@ -106,5 +113,7 @@ class _Texts(dict[int, str]):
         self[-1] = ""
 
     def __missing__(self, token: int) -> str:
+        if token not in self._vocabulary:
+            raise StoreError(f"the lens says token {token}, which vocabulary_id does not list; run `lens verify`")
         text = self[token] = legible(self._vocabulary[token])
         return text

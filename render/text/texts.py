@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -104,10 +104,31 @@ _BLOCK = 1024
 """Tokens of a lens array that are read at a time, so that ranks which are not wanted are never held together."""
 
 
-def read_lens(array: Any, n_row: int, ranks: int | None, depths: slice = slice(None)) -> Values:
-    """A lens array (depth, token, …) of the tokens that have rows, with its first `ranks` ranks."""
-    cut: tuple[slice, ...] = () if ranks == 0 else (slice(0, ranks),)
-    blocks = [
-        np.asarray(array[(depths, slice(start, min(start + _BLOCK, n_row)), *cut)]) for start in range(0, n_row, _BLOCK)
-    ]
-    return np.concatenate(blocks, axis=1)
+class LensBlocks:
+    """A lens array (depth, token, …) of the tokens that have rows, with its first `ranks` ranks, read when needed.
+
+    Here many tokens are read at a time, far away no more than a chunk holds.
+    """
+
+    def __init__(self, array: Any, n_row: int, ranks: int | None) -> None:
+        self._array, self._n_row, self._ranks = array, n_row, ranks
+        self._step = array.chunks[1] if array.far else _BLOCK
+        self._blocks: dict[int, Values] = {}
+
+    def take(self, depth: int, tokens: Sequence[int]) -> Values:
+        """Values (token, …) of one depth."""
+        numbers = np.asarray(tokens)
+        blocks = numbers // self._step
+        first = int(blocks[0])
+        if (blocks == first).all():
+            return np.asarray(self._block(first)[depth, numbers - first * self._step])
+        parts = [self._block(int(block))[depth, numbers[blocks == block] % self._step] for block in np.unique(blocks)]
+        return np.concatenate(parts)
+
+    def _block(self, number: int) -> Values:
+        if number not in self._blocks:
+            cut: tuple[slice, ...] = () if self._ranks == 0 else (slice(0, self._ranks),)
+            start = number * self._step
+            part = slice(start, min(start + self._step, self._n_row))
+            self._blocks[number] = np.asarray(self._array[(slice(None), part, *cut)])
+        return self._blocks[number]

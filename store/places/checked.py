@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from attnlens.store.places.place import Place
 
 PIECE = 1 << 24
-FAR = 1 << 18
+FAR = 1 << 16
 """Largest file far away that is fetched whole to be compared; of larger ones only the parts that are asked for."""
 
 
