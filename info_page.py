@@ -89,7 +89,7 @@ def _facts(capture: CaptureDescription) -> Iterator[tuple[str, str]]:
     yield "tokens", f"{capture.n_prompt} prompt + {capture.n_generated} after it; {capture.committed} rows committed"
     if not sampling["forced"]:
         yield "sampling", _sampling(sampling)
-    yield "attention", capture.attention or "none"
+    yield "attention", _attention(capture)
     yield "lens", capture.lens or "none"
     yield "captured", f"{_day(capture.created)} on {capture.device}{_seconds(capture.timings)}"
     failed = [str(check["name"]) for check in capture.self_checks if not check["passed"]]
@@ -138,6 +138,13 @@ def _arrays(arrays: list[ArrayInfo]) -> Table:
     raw, stored = sum(array.raw_bytes for array in small), sum(array.stored_bytes for array in small)
     table.add_row(f"and {len(small)} more", "tokens, text, coordinates", "", human_bytes(raw), human_bytes(stored))
     return table
+
+
+def _attention(capture: CaptureDescription) -> str:
+    """How attention is kept, and why, where the program chose it."""
+    ways = {"dense": "dense: every weight", "qk": f"qk: queries and keys in {capture.attention_dtype}, replayed"}
+    told = ways.get(capture.attention or "", "none")
+    return told if capture.attention_choice is None else f"{told} ({capture.attention_choice})"
 
 
 def _sampling(sampling: dict[str, object]) -> str:

@@ -33,6 +33,7 @@ def capture(
     temperature: float = 0.1,
     top_p: float = 0.9,
     seed: int = 0,
+    attention: str = "dense",
     lens: bool = True,
     lenses: Sequence[str] = ("logit",),
     lens_points: str = "layers",
@@ -66,6 +67,8 @@ def capture(
         temperature: of sampling; 0 takes the most probable token.
         top_p: nucleus of sampling, Holtzman et al. 2020.
         seed: of sampling.
+        attention: keep every weight ("dense"), or the queries and keys that they are made of ("qk", linear in the
+            length of the text where weights are square), or let the predicted size decide ("auto").
         lens: read the residual stream of every depth through lenses.
         lenses: which: `logit`, `tuned:FOLDER`; the first has the plain names in the store.
         lens_points: `layers` reads between layers, `all` inside them too, after attention and before the MLP.
@@ -90,6 +93,7 @@ def capture(
     started = time.perf_counter()
     progress = progress or Silent()
     settings = Settings(
+        attention=attention,
         lens=lens,
         lenses=tuple(lenses),
         lens_points=lens_points,

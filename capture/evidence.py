@@ -13,22 +13,33 @@ from torch import Tensor
 
 from attnlens.capture.entries import VocabularyEntries
 from attnlens.capture.lenses.reader import LaneReader
-from attnlens.capture.tap import Block
+from attnlens.capture.tap import Block, Vectors
 from attnlens.schemas.errors import ModelError
+from attnlens.schemas.metadata import Mode
 from attnlens.store.writer import CaptureWriter
 
 ROW_SUM_LIMIT = 1e-3
+VECTOR_BYTES = 16 << 20
+"""Queries of one layer that are handed over at a time."""
 
 
 class AttentionEvidence:
-    """Receives blocks of attention rows, rounds them to float16, reduces those of generated queries, passes them on."""
+    """Receives blocks of attention rows, rounds them to float16, reduces those of generated queries, passes them on.
 
-    def __init__(self, writer: CaptureWriter, n_prompt: int, layer_names: list[str], sinks: list[bool]) -> None:
+    Where queries and keys are kept, it receives those, too, and of the rows only the reductions go on.
+    """
+
+    def __init__(
+        self, writer: CaptureWriter, n_prompt: int, layer_names: list[str], sinks: list[bool], mode: Mode = "dense"
+    ) -> None:
         self._writer = writer
         self._first_generated = n_prompt - 1
         self._names = layer_names
         self._sinks = sinks
+        self._dense = mode == "dense"
         self._step: list[Block] = []
+        self._vectors: list[Vectors] = []
+        self._finite: list[tuple[int, Tensor]] = []
         self._off: list[tuple[int, Tensor]] = []
         self.worst_row_sum = 0.0
 
@@ -48,17 +59,51 @@ class AttentionEvidence:
         else:
             self._send([half])
 
+    def receive_vectors(self, vectors: Vectors) -> None:
+        """Takes queries and keys of one layer; those of a single token wait for `end_pass`, as rows do."""
+        if vectors.query.shape[1] == 1:
+            self._vectors.append(vectors)
+            return
+        query, key = vectors.query.transpose(0, 1), vectors.key.transpose(0, 1)
+        self._finite.append((vectors.layer, query.isfinite().all() & key.isfinite().all()))
+        count = max(1, VECTOR_BYTES // (query[0].numel() * query.element_size()))
+        for start in range(0, len(query), count):
+            part = slice(start, start + count)
+            # Copies: a view would change with the cache, or keep it alive.
+            rows = _bits(query[part].clone()), _bits(key[part].clone())
+            self._writer.vectors(vectors.first_token + start, [vectors.layer], rows[0][None], rows[1][None])
+
+    def _send_vectors(self) -> None:
+        """Sends queries and keys of one token, of all layers in one copy."""
+        if not self._vectors:
+            return
+        device = self._vectors[0].query.device
+        query = torch.stack([one.query.to(device).transpose(0, 1) for one in self._vectors])
+        key = torch.stack([one.key.to(device).transpose(0, 1) for one in self._vectors])
+        layers = [one.layer for one in self._vectors]
+        self._finite.append((layers[0], query.isfinite().all() & key.isfinite().all()))
+        self._writer.vectors(self._vectors[0].first_token, layers, _bits(query), _bits(key))
+        self._vectors.clear()
+
     def end_pass(self) -> None:
         """Everything of the pass was received: sends what waits, and checks that all rows were distributions.
 
         Raises:
-            ModelError: rows of a layer do not sum to 1.
+            ModelError: rows of a layer do not sum to 1, or queries and keys are not finite.
         """
-        by_width: dict[int, list[Block]] = {}
+        self._send_vectors()
+        for layer, finite in self._finite:
+            if not bool(finite):
+                raise ModelError(
+                    f"{self._names[layer]}: queries or keys are not finite; the model's numbers overflow or are "
+                    "damaged (another --dtype may help)"
+                )
+        self._finite.clear()
+        by_place: dict[tuple[int, int, int], list[Block]] = {}
         for block in self._step:
-            by_width.setdefault(block.weights.shape[2], []).append(block)
+            by_place.setdefault((block.first_query, block.first_key, block.weights.shape[2]), []).append(block)
         self._step.clear()
-        for blocks in by_width.values():
+        for blocks in by_place.values():
             self._send(blocks)
         device = self._off[0][1].device if self._off else torch.device("cpu")
         worst = torch.stack([off.to(device) for _, off in self._off]).tolist() if self._off else []
@@ -81,12 +126,18 @@ class AttentionEvidence:
         if skip < stacked.shape[2]:
             rows = stacked[:, :, skip:]
             reduced = (_host(rows.amax(dim=1)), _host(rows.float().mean(dim=1).to(torch.float16)))
-        weights = _host(stacked)
+        weights = _host(stacked) if self._dense else None
         for index, block in enumerate(blocks):
-            self._writer.attention(block.layer, first_query, first_key, weights[index])
+            if weights is not None:
+                self._writer.attention(block.layer, first_query, first_key, weights[index])
             if reduced is not None:
                 maximum, mean = reduced
                 self._writer.reductions(block.layer, first_query + skip, first_key, maximum[index], mean[index])
+
+
+def _bits(tensor: Tensor) -> np.ndarray[Any, Any]:
+    """A tensor as the store keeps it: bfloat16, which numpy does not have, as its bits."""
+    return _host(tensor.view(torch.int16)).view(np.uint16) if tensor.dtype == torch.bfloat16 else _host(tensor)
 
 
 def _host(tensor: Tensor) -> np.ndarray[Any, Any]:

@@ -60,7 +60,9 @@ class Passes:
         self._timeline: list[int] = []
         self._table = {layer.index: layer for layer in probed.table}
         names = [layer.path for layer in probed.table]
-        self._attention = AttentionEvidence(rows, plan.n_prompt, names, [layer.sinks for layer in probed.table])
+        mode = rows.metadata.attention or "dense"
+        sinks = [layer.sinks for layer in probed.table]
+        self._attention = AttentionEvidence(rows, plan.n_prompt, names, sinks, mode)
         self._readings = Readings(
             rows,
             VocabularyEntries(rows.vocabulary, vocabulary),
@@ -76,7 +78,16 @@ class Passes:
         self._norms = ValueNorms(rows, equipment.grams) if equipment.grams else None
         if equipment.tracked:
             rows.tracked(equipment.tracked_texts)
-        self._tap = AttentionTap(self._tracker, self._attention.receive, observe=self._observe)
+        self._tap = AttentionTap(
+            self._tracker,
+            self._attention.receive,
+            observe=self._observe,
+            table=self._table,
+            lean=probed.lean,
+            wanted_from=0 if mode == "dense" else plan.n_prompt - 1,
+            cut_at=plan.n_prompt - 1,
+            vectors=None if mode == "dense" else self._attention.receive_vectors,
+        )
         self._in_prefill = True
         self._known = 0
 
@@ -127,6 +138,7 @@ class Passes:
         last = 1 + min(len(plan.given or ()), room)
         logits, cache = self._pass(text, None, generating=generating, last=last)
         self._in_prefill = False
+        self._rows.layers(self.table)
         self.timings["prefill_s"] = time.perf_counter() - started
         if not generating:
             self._given_probabilities(logits, text)

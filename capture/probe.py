@@ -17,10 +17,11 @@ from attnlens.capture.layer_table import layer_table
 from attnlens.capture.lenses.logit import LogitLens
 from attnlens.capture.lenses.tail import find_logit_lens
 from attnlens.capture.override import eager_configuration, hooks_kept, tapped
+from attnlens.capture.proof import REPLAY_LIMIT, Proof, prove, prove_step
 from attnlens.capture.residual import LayerTracker, find_layers
 from attnlens.capture.tap import AttentionTap, Block, Call
 from attnlens.schemas.errors import ModelError
-from attnlens.schemas.metadata import LayerInfo, SelfCheck
+from attnlens.schemas.metadata import LayerInfo, ModelDType, SelfCheck
 
 PROBE_TOKENS = 16
 BLOCK_ROWS = 5
@@ -29,7 +30,11 @@ BLOCK_ROWS = 5
 
 @dataclass(frozen=True, kw_only=True)
 class Probed:
-    """What the probe learnt about a model."""
+    """What the probe learnt about a model.
+
+    `lean`: layers whose output a fused kernel computes; `vector_dtype`: of queries and keys; `qk_refusal`: why these do
+    not suffice to know where tokens look, or None.
+    """
 
     path: str
     layers: nn.ModuleList
@@ -39,6 +44,9 @@ class Probed:
     lens_absent: str | None
     vocabulary_size: int
     checks: tuple[SelfCheck, ...]
+    lean: frozenset[int] = frozenset()
+    vector_dtype: ModelDType | None = None
+    qk_refusal: str | None = None
 
 
 def probe(model: nn.Module, prompt: Tensor, *, lens: bool = True) -> Probed:
@@ -86,8 +94,13 @@ def _probe(model: nn.Module, prompt: Tensor, *, lens: bool) -> Probed:
     )
     checks.append(_check_attentions(rows, plain, expected.dtype, tracker))
     checks.extend(_check_rows(tracker, rows, calls))
-    style, check = _check_cached(model, path, layers, ids, style, expected)
+    proof = prove(layer_table(model, path, layers, calls), calls)
+    lean, fused = _lean_layers(model, path, layers, ids, style, expected, proof)
+    checks.extend([fused] if fused is not None else [])
+    style, check, refusal = _check_cached(model, path, layers, ids, style, expected, proof, lean)
     checks.append(check)
+    if refusal is None:
+        checks.append(SelfCheck(name="probe: replay", passed=True, value=proof.worst, limit=REPLAY_LIMIT))
     found: LogitLens | None = None
     absent: str | None = "not asked for"
     if lens:
@@ -95,13 +108,38 @@ def _probe(model: nn.Module, prompt: Tensor, *, lens: bool) -> Probed:
     return Probed(
         path=path,
         layers=layers,
-        table=layer_table(model, path, layers, calls),
+        table=proof.table,
         style=style,
         lens=found,
         lens_absent=absent,
         vocabulary_size=expected.shape[-1],
         checks=tuple(checks),
+        lean=lean,
+        vector_dtype=proof.dtype,
+        qk_refusal=refusal,
     )
+
+
+def _lean_layers(
+    model: nn.Module, path: str, layers: nn.ModuleList, ids: Tensor, style: CallStyle, expected: Tensor, proof: Proof
+) -> tuple[frozenset[int], SelfCheck | None]:
+    """The layers that may use fused kernels: those that were proven, if the model's logits stay what they are."""
+    if not proof.lean:
+        return frozenset(), None
+    tracker = LayerTracker(path, layers)
+    tap = AttentionTap(tracker, lambda block: None, table=_by_index(proof), lean=proof.lean)
+    with tracker, tapped(model, tap):
+        tracker.begin(ids.shape[1])
+        logits = logits_of(model, attempt(model, ids, style))
+        tracker.end()
+    error, limit = relative_error(logits, expected), tolerance(expected.dtype)
+    if not error <= limit:  # the rounding of half precision, in a model that magnifies it
+        return frozenset(), None
+    return proof.lean, SelfCheck(name="probe: fused kernels", passed=True, value=error, limit=limit)
+
+
+def _by_index(proof: Proof) -> dict[int, LayerInfo]:
+    return {info.index: info for info in proof.table}
 
 
 def _locate(model: nn.Module, ids: Tensor, style: CallStyle) -> tuple[str, nn.ModuleList]:
@@ -219,18 +257,28 @@ def _check_rows(tracker: LayerTracker, rows: dict[int, Tensor], calls: list[Call
 
 
 def _check_cached(
-    model: nn.Module, path: str, layers: nn.ModuleList, ids: Tensor, style: CallStyle, expected: Tensor
-) -> tuple[CallStyle, SelfCheck]:
+    model: nn.Module,
+    path: str,
+    layers: nn.ModuleList,
+    ids: Tensor,
+    style: CallStyle,
+    expected: Tensor,
+    proof: Proof,
+    lean: frozenset[int],
+) -> tuple[CallStyle, SelfCheck, str | None]:
     """A prompt and one more token, as a generation runs them, against one pass over all tokens.
+
+    Returns how to call the model, the check, and why queries and keys do not suffice (None: they do).
 
     Some families differ there by themselves (state-space layers); that is recorded, not refused. What is refused is
     a cache that cannot be used, or hands over keys that are no tokens.
     """
-    best: tuple[float, CallStyle] | None = None
+    best: tuple[float, CallStyle, str | None] | None = None
     trouble: ModelError | None = None
     for candidate in _styles(style):
         tracker = LayerTracker(path, layers)
-        tap = AttentionTap(tracker, lambda block: None)
+        calls: list[Call] = []
+        tap = AttentionTap(tracker, lambda block: None, observe=calls.append, table=_by_index(proof), lean=lean)
         try:
             with tracker, tapped(model, tap):
                 tracker.begin(ids.shape[1] - 1)
@@ -239,6 +287,7 @@ def _check_cached(
                 cache = getattr(output, "past_key_values", None)
                 if cache is None:
                     raise ModelError(f"{type(model).__name__} returns no cache of keys and values")
+                prompt, calls[:] = list(calls), []
                 tracker.begin(1)
                 output = attempt(
                     model, ids[:, -1:], candidate, cache=cache, use_cache=True, first=ids.shape[1] - 1, last=1
@@ -249,16 +298,16 @@ def _check_cached(
             continue
         error = relative_error(logits_of(model, output)[:, -1], expected[:, -1])
         if best is None or error < best[0] / 2:
-            best = (error, candidate)
+            best = (error, candidate, proof.refusal or prove_step(proof, prompt, calls))
         if error <= tolerance(expected.dtype):
             break
     if best is None:
         assert trouble is not None
         raise trouble
-    error, style = best
+    error, style, qk_refusal = best
     # Not a verdict: recurrent states and 8-bit activations make the two differ in the model itself.
     detail = "" if error <= tolerance(expected.dtype) else "the model itself differs; recorded, not judged"
-    return style, SelfCheck(name="probe: cached against one pass", passed=True, value=error, detail=detail)
+    return style, SelfCheck(name="probe: cached against one pass", passed=True, value=error, detail=detail), qk_refusal
 
 
 def _styles(style: CallStyle) -> list[CallStyle]:

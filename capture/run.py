@@ -45,6 +45,7 @@ class CaptureOptions:
     trust_remote_code: bool = False
     revision: str | None = None
     top_k: int = 5
+    attention: str = "dense"
     lens: bool = True
     lenses: tuple[str, ...] = ("logit",)
     lens_points: str = "layers"
@@ -57,6 +58,7 @@ class CaptureOptions:
     def settings(self) -> Settings:
         """What is kept."""
         return Settings(
+            attention=self.attention,
             lens=self.lens,
             lenses=self.lenses,
             lens_points=self.lens_points,
@@ -114,6 +116,7 @@ def run(options: CaptureOptions, progress: Progress) -> CaptureReport:
         temperature=options.temperature,
         top_p=options.top_p,
         seed=options.seed,
+        attention=options.attention,
         lens=options.lens,
         lenses=options.lenses,
         lens_points=options.lens_points,

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from attnlens.capture.describe import device_name, model_info, versions
+from attnlens.capture.encoding import choose_encoding
 from attnlens.capture.equipment import Equipment, equip
 from attnlens.capture.evidence import ROW_SUM_LIMIT
 from attnlens.capture.forward import input_device
@@ -44,6 +45,8 @@ class CaptureReport:
     completion: str
     seconds: float
     bytes_written: int
+    attention: str = "dense"
+    attention_choice: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +80,12 @@ class Session:
     def metadata(
         self, capture_id: str, plan: Plan, generation: Generation, sampler: Sampler, prompt_id: str | None = None
     ) -> CaptureMetadata:
-        """What is known of a capture before it begins."""
+        """What is known of a capture before it begins.
+
+        Raises:
+            ModelError: attention cannot be kept in the way that was asked for.
+        """
+        encoding = choose_encoding(self.settings.attention, self.probed, plan.capacity)
         return CaptureMetadata(
             id=capture_id,
             prompt_id=prompt_id,
@@ -88,7 +96,9 @@ class Session:
             n_fed=0,
             prompt=plan.prompt.text,
             messages=plan.prompt.messages,
-            attention="dense",
+            attention=encoding.mode,
+            attention_dtype=self.probed.vector_dtype if encoding.mode == "qk" else None,
+            attention_choice=encoding.choice,
             model=self.model_info,
             **self.equipment.metadata(),
             sampling=Sampling(
@@ -164,6 +174,8 @@ class Session:
             completion=completion,
             seconds=time.perf_counter() - started,
             bytes_written=rows.bytes_written,
+            attention=metadata.attention or "none",
+            attention_choice=metadata.attention_choice,
         )
 
 

@@ -8,6 +8,7 @@ from attnlens.capture.lenses.choice import LOGIT, choose_lenses, read_config
 from attnlens.schemas.errors import InputError
 from attnlens.store.layout import MIB
 
+ENCODINGS = ("dense", "qk", "auto")
 LENS_POINTS = ("layers", "all")
 
 
@@ -16,6 +17,7 @@ class Settings:
     """What is kept, the same for every prompt of a run. A run is resumed only with the same, `buffer_bytes` excepted.
 
     Attributes:
+        attention: how it is kept: every weight (dense), queries and keys (qk), or what is smaller (auto).
         lens: read the residual stream of every depth through lenses.
         lenses: which: `logit`, `tuned:FOLDER`; the first has the plain names in the store.
         lens_points: `layers` reads between layers, `all` inside them too, after attention and before the MLP.
@@ -26,6 +28,7 @@ class Settings:
         buffer_bytes: host memory that rows may take while they wait to be written.
     """
 
+    attention: str = "dense"
     lens: bool = True
     lenses: tuple[str, ...] = (LOGIT,)
     lens_points: str = "layers"
@@ -46,6 +49,8 @@ class Settings:
         Raises:
             InputError: as said.
         """
+        if self.attention not in ENCODINGS:
+            raise InputError(f"attention is {self.attention!r}, expected one of {', '.join(ENCODINGS)}")
         choices = choose_lenses(self.lenses)
         if not choices:
             raise InputError("no lens was named: expected logit or tuned:FOLDER")

@@ -136,6 +136,16 @@ def capture(
         bool,
         typer.Option("--trust-remote-code", rich_help_panel=MODEL, help="Run code that comes with the model."),
     ] = False,
+    attention: Annotated[
+        str,
+        typer.Option(
+            "--attention",
+            metavar="dense|qk|auto",
+            rich_help_panel=EVIDENCE,
+            help="Every weight, or queries and keys: linear in the text's length, for long ones. "
+            "auto takes what is smaller.",
+        ),
+    ] = "dense",
     top_k: Annotated[
         int, typer.Option("--top-k", metavar="K", rich_help_panel=EVIDENCE, help="Lens tokens kept a position.")
     ] = 5,
@@ -227,6 +237,7 @@ def capture(
             trust_remote_code=trust_remote_code,
             revision=revision,
             top_k=top_k,
+            attention=attention,
             lens=not no_lens,
             lenses=tuple(lens or ("logit",)),
             lens_points=lens_points,
@@ -249,6 +260,8 @@ def _tell_one(report: CaptureReport, json: bool) -> None:
         typer.echo(to_json(report))
         return
     typer.echo(one_line(report.completion))
+    if report.attention_choice is not None:
+        typer.echo(f"attention: {report.attention}, {one_line(report.attention_choice)}")
     typer.echo(
         f"{report.path}: capture {report.capture_id}, {report.n_prompt} + {report.n_token - report.n_prompt} tokens, "
         f"{human_bytes(report.bytes_written)} in {report.seconds:.1f} s. Next: lens render {report.path}"

@@ -14,6 +14,7 @@ from attnlens.schemas.version import FORMAT_VERSION
 Status = Literal["planned", "partial", "complete", "failed"]
 LayerKind = Literal["full", "sliding", "chunked", "none"]
 Mode = Literal["dense", "qk"]
+ModelDType = Literal["float32", "float16", "bfloat16"]
 
 
 class Record(BaseModel):
@@ -142,7 +143,7 @@ class CaptureMetadata(Record):
     messages: list[dict[str, Any]] | None = None
     attention: Mode | None
     attention_absent: str | None = None
-    attention_dtype: Literal["float32", "float16", "bfloat16"] | None = None
+    attention_dtype: ModelDType | None = None
     attention_choice: str | None = None
     model: ModelInfo
     lens: LensInfo | None

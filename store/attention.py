@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from attnlens.schemas.errors import AbsentError, InputError
+from attnlens.store.replay import Replay
 
 if TYPE_CHECKING:
     from attnlens.store.reader import Capture
@@ -18,7 +19,7 @@ Positions = int | slice | Sequence[int] | NDArray[np.integer[Any]]
 
 
 class Attention:
-    """Where tokens looked. Rows of layers without attention are NaN."""
+    """Where tokens looked, as every weight that was stored. Rows of layers without attention are NaN."""
 
     def __init__(self, capture: Capture) -> None:
         self._capture = capture
@@ -47,6 +48,12 @@ class Attention:
         rows = parts[0] if len(parts) == 1 else np.concatenate(parts, axis=2)
         return rows.astype(np.float32)
 
+    def rounded(
+        self, queries: Positions, layers: Positions | None = None, heads: Positions | None = None
+    ) -> NDArray[np.float32]:
+        """`rows` as they are drawn: rounded to float16, so that both encodings of a capture give the same pictures."""
+        return self.rows(queries, layers, heads)
+
     def reduced(self, name: Reduction, queries: Positions, layers: Positions | None = None) -> NDArray[np.float32]:
         """Maximum or mean over heads (layer, query, key), float32 of a float16 value.
 
@@ -70,10 +77,79 @@ class Attention:
             parts = [stored[run - origin, layer] for run in _runs(query)]
             rows = parts[0] if len(parts) == 1 else np.concatenate(parts, axis=0)
             return np.ascontiguousarray(rows.swapaxes(0, 1), np.float32)
-        weights = self.rows(query, layer)
-        values = weights.max(axis=1) if name == "max" else weights.mean(axis=1, dtype=np.float32)
-        rounded: NDArray[np.float32] = values.astype(np.float16).astype(np.float32)
-        return rounded
+        return self._reduce(name, query, layer)
+
+    def _reduce(self, name: Reduction, query: NDArray[np.intp], layer: NDArray[np.intp]) -> NDArray[np.float32]:
+        """A reduction of all heads that was not stored."""
+        return _over_heads(name, self.rows(query, layer))
+
+
+class ReplayedAttention(Attention):
+    """Where tokens looked, made again from queries and keys: exact to float32, no row is stored."""
+
+    def __init__(self, capture: Capture) -> None:
+        super().__init__(capture)
+        self._replay: Replay | None = None
+
+    def rows(
+        self, queries: Positions, layers: Positions | None = None, heads: Positions | None = None
+    ) -> NDArray[np.float32]:
+        """Attention (layer, head, query, key), float32 and not rounded, keys 0 … n_token - 1.
+
+        Args:
+            queries: Timeline positions of the tokens that look.
+            layers: Layers, all if None.
+            heads: Heads, all if None.
+
+        Raises:
+            AbsentError: a query was not fed or not committed.
+            InputError: a position outside the timeline, the layers or the heads.
+            StoreError: a chunk is damaged, or its numbers are none that attention can be made of.
+        """
+        model = self._capture.metadata.model
+        query = _within(_listed(queries, self._capture.n_token), self._capture.n_token, "query")
+        layer = _within(_listed(layers, model.n_layer), model.n_layer, "layer")
+        head = _within(_listed(heads, model.n_head), model.n_head, "head")
+        if len(query) == 0:
+            raise InputError("attention rows: no query was named")
+        return self._replayed.rows(query, layer, head)
+
+    def rounded(
+        self, queries: Positions, layers: Positions | None = None, heads: Positions | None = None
+    ) -> NDArray[np.float32]:
+        """`rows` as they are drawn: rounded to float16, so that both encodings of a capture give the same pictures."""
+        return self.rows(queries, layers, heads).astype(np.float16).astype(np.float32)
+
+    def blocks(
+        self, queries: NDArray[np.intp], layers: NDArray[np.intp]
+    ) -> Iterator[tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.float32]]]:
+        """Rows of all heads, block by block as memory allows: places of layers, places of queries, weights as `rows`.
+
+        Raises:
+            AbsentError, StoreError: as `rows`.
+        """
+        return self._replayed.blocks(queries, layers)
+
+    def _reduce(self, name: Reduction, query: NDArray[np.intp], layer: NDArray[np.intp]) -> NDArray[np.float32]:
+        n_token, model = self._capture.n_token, self._capture.metadata.model
+        query, layer = _within(query, n_token, "query"), _within(layer, model.n_layer, "layer")
+        found = np.empty((len(layer), len(query), n_token), np.float32)
+        for lanes, places, weights in self._replayed.blocks(query, layer):
+            found[np.ix_(lanes, places)] = _over_heads(name, weights.astype(np.float16).astype(np.float32))
+        return found
+
+    @property
+    def _replayed(self) -> Replay:
+        if self._replay is None:
+            self._replay = Replay(self._capture)
+        return self._replay
+
+
+def _over_heads(name: Reduction, weights: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Weights (layer, head, query, key) → (layer, query, key), rounded as a store keeps it."""
+    values = weights.max(axis=1) if name == "max" else weights.mean(axis=1, dtype=np.float32)
+    rounded: NDArray[np.float32] = values.astype(np.float16).astype(np.float32)
+    return rounded
 
 
 def attention_of(capture: Capture) -> Attention:
@@ -84,7 +160,7 @@ def attention_of(capture: Capture) -> Attention:
     """
     if capture.metadata.attention is None:
         raise AbsentError(f"capture {capture.id} has no attention: {capture.metadata.attention_absent or 'not stored'}")
-    return Attention(capture)
+    return ReplayedAttention(capture) if capture.metadata.attention == "qk" else Attention(capture)
 
 
 def _listed(part: Positions | None, size: int) -> NDArray[np.intp]:
@@ -94,6 +170,14 @@ def _listed(part: Positions | None, size: int) -> NDArray[np.intp]:
     if isinstance(part, slice):
         return np.arange(size)[part]
     return np.atleast_1d(np.asarray(part)).astype(np.intp)
+
+
+def _within(positions: NDArray[np.intp], size: int, axis: str) -> NDArray[np.intp]:
+    """`positions`, all of which the axis has; negative ones are counted from its end."""
+    wrong = positions[(positions < -size) | (positions >= size)]
+    if len(wrong):
+        raise InputError(f"attention rows: {axis} {int(wrong[0])} is outside 0 … {size - 1}")
+    return np.where(positions < 0, positions + size, positions)
 
 
 def _runs(positions: NDArray[np.intp]) -> list[NDArray[np.intp]]:

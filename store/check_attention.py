@@ -39,7 +39,7 @@ def check_attention(capture: Capture, findings: Findings, progress: Progress) ->
             block = weight[lanes, :, rows]
             reduced = _reductions(capture, lanes, rows)
         except StoreError as error:
-            findings.add(f"{capture.id}/attention_weight", "value", _reason(error))
+            findings.add(f"{capture.id}/attention_weight", "value", reason(error))
             continue
         finally:
             progress.advance(max(0, rows.stop - done))
@@ -54,7 +54,7 @@ def check_attention(capture: Capture, findings: Findings, progress: Progress) ->
                     values = np.where(gone, np.float32(0), values)
                 _check_layer(weight, info, rows.start, values, gone is not None, findings)
                 for name, found in reduced.items() if gone is None else ():
-                    _check_reduction(capture, name, layer, found[:, layer - lanes.start], values, rows.stop, findings)
+                    check_reduction(capture, name, layer, found[:, layer - lanes.start], values, rows.stop, findings)
                 findings.count("attention rows", (rows.stop - rows.start) * weight.shape[1])
 
 
@@ -79,10 +79,20 @@ def _check_layer(
     if info.kind == "chunked" and info.window is not None:
         outside = key < query // info.window * info.window
         findings.cells(path, f"looks out of its chunk of {info.window}", (values != 0) & outside, tell)
+    more = _rounding(weight, values.shape[2])
+    findings.cells(path, "row does not sum to 1", wrong_sums(info, values, cut=cut, more=more), tell)
+
+
+def wrong_sums(
+    info: LayerInfo, values: NDArray[np.float32], *, cut: bool = False, more: float = 0.0
+) -> NDArray[np.bool_]:
+    """Which rows (head, query) of weights (head, query, key) do not sum to 1, or with sinks, or cut, to more than 1.
+
+    `more`: how far a sum may be off because weights were rounded.
+    """
     sums = values.sum(axis=-1)
-    tolerance = SUM_TOLERANCE + values.shape[2] * SUBNORMAL + _rounding(weight, values.shape[2])
-    wrong = sums > 1 + tolerance if info.sinks or cut else ~(np.abs(sums - 1) <= tolerance)
-    findings.cells(path, "row does not sum to 1", wrong, tell)
+    tolerance = SUM_TOLERANCE + values.shape[2] * SUBNORMAL + more
+    return np.asarray(sums > 1 + tolerance if info.sinks or cut else ~(np.abs(sums - 1) <= tolerance))
 
 
 def _gone(capture: Capture, layer: int, rows: slice, shape: tuple[int, ...]) -> NDArray[np.bool_] | None:
@@ -120,7 +130,7 @@ def _reductions(capture: Capture, lanes: slice, rows: slice) -> dict[str, NDArra
     return {name: capture[name][start - origin : rows.stop - origin, lanes] for name in REDUCTIONS if name in capture}
 
 
-def _check_reduction(
+def check_reduction(
     capture: Capture,
     name: str,
     layer: int,
@@ -137,7 +147,8 @@ def _check_reduction(
         return where, f"layer {layer}, query {start + row}, key {key}"
 
     expected = REDUCTIONS[name](values[:, values.shape[1] - len(found) :])
-    tolerance = REDUCTION_TOLERANCE + array.max_error + capture["attention_weight"].max_error
+    rounded = capture["attention_weight"].max_error if "attention_weight" in capture else 0.0
+    tolerance = REDUCTION_TOLERANCE + array.max_error + rounded
     bad = ~(np.abs(found.astype(np.float32) - expected) <= tolerance)
     findings.cells(array.path, "differs from the heads' weights", bad, tell)
     findings.count("reduced rows", len(found))
@@ -150,5 +161,6 @@ def _blocks(weight: NamedArray, committed: int) -> Iterator[tuple[slice, slice]]
         yield slice(layer, min(weight.shape[0], layer + layers)), slice(row, min(committed, row + rows))
 
 
-def _reason(error: StoreError) -> str:
+def reason(error: StoreError) -> str:
+    """Why rows could not be checked, without the advice to verify."""
     return f"rows cannot be checked: {str(error).split('; run ')[0]}"

@@ -42,6 +42,8 @@ class CaptureDescription:
     n_fed: int
     committed: int
     attention: str | None
+    attention_dtype: str | None
+    attention_choice: str | None
     lens: str | None
     layers: dict[str, int]
     sampling: dict[str, Any]
@@ -125,6 +127,8 @@ def _capture(place: Place, capture: Capture) -> CaptureDescription:
         n_fed=about.n_fed,
         committed=about.committed,
         attention=about.attention,
+        attention_dtype=about.attention_dtype,
+        attention_choice=about.attention_choice,
         lens=about.lens.name if about.lens else None,
         layers={kind: kinds.count(kind) for kind in dict.fromkeys(kinds)},
         sampling=about.sampling.model_dump(mode="json"),

@@ -16,6 +16,7 @@ from attnlens.store.check_attention import check_attention
 from attnlens.store.check_files import check_chunks, check_consolidated, check_digest, check_manifest
 from attnlens.store.check_lens import check_lens
 from attnlens.store.check_tokens import check_tokens
+from attnlens.store.check_vectors import check_vectors
 from attnlens.store.descriptions import Limits, describe_array
 from attnlens.store.files import PARTIAL
 from attnlens.store.findings import Findings
@@ -110,6 +111,8 @@ def _check_capture(store: Store, name: str, findings: Findings, progress: Progre
         check_tokens(capture, findings)
         if "attention_weight" in whole:
             check_attention(capture, findings, progress)
+        if {"attention_q", "attention_k"} <= whole:
+            check_vectors(capture, findings, progress)
         check_lens(capture, findings, progress)
     return capture.status
 

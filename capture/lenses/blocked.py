@@ -4,11 +4,15 @@ A processor spends more time moving logits to memory and back than multiplying f
 in blocks of columns, and each block is used up at once. Its softmax gives two numbers that can be put together later as
 in online softmax (Milakov and Gimelshein 2018): with m the largest logit and p the largest probability, the block's
 logsumexp is m - log p. The top k are looked for only in those parts of a block whose largest logit is among the k
-largest so far.
+largest so far. Each core has a thread of its own that takes blocks as it gets on: threads that share every operation
+wait for each other at its end, and for whoever else has one of the cores.
 """
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 import torch
@@ -18,7 +22,7 @@ from attnlens.capture.lenses.readout import Readout, joined, read_logits, rows_a
 
 BLOCK_ROWS = 512
 BLOCK_COLUMNS = 512
-"""The narrowest block: with as many rows its logits are 1 MiB, about what a core can keep to itself."""
+"""The narrowest block: with BLOCK_ROWS its logits are 1 MiB, about what a core can keep to itself."""
 WIDEST_COLUMNS = 4096
 PART_COLUMNS = 128
 BLOCKS_KEPT = 8
@@ -56,63 +60,105 @@ def read_through(
 
     `following` int64 (row): the id that really came next, -1 for unknown; `tracked` int64 (tracked): ids to follow.
     """
-    product = _Product(head, scale, softcap)
     tracked = following[:0] if tracked is None else tracked
-    n_row, size = len(stream), head.out_features
-    width = min(size, _width(n_row))
-    n_block = -(-size // width)
-    target = torch.cat([following[:, None], tracked.expand(n_row, -1)], dim=1)
-    aim = product.own(stream, following.clamp(min=0), tracked)
-    best = _Best(n_row, min(top_k, size))
-    met = torch.full(target.shape, torch.nan)
-    most, largest, mean = (torch.empty(n_block, n_row) for _ in range(3))
-    beaten = torch.empty(n_block, target.shape[1], n_row)
-    kept, scratch = torch.empty(min(BLOCKS_KEPT, n_block), n_row, width), torch.empty(n_row, width)
-    parts = kept.view(len(kept), n_row, -1, PART_COLUMNS if width % PART_COLUMNS == 0 else width)
-    peaks = torch.empty(parts.shape[:3])
-    for begin in range(0, n_block, BLOCKS_KEPT):
-        blocks = range(begin, min(begin + BLOCKS_KEPT, n_block))
-        for block in blocks:
-            first, last = block * width, min(size, (block + 1) * width)
-            logits = kept[block - begin]
-            if last - first < width:  # the last block: tensors of its own, because only whole ones are contiguous
-                logits.fill_(-torch.inf)
-                logits, scratch = torch.empty(n_row, last - first), torch.empty(n_row, last - first)
-            product.block(stream, first, last, out=logits)
-            if last - first < width:
-                kept[block - begin, :, : last - first] = logits
-            torch.amax(parts[block - begin], dim=-1, out=peaks[block - begin])
-            torch.amax(peaks[block - begin], dim=-1, out=most[block])
-            torch.softmax(logits, dim=-1, out=scratch)
-            torch.amax(scratch, dim=-1, out=largest[block])
-            torch.sum(scratch.mul_(logits), dim=-1, out=mean[block])
-            for column, count in zip(aim.T, beaten[block], strict=True):
-                torch.sum(torch.gt(logits, column[:, None], out=scratch), dim=-1, out=count)
-        best.add(parts[: len(blocks)], peaks[: len(blocks)], begin * width)
-        _meet(met, kept, target - begin * width)
-    logsum = most - largest.log()
-    total = logsum.logsumexp(dim=0)
-    mean.mul_(logsum.sub_(total).exp_())
+    target = torch.cat([following[:, None], tracked.expand(len(stream), -1)], dim=1)
+    product = _Product(head, scale, softcap)
+    crew = _crew()
+    aim = crew.submit(product.own, stream, following.clamp(min=0), tracked).result()
+    walk = _Walk(stream, product, target, aim, top_k)
+    runs = iter(range(0, walk.n_block, BLOCKS_KEPT))
+    best = _Best.joined(list(crew.map(walk.take, [runs] * crew._max_workers)))
+    total, entropy = walk.distribution()
     known = target >= 0
-    rank = torch.where(known, beaten.sum(dim=0).T.int(), -1)
-    probability = torch.where(known, (met - total[:, None]).exp(), torch.nan)
+    rank = torch.where(known, walk.beaten.sum(dim=0).T.int(), -1)
+    probability = torch.where(known, (walk.met - total[:, None]).exp(), torch.nan)
     read = Readout(
         token=best.token.int(),
         probability=(best.value - total[:, None]).exp(),
-        entropy=(total - mean.sum(dim=0)).clamp(min=0),
+        entropy=entropy,
         next_rank=rank[:, 0],
         next_probability=probability[:, 0],
         tracked_rank=rank[:, 1:],
         tracked_probability=probability[:, 1:],
     )
-    doubtful = (known & (met != aim)).any(dim=1)
+    doubtful = (known & (walk.met != aim)).any(dim=1)
     return _counted_again(read, product, stream, following, tracked, doubtful)
+
+
+class _Walk:
+    """What is learnt of some rows while blocks of the vocabulary go by, in any order and in several threads."""
+
+    def __init__(self, stream: Tensor, product: _Product, target: Tensor, aim: Tensor, top_k: int) -> None:
+        n_row, self._size = len(stream), product.head.out_features
+        self._stream, self._product, self._target, self._aim = stream, product, target, aim
+        self._width = min(self._size, _width(n_row))
+        self._top_k = min(top_k, self._size)
+        self.n_block = -(-self._size // self._width)
+        self._most, self._largest, self._mean = (torch.empty(self.n_block, n_row) for _ in range(3))
+        self.beaten = torch.empty(self.n_block, target.shape[1], n_row)
+        """How many logits of a block are above those aimed at (block, aim, row)."""
+        self.met = torch.full(target.shape, torch.nan)
+        """The logits aimed at (row, aim), as the walk met them."""
+
+    def take(self, runs: Iterator[int]) -> _Best:
+        """Walks runs of blocks, each named by its first, as long as there are some; returns the best of them."""
+        with torch.no_grad():
+            return self._take(runs)
+
+    def _take(self, runs: Iterator[int]) -> _Best:
+        n_row, width = len(self._stream), self._width
+        best = _Best(n_row, self._top_k)
+        kept = torch.empty(min(BLOCKS_KEPT, self.n_block), n_row, width)
+        parts = kept.view(len(kept), n_row, -1, PART_COLUMNS if width % PART_COLUMNS == 0 else width)
+        peaks, scratch = torch.empty(parts.shape[:3]), torch.empty(n_row, width)
+        for begin in runs:
+            blocks = range(begin, min(begin + BLOCKS_KEPT, self.n_block))
+            for place, block in enumerate(blocks):
+                first, last = block * width, min(self._size, (block + 1) * width)
+                logits, room = kept[place], scratch
+                if last - first < width:  # the last block: tensors of its own, because only whole ones are contiguous
+                    logits, room = torch.empty(n_row, last - first), torch.empty(n_row, last - first)
+                self._product.block(self._stream, first, last, out=logits)
+                if last - first < width:
+                    kept[place].fill_(-torch.inf)[:, : last - first] = logits
+                torch.amax(parts[place], dim=-1, out=peaks[place])
+                torch.amax(peaks[place], dim=-1, out=self._most[block])
+                torch.softmax(logits, dim=-1, out=room)
+                torch.amax(room, dim=-1, out=self._largest[block])
+                torch.sum(room.mul_(logits), dim=-1, out=self._mean[block])
+                for column, count in zip(self._aim.T, self.beaten[block], strict=True):
+                    torch.sum(torch.gt(logits, column[:, None], out=room), dim=-1, out=count)
+            best.add(parts[: len(blocks)], peaks[: len(blocks)], begin * width)
+            _meet(self.met, kept[: len(blocks)], self._target - begin * width)
+        return best
+
+    def distribution(self) -> tuple[Tensor, Tensor]:
+        """Logsumexp and entropy (row) of the whole vocabulary, once all blocks were walked."""
+        logsum = self._most - self._largest.log()
+        total = logsum.logsumexp(dim=0)
+        mean = (logsum - total).exp_().mul_(self._mean).sum(dim=0)
+        return total, (total - mean).clamp(min=0)
+
+
+_threads: ThreadPoolExecutor | None = None
+
+
+def _crew() -> ThreadPoolExecutor:
+    """A thread for each that torch would use, in which torch uses no more."""
+    global _threads
+    count = torch.get_num_threads()
+    if _threads is None or _threads._max_workers != count:
+        _threads = ThreadPoolExecutor(count, "attnlens-lens", initializer=torch.set_num_threads, initargs=(1,))
+        ready = threading.Barrier(count)
+        list(_threads.map(lambda _: ready.wait(), range(count)))
+        torch.set_num_threads(count)  # a setting of every thread, whose default for later ones is the last made
+    return _threads
 
 
 def _width(n_row: int) -> int:
     """Columns of a block: fewer for more rows, so that its logits stay in the cache."""
     width = BLOCK_COLUMNS
-    while width < WIDEST_COLUMNS and 2 * width * n_row <= BLOCK_COLUMNS * BLOCK_ROWS // 2:
+    while width < WIDEST_COLUMNS and 2 * width * n_row <= BLOCK_COLUMNS * BLOCK_ROWS:
         width *= 2
     return width
 
@@ -173,6 +219,14 @@ class _Best:
     def __init__(self, n_row: int, top_k: int) -> None:
         self.value = torch.full((n_row, top_k), -torch.inf)
         self.token = torch.zeros((n_row, top_k), dtype=torch.int64)
+
+    @staticmethod
+    def joined(parts: list[_Best]) -> _Best:
+        """The best of all."""
+        value, order = torch.cat([part.value for part in parts], dim=1).topk(parts[0].value.shape[1], dim=-1)
+        best = _Best(*value.shape)
+        best.value, best.token = value, torch.cat([part.token for part in parts], dim=1).gather(1, order)
+        return best
 
     def add(self, logits: Tensor, peaks: Tensor, first: int) -> None:
         """Merges logits (block, row, part, column), the first of which is of token `first`.

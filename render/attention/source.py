@@ -120,7 +120,7 @@ class Source:
         """Every reduction of one query, layer by layer where the row of all layers is large."""
         found = []
         for layers in self._parts(self._layers, self._n_read):
-            weights = self._capture.attention.rows([query], layers=layers, heads=self._read)[:, :, 0, : query + 1]
+            weights = self._capture.attention.rounded([query], layers=layers, heads=self._read)[:, :, 0, : query + 1]
             found.append([self._finish(weights, query, heads, layers, self._read) for heads in self._heads])
         return [
             (
@@ -183,7 +183,7 @@ class Source:
         for first in range(start, stop, step):
             queries = range(first, min(first + step, stop))
             for layers in self._parts(tuple(range(model.n_layer)), model.n_head, len(queries)):
-                weights = self._capture.attention.rows(queries, layers=layers)
+                weights = self._capture.attention.rounded(queries, layers=layers)
                 for layer, heads in zip(layers, weights, strict=True):
                     average[layer, first - start : queries.stop - start] = mean(heads.swapaxes(0, 1))
         return average
