@@ -5,6 +5,7 @@ Nothing heavy is imported here, so that `lens --help` answers at once.
 
 from __future__ import annotations
 
+import os
 import sys
 import warnings
 from typing import Annotated, Any
@@ -70,8 +71,14 @@ def _root(
     version: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version and exit.")
     ] = False,
+    no_limits: Annotated[
+        bool,
+        typer.Option("--no-limits", help="Read stores beyond the usual limits, of people you trust."),
+    ] = False,
 ) -> None:
     """Options of `lens` itself."""
+    if no_limits:
+        os.environ["ATTNLENS_NO_LIMITS"] = "1"
 
 
 app.command(epilog=demo.EXAMPLES)(demo.demo)

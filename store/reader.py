@@ -18,7 +18,7 @@ from attnlens.schemas.problems import Problem, summary
 from attnlens.schemas.validate import ArrayDescription, validate_capture
 from attnlens.schemas.version import NAMESPACE
 from attnlens.store.attention import Attention, attention_of
-from attnlens.store.descriptions import Limits, describe_array
+from attnlens.store.descriptions import Limits, default_limits, describe_array
 from attnlens.store.manifest import MANIFEST_ARRAYS, document_digest, manifest_hash
 from attnlens.store.named import NamedArray
 from attnlens.store.places import Place, open_place
@@ -43,7 +43,7 @@ def open_store(path: str | PathLike[str], *, limits: Limits | None = None, check
         StoreError: `path` is not a store, is damaged, or has another format version.
     """
     place = open_place(path)
-    return Store(place, read_root(place), limits or Limits(), checked=checked)
+    return Store(place, read_root(place), limits or default_limits(), checked=checked)
 
 
 class Store:
@@ -294,10 +294,11 @@ class Capture:
         import zarr
         from zarr.storage import StorePath
 
+        from attnlens.store.bounded import bounded
         from attnlens.store.faults import DECODE_ERRORS
 
         try:
-            document = {**self._documents[name], "storage_transformers": ()}
+            document = bounded(self._documents[name])
             array = zarr.Array.from_dict(StorePath(self._zarr_store, f"{self.id}/{name}"), document)
         except DECODE_ERRORS as error:
             raise StoreError(f"{self.id}/{name}: zarr.json is damaged ({error}); run `lens verify`") from error
@@ -445,7 +446,11 @@ def read_capture(
             [Problem(where=f"{name}/{GROUP_DOCUMENT}", kind="metadata", message="is no group with attributes")],
         )
     found: dict[str, dict[str, Any]] = {}
-    for key, text in _array_documents(place, name, document):
+    listed = _array_documents(place, name, document)
+    if len(listed) > limits.arrays:
+        what = f"lists {len(listed)} arrays, more than {limits.arrays}"
+        return {}, {}, [Problem(where=f"{name}/{GROUP_DOCUMENT}", kind="metadata", message=what)]
+    for key, text in listed:
         try:
             if not ARRAY_NAME.fullmatch(key):
                 raise ValueError("is no name of an array")

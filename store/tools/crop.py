@@ -24,7 +24,7 @@ from attnlens.store.reader import Capture, open_store
 from attnlens.store.tools.keep import Keep, Kept, kept
 from attnlens.store.tools.output import new_store
 from attnlens.store.tools.redact import Redaction, redaction
-from attnlens.store.tools.rewrite import Cells, Change, copy_files, rewrite
+from attnlens.store.tools.rewrite import Cells, Change, copy_files, part_of, rewrite
 from attnlens.store.tools.seal import seal_capture, seal_store
 
 
@@ -265,7 +265,7 @@ def _masked(masks: dict[int, NDArray[np.bool_]], fill: Any) -> Change:
     def change(cells: Cells, region: tuple[slice, ...]) -> Cells:
         cells = cells.copy()
         for axis, mask in masks.items():
-            cells[(slice(None),) * axis + (~mask[region[axis]],)] = fill
+            cells[(slice(None),) * axis + (~part_of(mask, region[axis]),)] = fill
         return cells
 
     return change

@@ -14,7 +14,7 @@ from attnlens.schemas.metadata import CaptureMetadata
 from attnlens.schemas.ranges import runs_of
 from attnlens.schemas.sensitivity import SENSITIVITY, sensitivity_of
 from attnlens.store.reader import Capture
-from attnlens.store.tools.rewrite import Cells, Change
+from attnlens.store.tools.rewrite import Cells, Change, part_of
 
 MARK = "[redacted]"
 POSITIONS = re.compile(r"[0-9]+(:[0-9]+)?")
@@ -72,7 +72,7 @@ class Redaction:
         def change(cells: Cells, region: tuple[slice, ...]) -> Cells:
             cells = cells.copy()
             where: list[Any] = [slice(None)] * cells.ndim
-            where[axis] = np.flatnonzero(gone[region[axis]])
+            where[axis] = np.flatnonzero(part_of(gone, region[axis]))
             if low is not None:
                 layer = array.axes.index("layer")
                 where[layer] = slice(0, max(0, low - region[layer].start))

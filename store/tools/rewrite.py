@@ -28,6 +28,12 @@ Change = Callable[[Cells, tuple[slice, ...]], Cells]
 """From cells of a region, and the region, to what is written there. May reduce the last axis."""
 
 
+def part_of(mask: NDArray[np.bool_], part: slice) -> NDArray[np.bool_]:
+    """A part of a mask over an axis; false where the array is longer, as it is while a capture is not complete."""
+    found = mask[part]
+    return np.pad(found, (0, part.stop - part.start - len(found)))
+
+
 def copy_files(place: Place, source: str, target: Path) -> None:
     """Copy all files below the folder `source` of a place, byte for byte."""
     for path in place.files(source):
