@@ -28,7 +28,7 @@ def print_page(store: StoreDescription, console: Console | None = None) -> None:
     console.print(Text(one_line(store.path), style="bold"))
     console.print(
         f"attnlens store, format {store.version}, {one_line(store.writer)}, {_day(store.created)}, "
-        f"{human_bytes(store.stored_bytes)} in {store.files} files, {_count(len(store.captures), 'capture')}"
+        f"{_size(store)}, {_count(len(store.captures), 'capture')}"
     )
     if store.not_begun:
         console.print(f"{_count(store.not_begun, 'planned capture')} not begun")
@@ -61,6 +61,12 @@ def _list(captures: list[CaptureDescription]) -> RenderableType:
             Text(_short(one.error or one.prompt)),
         )
     return table
+
+
+def _size(store: StoreDescription) -> str:
+    if not store.files:
+        return "its size cannot be told from here"
+    return f"{human_bytes(store.stored_bytes)} in {store.files} files"
 
 
 def _block(capture: CaptureDescription) -> RenderableType:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+from contextlib import suppress
 from dataclasses import dataclass
 from os import PathLike
 from typing import Any
 
 from attnlens.schemas.arrays import ARRAYS, group_of, wanted
+from attnlens.schemas.errors import StoreError
 from attnlens.store.descriptions import raw_bytes
 from attnlens.store.places import Place
 from attnlens.store.reader import Capture, open_store
@@ -89,7 +91,10 @@ def describe(path: str | PathLike[str], capture: str | None = None) -> StoreDesc
     store = open_store(path)
     wanted = store.ids if capture is None else [store.find(capture)]
     captures = [_capture(store.place, store[name]) for name in wanted]
-    sizes = store.place.files().values()
+    try:
+        sizes = list(store.place.files().values())
+    except StoreError:  # a folder on a server that cannot list files
+        sizes = []
     about = store.metadata
     return StoreDescription(
         path=str(path),
@@ -108,9 +113,10 @@ def describe(path: str | PathLike[str], capture: str | None = None) -> StoreDesc
 def _capture(place: Place, capture: Capture) -> CaptureDescription:
     about = capture.metadata
     stored: dict[str, int] = {}
-    for path, size in place.files(capture.id).items():
-        array = path.split("/", 2)[1]
-        stored[array] = stored.get(array, 0) + size
+    with suppress(StoreError):
+        for path, size in place.files(capture.id).items():
+            array = path.split("/", 2)[1]
+            stored[array] = stored.get(array, 0) + size
     arrays = [_array(capture, name, stored.get(name, 0)) for name in capture.names]
     kinds = [layer.kind for layer in about.model.layers]
     return CaptureDescription(

@@ -103,7 +103,10 @@ def chunk(data: bytes, chance: random.Random, value: Any) -> bytes:
         return encode_texts(
             [chance.choice(("", "\x1b]0;x\x07", "<b>", "$$", "\ufffd" * 3)) for _ in range(value.chunks[0])]
         )
-    kinds = {"i": [-5, -1, 0, 3, 49, 50, 1 << 30], "f": [-1.0, 0.0, 0.5, 2.0, float("nan"), float("inf")]}
+    kinds: dict[str, list[Any]] = {
+        "i": [-5, -1, 0, 3, 49, 50, 1 << 30],
+        "f": [-1.0, 0.0, 0.5, 2.0, float("nan"), float("inf")],
+    }
     options = kinds.get(value.dtype.kind, [0, 1, 200])
     values = np.array([chance.choice(options) for _ in range(int(np.prod(value.chunks)))]).astype(value.dtype)
     return encode_numbers(values.reshape(value.chunks))

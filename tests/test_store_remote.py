@@ -122,6 +122,13 @@ def test_every_reading_command_takes_a_url(folder: Path, server: Served, tmp_pat
     )
 
 
+def test_a_folder_on_a_plain_web_server_is_described_but_not_checked(server: Served, folder: Path) -> None:
+    found = describe(f"{server.url}/run.zarr")
+    assert (found.files, found.captures[0].n_token) == (0, 180)
+    with pytest.raises(StoreError, match="cannot list files"):
+        verify(f"{server.url}/run.zarr")
+
+
 def test_what_was_fetched_is_kept_on_disk(
     folder: Path, server: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, drawn: str
 ) -> None:

@@ -102,14 +102,15 @@ class FarFolder(Place):
         """See `Place.files`.
 
         Raises:
-            OSError: the server cannot list files.
+            StoreError: the server cannot list files.
         """
         try:
             return dict(sorted(self._remote.names(under).items()))
-        except Exception as error:
-            raise OSError(
-                errno.ENOTSUP, "this server cannot list files: download the store, or pack it", under
-            ) from error
+        except Exception:  # noqa: BLE001 - whatever a client says that has no listing
+            raise StoreError(
+                f"{self.name}: this server cannot list files, so a folder there can be drawn, but not checked or "
+                "copied: pack the store, or download it"
+            ) from None
 
 
 FRESH = 60.0
