@@ -28,7 +28,7 @@ from attnlens.capture.tracked import tracked_ids
 from attnlens.capture.vocabulary import Vocabulary
 from attnlens.schemas.arrays import MID, TRACKED
 from attnlens.schemas.errors import ModelError
-from attnlens.schemas.metadata import LensInfo, ResidualInfo
+from attnlens.schemas.metadata import LensInfo, ResidualInfo, SelfCheck
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +52,7 @@ class Equipment:
     grams: Mapping[int, Tensor] = field(default_factory=dict)
     midpoints: Mapping[int, str] = field(default_factory=dict)
     absent: dict[str, str] = field(default_factory=dict)
+    checks: list[SelfCheck] = field(default_factory=list)
 
     def metadata(self) -> dict[str, Any]:
         """Fields of a capture's metadata."""
@@ -112,10 +113,12 @@ def equip(
     if probed.lens is None and (tracked or settings.lenses != (LOGIT,)) and settings.lens:
         raise ModelError(f"{name}: no lens can read it, as --lens or --track would need: {probed.lens_absent}")
     absent: dict[str, str] = {}
+    checks: list[SelfCheck] = []
     grams: Mapping[int, Tensor] = {}
     if settings.value_norm:
         try:
-            grams = find_projections(model, probed.path, probed.layers, ids, probed.style)
+            found = find_projections(model, probed.path, probed.layers, ids, probed.style)
+            grams, checks = found.grams, [found.check]
         except ModelError as refusal:
             absent["value_norm"] = str(refusal)
     residual = None
@@ -141,6 +144,7 @@ def equip(
         grams=grams,
         midpoints=midpoints,
         absent=absent,
+        checks=checks,
     )
 
 

@@ -21,6 +21,7 @@ from attnlens.capture.override import tapped
 from attnlens.capture.residual import LayerTracker
 from attnlens.capture.tap import AttentionTap, Call
 from attnlens.schemas.errors import ModelError
+from attnlens.schemas.metadata import SelfCheck
 
 BLOCK_BYTES = 64 << 20
 """Of a projection that is multiplied in one go."""
@@ -36,12 +37,20 @@ class Taker:
     returned: Tensor
 
 
-def find_projections(
-    model: nn.Module, path: str, layers: nn.ModuleList, ids: Tensor, style: CallStyle
-) -> dict[int, Tensor]:
+@dataclass(frozen=True, kw_only=True)
+class Projections:
     """For each layer with attention, the Gram matrices W W^T of its heads' parts W (feature, width) of the projection.
 
-    float32 (kv_head, head of the group, feature, feature), on the layer's device: ‖v W‖² = v W W^T v^T.
+    grams: float32 (kv_head, head of the group, feature, feature), on the layer's device: ‖v W‖² = v W W^T v^T.
+    check: how far the matrices were from what the modules returned.
+    """
+
+    grams: dict[int, Tensor]
+    check: SelfCheck
+
+
+def find_projections(model: nn.Module, path: str, layers: nn.ModuleList, ids: Tensor, style: CallStyle) -> Projections:
+    """The output projections of all layers with attention.
 
     Raises:
         ModelError: a layer has no such module; the message says what was found in its place.
@@ -54,15 +63,19 @@ def find_projections(
         tracker.begin(ids.shape[1])
         attempt(model, ids, style, last=1)
         tracker.end()
-    grams = {}
+    if not calls:
+        raise ModelError("its attention is known by its own report alone, which does not tell its values")
+    grams, worst, limit = {}, 0.0, 0.0
     for layer, call in sorted(calls.items()):
         if layer not in takers:
             raise ModelError(
                 f"{tracker.name(layer)}: no module takes what its attention returns as it is, so its output projection "
                 "is unknown"
             )
-        grams[layer] = _gram(f"{tracker.name(layer)}.{takers[layer].path}", takers[layer], call)
-    return grams
+        grams[layer], off = _gram(f"{tracker.name(layer)}.{takers[layer].path}", takers[layer], call)
+        worst, limit = max(worst, off), max(limit, _limit(takers[layer]))
+    check = SelfCheck(name="probe: output projection", passed=True, value=worst, limit=limit)
+    return Projections(grams=grams, check=check)
 
 
 @contextmanager
@@ -104,8 +117,8 @@ def _watching(layers: nn.ModuleList, calls: dict[int, Call], takers: dict[int, T
             handle.remove()
 
 
-def _gram(name: str, taker: Taker, call: Call) -> Tensor:
-    """Gram matrices of the heads' parts, once the whole matrix gave what the module itself returned."""
+def _gram(name: str, taker: Taker, call: Call) -> tuple[Tensor, float]:
+    """Gram matrices of the heads' parts, and how far the whole matrix is from what the module itself returned."""
     n_head, n_kv_head, n_feature = call.query.shape[1], call.value.shape[1], call.value.shape[3]
     if n_head * n_feature != taker.given.shape[1]:
         raise ModelError(f"{name} takes {taker.given.shape[1]} features, not {n_head} heads × {n_feature}")
@@ -130,9 +143,16 @@ def _gram(name: str, taker: Taker, call: Call) -> Tensor:
     ) as error:  # some modules take no other input than the model's
         raise ModelError(f"{name} cannot be run by itself ({type(error).__name__})") from error
     off = relative_error(taker.returned, found + nothing)
-    if not off <= tolerance(taker.given.dtype):
+    if not off <= _limit(taker):
         raise ModelError(f"{name} ({type(taker.module).__name__}) is no plain matrix product (off by {off:.1g})")
-    return torch.cat(grams).reshape(n_kv_head, n_head // n_kv_head, n_feature, n_feature)
+    return torch.cat(grams).reshape(n_kv_head, n_head // n_kv_head, n_feature, n_feature), off
+
+
+def _limit(taker: Taker) -> float:
+    """How far the product may be off: a module of whole numbers rounds its input, too, to 8 bits."""
+    weight = getattr(taker.module, "weight", None)
+    whole = isinstance(weight, Tensor) and not weight.is_floating_point()
+    return tolerance(torch.float16 if whole else taker.given.dtype)
 
 
 def _matrix_of(taker: Taker) -> Callable[[slice], Tensor]:

@@ -112,7 +112,7 @@ class Session:
             versions=versions(),
             device=device_name(self.device),
             created=datetime.now(UTC).isoformat(timespec="seconds"),
-            self_checks=list(self.probed.checks),
+            self_checks=[*self.probed.checks, *self.equipment.checks],
         )
 
     def failed(self, capture_id: str, prompt_id: str, words: str, generation: Generation) -> CaptureMetadata:

@@ -138,6 +138,11 @@ def render(
     json: Json = False,
 ) -> None:
     """Draw pictures from a store: one for every generated token and window of columns. Needs no model and no torch."""
+    from attnlens.render.run.helpers import prepare
+
+    if again is None and animate is None and engine is None and not queries.isdecimal():
+        prepare(workers)
+
     from attnlens.console import human_bytes, one_line, open_progress, to_json
     from attnlens.render.options import RenderOptions, select_theme
     from attnlens.render.pictures import RenderReport

@@ -18,6 +18,7 @@ from attnlens.render.look.layout import lay_out
 from attnlens.render.options import RenderOptions
 from attnlens.render.recipes.recipe import of_run
 from attnlens.render.run import files, workers
+from attnlens.render.run.helpers import cores
 from attnlens.render.run.jobs import Job, Outcome
 from attnlens.render.run.products import names
 from attnlens.render.run.whole import is_there
@@ -126,7 +127,7 @@ def render(
     progress.stage("pictures", total, "pictures")
     kept = _Kept(store_path, form, progress) if resume else None
     work = (job for plan in plans for job in plan.jobs(store_path, kept.left if kept else _all))
-    drawn = engine or _here(n_workers or workers.cores())
+    drawn = engine or _here(n_workers or cores())
     count, missing = 0, frozenset[str]()
     requests, fetched = traffic.requests - at_first[0], traffic.bytes - at_first[1]
     for outcome in drawn(work, total):

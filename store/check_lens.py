@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,8 @@ PROBABILITY_TOLERANCE = 1e-4
 FINAL_TOLERANCE = {"float32": 1e-3, "float64": 1e-3}
 HALF_TOLERANCE = 2e-2
 """How far depth L may be from the model's own output in float32, and in half precision."""
+
+NAMES = {name: name for name in READINGS}
 
 
 def check_lens(capture: Capture, findings: Findings, progress: Progress) -> None:
@@ -35,34 +38,56 @@ def check_lens(capture: Capture, findings: Findings, progress: Progress) -> None
     for start in range(0, capture.committed, step):
         tokens = slice(start, min(capture.committed, start + step))
         try:
-            _check_block(capture, tokens, known, findings)
+            check_readings(capture, NAMES, tokens, findings, last_is_the_models=True)
         except StoreError as error:
             message = f"tokens {start} … {tokens.stop - 1} cannot be checked: {str(error).split('; run ')[0]}"
             findings.add(f"{capture.id}/lens_token", "value", message)
         progress.advance(tokens.stop - start)
 
 
-def _check_block(capture: Capture, tokens: slice, known: NDArray[np.int32], findings: Findings) -> None:
+def check_readings(
+    capture: Capture,
+    names: Mapping[str, str],
+    tokens: slice,
+    findings: Findings,
+    *,
+    last_is_the_models: bool,
+    lanes: NDArray[np.intp] | None = None,
+) -> None:
+    """Checks some tokens of the arrays of one lens.
+
+    Args:
+        capture: Where.
+        names: Array of the table → its name for this lens.
+        tokens: Which.
+        findings: What is found.
+        last_is_the_models: The last lane is what the model itself made its output of.
+        lanes: The lanes (depths or layers) that hold readings, all if None.
+    """
     start, stop = tokens.start, tokens.stop
-    ids, probability, entropy, rank, following = (_read(capture, name, tokens) for name in READINGS)
+    where = np.arange(capture[names["lens_token"]].shape[0]) if lanes is None else lanes
+    ids, probability, entropy, rank, following = (
+        _read(capture, names, name, where, tokens)
+        for name in ("lens_token", "lens_probability", "lens_entropy", "next_rank", "next_probability")
+    )
     cut = capture.metadata.crop is not None  # then a fill value is what was taken away
+    known = np.asarray(capture["vocabulary_id"][:])
     size = capture.metadata.model.vocabulary_size
-    check = _Check(capture, start, findings)
+    cells = Cells(capture, start, findings, where)
+
+    def check(name: str, fault: str, bad: NDArray[np.bool_]) -> None:
+        if names[name] in capture:
+            cells(names[name], fault, bad)
+
     check("lens_token", "id outside the vocabulary", ((ids < 0) & ~((ids == -1) & cut)) | (ids >= size))
     check("lens_token", "id is not listed in vocabulary_id", (ids >= 0) & (ids < size) & ~np.isin(ids, known))
-    check(
-        "lens_probability",
-        "outside 0 … 1",
-        ~((probability >= 0) & (probability <= 1 + PROBABILITY_TOLERANCE) | _taken(probability, cut)),
-    )
+    wrong = ~((probability >= 0) & (probability <= 1 + PROBABILITY_TOLERANCE)) & ~_taken(probability, cut)
+    check("lens_probability", "outside 0 … 1", wrong)
     check("lens_probability", "ranks are not in descending order", np.diff(probability, axis=-1) > 0)
     check("lens_probability", "top ranks sum to more than 1", probability.sum(-1) > 1 + PROBABILITY_TOLERANCE)
     highest = np.log(size) + 1e-3
-    check(
-        "lens_entropy",
-        "outside 0 … log(vocabulary)",
-        ~((entropy >= -1e-3) & (entropy <= highest) | _taken(entropy, cut)),
-    )
+    wrong = ~((entropy >= -1e-3) & (entropy <= highest)) & ~_taken(entropy, cut)
+    check("lens_entropy", "outside 0 … log(vocabulary)", wrong)
     after = np.full(stop - start, -1, np.int64)
     tail = capture.token_id[start + 1 : stop + 1]
     after[: len(tail)] = tail
@@ -73,44 +98,47 @@ def _check_block(capture: Capture, tokens: slice, known: NDArray[np.int32], find
     check("next_probability", "outside 0 … 1", (has_next & ~given & (not cut)) | (given & outside))
     listed = (ids == after[None, :, None]) & has_next[..., None]
     apart = np.abs(probability - following[..., None]) > PROBABILITY_TOLERANCE
-    check("next_probability", "differs from lens_probability of the same token", (listed & apart).any(-1))
-    final = capture["model_probability"][tokens]
-    limit = FINAL_TOLERANCE.get(capture.metadata.model.dtype, HALF_TOLERANCE)
-    differs = np.abs(following[-1] - final) > limit  # NaN compares as False
-    last = np.zeros(following.shape, bool)
-    last[-1] = differs
-    check("next_probability", "the last depth differs from model_probability", last)
+    check("next_probability", f"differs from {names['lens_probability']} of the same token", (listed & apart).any(-1))
+    if last_is_the_models:
+        final = capture["model_probability"][tokens]
+        limit = FINAL_TOLERANCE.get(capture.metadata.model.dtype, HALF_TOLERANCE)
+        last = np.zeros(following.shape, bool)
+        last[-1] = np.abs(following[-1] - final) > limit  # NaN compares as False
+        check("next_probability", "the last depth differs from model_probability", last)
     findings.count("lens tokens", stop - start)
 
 
-def _read(capture: Capture, name: str, tokens: slice) -> NDArray[Any]:
-    """A block of a lens array (depth, token[, rank]); fill values where a crop left the array out."""
-    if name in capture or capture.metadata.crop is None:
-        return capture[name][:, tokens]
-    shape = capture["lens_token"].shape
+def _read(
+    capture: Capture, names: Mapping[str, str], name: str, lanes: NDArray[np.intp], tokens: slice
+) -> NDArray[Any]:
+    """A block of a lens array (lane, token[, rank]); fill values where a crop left the array out."""
+    if names[name] in capture or capture.metadata.crop is None:
+        return capture[names[name]][lanes, tokens]
+    ranks = capture[names["lens_token"]].shape[2]
     spec = ARRAY[name]
-    return np.full((shape[0], tokens.stop - tokens.start, *shape[2:])[: len(spec.axes)], spec.fill, spec.dtype)
+    return np.full((len(lanes), tokens.stop - tokens.start, ranks)[: len(spec.axes)], spec.fill, spec.dtype)
 
 
 def _taken(values: NDArray[Any], cut: bool) -> NDArray[np.bool_]:
     return np.asarray(np.isnan(values) & cut, np.bool_)
 
 
-class _Check:
-    """Reports cells (depth, token[, rank]) of a block that begins at one token."""
+class Cells:
+    """Reports cells (lane, token[, …]) of a block that begins at one token; `lanes` are those in hand."""
 
-    def __init__(self, capture: Capture, start: int, findings: Findings) -> None:
+    def __init__(self, capture: Capture, start: int, findings: Findings, lanes: NDArray[np.intp] | None = None) -> None:
         self._capture = capture
         self._start = start
         self._findings = findings
+        self._lanes = lanes
 
     def __call__(self, name: str, fault: str, bad: NDArray[np.bool_]) -> None:
-        if name not in self._capture:
-            return
+        """Cells of the array `name` that have one fault."""
         array = self._capture[name]
 
-        def tell(depth: int, token: int, rank: int = 0) -> tuple[str, str]:
-            cell = (depth, self._start + token, rank)[: len(array.axes)]
-            return f"{array.path}/{array.chunk_key(cell)}", f"depth {depth}, token {self._start + token}"
+        def tell(lane: int, token: int, rank: int = 0) -> tuple[str, str]:
+            lane = lane if self._lanes is None else int(self._lanes[lane])
+            cell = (lane, self._start + token, rank)[: len(array.axes)]
+            return f"{array.path}/{array.chunk_key(cell)}", f"{array.axes[0]} {lane}, token {self._start + token}"
 
         self._findings.cells(array.path, fault, bad, tell)

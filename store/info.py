@@ -165,7 +165,7 @@ def _array(capture: Capture, name: str, stored: int) -> ArrayInfo:
 
 
 def _absent(capture: Capture) -> dict[str, str]:
-    """What is not there and why; the other way to keep attention is not missed where there is one."""
+    """What is not there and why; not what nobody asked for, nor the other way to keep attention where there is one."""
     about = capture.metadata
     complete = about.status == "complete"
     encodings = {"dense", "qk"} if about.attention is not None else {"qk"}
@@ -174,6 +174,7 @@ def _absent(capture: Capture) -> dict[str, str]:
         for spec in ARRAYS
         if spec.name not in capture
         and spec.presence not in encodings
+        and (spec.presence != "evidence" or group_of(spec.name) in about.absent)
         and not wanted(
             spec, mode=about.attention, lens=about.lens is not None, complete=complete, evidence=about.evidence
         )

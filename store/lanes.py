@@ -75,11 +75,11 @@ class LaneSink:
         for block in self._buffer.overlapping(start, stop, lanes):
             low, high = max(start, block.first), min(stop, block.first + block.count)
             first, last = max(lanes.start, block.lane.start), min(lanes.stop, block.lane.stop)
-            here, there = [slice(None)] * len(shape), [slice(None)] * len(shape)
-            here[0], there[0] = (
-                slice(first - lanes.start, last - lanes.start),
-                slice(first - block.lane.start, last - block.lane.start),
-            )
+            # A layer may have fewer heads than the array has room for: the others keep the fill value.
+            here = [slice(0, size) for size in block.values.shape]
+            there = list(here)
+            here[0] = slice(first - lanes.start, last - lanes.start)
+            there[0] = slice(first - block.lane.start, last - block.lane.start)
             here[axis], there[axis] = slice(low - start, high - start), slice(low - block.first, high - block.first)
             region[tuple(here)] = block.values[tuple(there)]
         begin = [0] * len(shape)

@@ -385,10 +385,10 @@ class Capture:
                 f"{self._place}: {self.id}/{GROUP_DOCUMENT} was changed after it was written, it does not have its "
                 "digest; run `lens verify`"
             )
-        return PlaceStore(Checked(self._place, self.id, self._manifest()))
+        return PlaceStore(Checked(self._place, self.id, self.manifest()))
 
-    def _manifest(self) -> dict[str, str]:
-        """Sha256 of each of the capture's files.
+    def manifest(self) -> dict[str, str]:
+        """Sha256 of each of the files of a complete capture, by path inside it.
 
         Raises:
             StoreError: it is not the manifest that the metadata name.

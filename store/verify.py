@@ -13,6 +13,7 @@ from attnlens.schemas.problems import Problem
 from attnlens.schemas.validate import CAPTURE_NAME, validate_capture
 from attnlens.store.check_archive import check_archive
 from attnlens.store.check_attention import check_attention
+from attnlens.store.check_evidence import check_evidence
 from attnlens.store.check_files import check_chunks, check_consolidated, check_digest, check_manifest
 from attnlens.store.check_lens import check_lens
 from attnlens.store.check_tokens import check_tokens
@@ -114,6 +115,7 @@ def _check_capture(store: Store, name: str, findings: Findings, progress: Progre
         if {"attention_q", "attention_k"} <= whole:
             check_vectors(capture, findings, progress)
         check_lens(capture, findings, progress)
+        check_evidence(capture, findings, progress)
     return capture.status
 
 

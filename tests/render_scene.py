@@ -11,7 +11,9 @@ from attnlens.render.scene import Prediction, Scene, Subject
 from attnlens.render.text.legible import legible
 
 HOSTILE = ["$\\frac$", "$$", "\x00", "\n", "\t\r", "\u202e\u05e9\u05dc\u05d5\u05dd", "\u0645\u0631\u062d\u0628\u0627",
-           "\U0001f469\u200d\U0001f469\u200d\U0001f467", "\ud83d", "x" * 300, "W" * 12, "\u4e2d\u56fd\u8bdd" * 9,
+           "\U0001f469\u200d\U0001f469\u200d\U0001f467", "\U0001f3c3\u200d\u2642\ufe0f", "1\ufe0f\u20e3",
+           "\U0001f469\u200d" * 30,
+           "\ud83d", "x" * 300, "W" * 12, "\u4e2d\u56fd\u8bdd" * 9,
            "e" + "\u0301" * 9, "\u0e01\u0e33", "\ufdfa", "\ufdfd", "<svg onload=alert(1)>",
            "</text><script>alert(1)</script>", "]]><!--", "&amp;&#0;", "\"'><img src=x onerror=alert(1)>",
            "\\", "^_{", "{}%#&~", "\U0001d54f",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,9 +17,13 @@ import zarr
 
 import attnlens
 from attnlens.capture import capture
+from attnlens.capture.models import load
+from attnlens.render.options import RenderOptions
+from attnlens.render.views.open import open_view
 from attnlens.schemas.errors import InputError
 from attnlens.store.verify import verify
 from families import byte_tokenizer, tiny_model
+from tiny import write_hf
 
 PROMPT = "The quick brown fox"
 TRACKED = [5, 99]
@@ -331,3 +336,83 @@ def test_the_hash_of_the_unembedding_is_that_of_the_library(tmp_path: Path) -> N
     assert found.lens_names == ["tuned"]
     assert "lens_token" in found
     assert found.metadata.lenses == []
+
+
+@pytest.mark.parametrize("quantize", ["8bit", "4bit"])
+def test_value_norm_of_a_quantised_projection_is_what_it_makes_of_each_head(quantize: str, tmp_path: Path) -> None:
+    write_hf(tmp_path / "model", hidden_size=64)
+    loaded = load(str(tmp_path / "model"), device="cpu", quantize=quantize)
+    attention = loaded.model.model.layers[1].self_attn
+    seen: list[torch.Tensor] = []
+    handle = attention.v_proj.register_forward_hook(lambda _, __, out: seen.append(out[0]))
+    capture(loaded.model, loaded.tokenizer, "Who is", tmp_path / "run.zarr", completion=" Bob?")
+    handle.remove()
+    found = attnlens.open(tmp_path / "run.zarr")[0]
+    value = seen[-1].reshape(-1, 2, 16).repeat_interleave(2, dim=1)
+    for head in range(4):
+        alone = torch.zeros(1, len(value), 64)
+        alone[0, :, 16 * head : 16 * head + 16] = value[:, head]
+        with torch.no_grad():
+            expected = attention.o_proj(alone)[0].norm(dim=-1).numpy()
+        limit = 1e-5 if quantize == "4bit" else 2e-2  # 8 bits round the values, too
+        np.testing.assert_allclose(found["value_norm"][1, head], expected, rtol=limit)
+    assert any(check.name == "probe: output projection" for check in found.metadata.self_checks)
+
+
+def test_what_is_no_plain_projection_is_absent_and_says_so(tmp_path: Path) -> None:
+    model = tiny_model("llama")
+    attention = model.model.layers[1].self_attn
+    attention.o_proj = torch.nn.Sequential(torch.nn.LayerNorm(32), attention.o_proj)
+    capture(model, byte_tokenizer(), "Hi", tmp_path / "normed.zarr", raw=True, max_new_tokens=2)
+    found = attnlens.open(tmp_path / "normed.zarr")[0]
+    assert "value_norm" not in found
+    assert re.search(r"layers\.1\.self_attn\.o_proj \(Sequential\) is no plain matrix", found.why_absent("value_norm"))
+
+    gated = tiny_model("llama")
+    gated.model.layers[2].self_attn.o_proj.register_forward_pre_hook(lambda _, args: (args[0] * 0.5,))
+    capture(gated, byte_tokenizer(), "Hi", tmp_path / "gated.zarr", raw=True, max_new_tokens=2)
+    why = attnlens.open(tmp_path / "gated.zarr")[0].why_absent("value_norm")
+    assert "layers.2: no module takes what its attention returns as it is" in why
+
+
+def test_an_adapted_projection_counts_with_its_adapter(tmp_path: Path) -> None:
+    class Adapted(torch.nn.Module):
+        def __init__(self, base: Any) -> None:
+            super().__init__()
+            self.base = base
+            self.down, self.up = torch.nn.Linear(32, 2, bias=False), torch.nn.Linear(2, 32, bias=False)
+
+        def forward(self, x: torch.Tensor) -> Any:
+            return self.base(x) + self.up(self.down(x)) * 3
+
+    model, plain = tiny_model("llama"), tiny_model("llama")
+    attention = model.model.layers[1].self_attn
+    adapted = attention.o_proj = Adapted(attention.o_proj).requires_grad_(requires_grad=False)
+    merged = adapted.base.weight + 3 * adapted.up.weight @ adapted.down.weight
+    plain.model.layers[1].self_attn.o_proj.weight.data = merged
+    for name, one in (("adapted", model), ("merged", plain)):
+        capture(one, byte_tokenizer(), "Hi", tmp_path / f"{name}.zarr", raw=True, completion=" you")
+    found, expected = (attnlens.open(tmp_path / f"{name}.zarr")[0]["value_norm"][:] for name in ("adapted", "merged"))
+    np.testing.assert_allclose(found, expected, rtol=1e-4)
+
+
+@pytest.mark.parametrize("family", ["llama", "mistral", "gpt_oss", "gemma2"])
+def test_both_ways_to_keep_attention_have_the_same_evidence(family: str, tmp_path: Path) -> None:
+    for mode in ("dense", "qk"):
+        capture(
+            tiny_model(family), byte_tokenizer(), PROMPT, tmp_path / f"{mode}.zarr", raw=True, max_new_tokens=6,
+            temperature=0, attention=mode, residuals=True, track=[5], lens_points="all",
+        )  # fmt: skip
+    dense, qk = (attnlens.open(tmp_path / f"{mode}.zarr")[0] for mode in ("dense", "qk"))
+    assert qk.metadata.evidence == dense.metadata.evidence
+    for name in dense.metadata.evidence:
+        one, other = dense[name][:], qk[name][:]
+        if one.dtype.kind == "f":
+            np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5, err_msg=name)
+        else:
+            assert (one == other).mean() > 0.99
+    options = RenderOptions(scale="value-norm", heads="mean")
+    drawn = [open_view(found, options) for found in (dense, qk)]
+    one, other = (next(iter(view.scenes(view.units[-1])))[1].matrix for view in drawn)
+    np.testing.assert_allclose(one, other, atol=2e-3)
+    assert verify(tmp_path / "qk.zarr").problems == []

@@ -19,7 +19,6 @@ from attnlens.capture.relens import RelensOptions, relens
 from attnlens.progress import Silent
 from attnlens.schemas.arrays import READINGS, TRACKED_READINGS, reading
 from attnlens.schemas.errors import AbsentError, AttnlensError, InputError, ModelError, StoreError
-from attnlens.store.files import write_atomic
 from attnlens.store.tools import extend
 from attnlens.store.tools.pack import pack
 from attnlens.store.verify import verify
@@ -127,7 +126,7 @@ def test_a_failure_leaves_the_store_as_it_was(
         case "fill":
             monkeypatch.setattr(module, "_stream", full)
         case "move":
-            monkeypatch.setattr(extend, "write_atomic", full_once(write_atomic, full))
+            monkeypatch.setattr(Path, "rename", full_at(2, Path.rename, full))
         case "capture" | "interrupt":
             monkeypatch.setattr(extend, "write_document", full)
         case "store":
@@ -139,15 +138,15 @@ def test_a_failure_leaves_the_store_as_it_was(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["run.zarr"]
 
 
-def full_once(real: Any, full: Any) -> Any:
-    """`real`, but its second call fails."""
+def full_at(number: int, real: Any, full: Any) -> Any:
+    """`real`, but one of its calls fails."""
     calls: list[int] = []
 
-    def write(*args: Any) -> None:
+    def call(*args: Any) -> Any:
         calls.append(1)
-        (full if len(calls) == 2 else real)(*args)
+        return (full if len(calls) == number else real)(*args)
 
-    return write
+    return call
 
 
 def test_what_cannot_be_added_is_refused(folder: Path, tmp_path: Path) -> None:

@@ -264,11 +264,11 @@ def bundled_only(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """As it is without the extra `fonts`."""
     with_extras = fontfiles.extras
     monkeypatch.setattr(fonts, "extras", lambda: ())
-    for kept in (fonts._has, fonts._chain):
+    for kept in (fonts._has, fonts._chain, fonts._one):
         kept.cache_clear()
     yield
     monkeypatch.setattr(fonts, "extras", with_extras)
-    for kept in (fonts._has, fonts._chain):
+    for kept in (fonts._has, fonts._chain, fonts._one):
         kept.cache_clear()
 
 
@@ -293,6 +293,38 @@ SCRIPTS = {
     "arabic": "مرحبا",
     "emoji": "😀🎉",
 }
+
+
+FAMILIES = [
+    "\U0001f469\u200d\U0001f469\u200d\U0001f467",
+    "\U0001f3f3\ufe0f\u200d\U0001f308",
+    "\U0001f3c3\u200d\u2642\ufe0f",
+    "\u2764\ufe0f\u200d\U0001f525",
+    "\U0001f44d\U0001f3fd",
+    "\U0001f1e9\U0001f1ea",
+]
+
+
+@pytest.mark.skipif(not fontfiles.extras(), reason="needs the extra fonts")
+@pytest.mark.parametrize("sequence", FAMILIES)
+def test_an_emoji_of_several_characters_is_drawn_as_one(sequence: str) -> None:
+    typesetter = Typesetter(100)
+    one = typesetter.fit("\U0001f469", 400, 100, size=20, floor=20)
+    several = typesetter.fit(sequence, 400, 100, size=20, floor=20)
+    assert several.text == sequence
+    assert several.width > 0
+    assert typesetter.width(sequence, 20) == typesetter.width("\U0001f469", 20)
+    cut = typesetter.fit(sequence * 9, 4 * one.width, 100, size=20, floor=20).text.removesuffix("…")
+    assert cut == sequence * (len(cut) // len(sequence)) != ""
+    assert not typesetter.missing
+
+
+@pytest.mark.usefixtures("bundled_only")
+@pytest.mark.parametrize("sequence", FAMILIES)
+def test_an_emoji_that_no_font_has_is_spelled_whole(sequence: str) -> None:
+    shown = Typesetter(100)._spell(sequence, fonts.REGULAR)
+    for character in sequence:
+        assert character in shown.replace("\u200d", "").replace("\ufe0f", "") or f"{ord(character):04X}" in shown
 
 
 @pytest.mark.skipif(not fontfiles.extras(), reason="needs the extra fonts")

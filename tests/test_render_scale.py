@@ -54,7 +54,7 @@ def test_workers_make_the_same_bytes(
 
 
 def test_few_pictures_start_no_process(made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(workers, "_context", lambda: pytest.fail("a pool was made"))
+    monkeypatch.setattr(workers, "context", lambda: pytest.fail("a pool was made"))
     few = dataclasses.replace(SMALL, queries="21", window=32)
     assert render(made.path, tmp_path, options=dataclasses.replace(few, queries="20"), n_workers=8).count == 1
 

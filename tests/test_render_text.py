@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from attnlens.render.text.emoji import clusters
 from attnlens.render.text.legible import legible, legible_bytes
 
 
@@ -29,7 +30,13 @@ from attnlens.render.text.legible import legible, legible_bytes
         ("a\u200bb", "a<U+200B>b"),
         ("\u202eabc", "<U+202E>abc"),
         ("\u00a0", "<U+00A0>"),
-        ("\u2764\ufe0f", "\u2764<U+FE0F>"),
+        ("\u2764\ufe0f", "\u2764\ufe0f"),
+        ("a\ufe0f", "a<U+FE0F>"),
+        ("\U0001f469\u200d\U0001f469\u200d\U0001f467", "\U0001f469\u200d\U0001f469\u200d\U0001f467"),
+        (" \U0001f3c3\u200d\u2642\ufe0f!", "·\U0001f3c3\u200d\u2642\ufe0f!"),
+        ("\U0001f469\u200d", "\U0001f469<U+200D>"),
+        ("a\u200db", "a<U+200D>b"),
+        ("\U0001f468\u200d\u4e2d", "\U0001f468<U+200D>\u4e2d"),
         ("\ud83d", "<U+D83D>"),
         ("\ue000", "<U+E000>"),
         ("e\u0301", "e\u0301"),
@@ -85,3 +92,28 @@ def test_any_bytes_are_visible(raw: bytes) -> None:
 def test_long_tokens_are_cut() -> None:
     assert legible("x" * 300) == "x" * 96 + "…"
     assert legible_bytes("é".encode() * 3000, "") == "é" * 96 + "…"
+
+
+@pytest.mark.parametrize(
+    "sequence",
+    [
+        "\U0001f469\u200d\U0001f469\u200d\U0001f467",
+        "\U0001f44d\U0001f3fd",
+        "\U0001f1e9\U0001f1ea",
+        "\U0001f3f3\ufe0f\u200d\U0001f308",
+        "1\ufe0f\u20e3",
+        "\U0001f3f4\U000e0067\U000e0062\U000e0065\U000e006e\U000e0067\U000e007f",
+    ],
+)
+def test_an_emoji_is_one_character(sequence: str) -> None:
+    assert clusters(f"a{sequence}{sequence}b") == ["a", sequence, sequence, "b"]
+
+
+@given(
+    st.text(
+        alphabet=st.sampled_from("a1\u200d\ufe0f\u20e3\u2764\U0001f469\U0001f3fd\U0001f1e9\U000e007f\u0301"),
+        max_size=12,
+    )
+)
+def test_nothing_is_lost_between_characters(text: str) -> None:
+    assert "".join(clusters(text)) == text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -37,15 +38,37 @@ class Rich(Sample):
         self.extra: dict[str, Any] = {
             "value_norm": rng.random((self.n_layer, self.n_head, length)).astype(np.float32),
             "residual": held.numpy(),
-            "tracked_rank": rng.integers(0, 50, (depths, length, 2)).astype(np.int32),
-            "tracked_probability": rng.random((depths, length, 2)).astype(np.float32),
         }
-        other = Sample(n_prompt=self.n_prompt, n_generated=self.n_generated, n_layer=self.n_layer, seed=9)
-        for name in READINGS:
-            self.extra[reading(name, "tuned")] = other.lens_arrays[name]
-            self.extra[MID[name]] = other.lens_arrays[name][1:]
-        for name in TRACKED_READINGS:
-            self.extra[reading(name, "tuned")] = self.extra[name]
+        first, tuned = (rng.dirichlet(np.ones(self.vocabulary_size), (depths, length)) for _ in range(2))
+        tuned[-1] = first[-1]  # at the last depth every lens reads what the model itself does
+        found, other = self.readings(first), self.readings(tuned)
+        self.lens_arrays = {name: found[name] for name in READINGS}
+        self.model_probability = found["next_probability"][-1]
+        self.extra |= {name: found[name] for name in TRACKED_READINGS}
+        self.extra |= {reading(name, "tuned"): other[name] for name in (*READINGS, *TRACKED_READINGS)}
+        self.extra |= {MID[name]: other[name][1:].copy() for name in READINGS}
+        for layer in self.none_layers:
+            for name in MID.values():
+                self.extra[name][layer] = np.nan if self.extra[name].dtype.kind == "f" else -1
+
+    def readings(self, p: np.ndarray[Any, Any]) -> dict[str, np.ndarray[Any, Any]]:
+        """What a lens keeps of probabilities (depth, token, vocabulary)."""
+        p = p.astype(np.float32)
+        order = np.argsort(-p, axis=-1, kind="stable")[..., : self.top_k]
+        following = np.append(self.ids[1:], 0)
+        likely = np.take_along_axis(p, np.broadcast_to(following[:, None], (*p.shape[:2], 1)), -1)
+        rank = (p > likely).sum(-1)
+        rank[:, -1], likely[:, -1] = -1, np.nan
+        tracked = p[..., TRACKED_IDS]
+        return {
+            "lens_token": order.astype(np.int32),
+            "lens_probability": np.take_along_axis(p, order, -1),
+            "lens_entropy": -(p * np.log(p)).sum(-1),
+            "next_rank": rank.astype(np.int32),
+            "next_probability": likely[..., 0],
+            "tracked_rank": (p[..., None, :] > tracked[..., None]).sum(-1).astype(np.int32),
+            "tracked_probability": tracked,
+        }
 
     def metadata(self, **changes: Any) -> CaptureMetadata:
         tuned = {"name": "tuned", "modules": ["norm", "head"], "hash": "1" * 64, "top_k": self.top_k, "source": "mine"}
@@ -66,10 +89,17 @@ class Rich(Sample):
             out.lanes(start, slice(lane, lane + 1), {"residual": self.extra["residual"][lane : lane + 1, start:stop]})
         for name, values in self.extra.items():
             if name == "value_norm":
-                for layer in set(range(self.n_layer)) - set(self.none_layers):
+                for layer in self.attending:
                     out.lanes(start, slice(layer, layer + 1), {name: values[layer : layer + 1, :, start:stop]})
             elif name != "residual":
-                out.lanes(start, slice(None), {name: values[:, start:stop]})
+                lanes = range(len(values)) if not name.startswith("mid_") else self.attending
+                for lane in lanes:
+                    out.lanes(start, slice(lane, lane + 1), {name: values[lane : lane + 1, start:stop]})
+
+    @property
+    def attending(self) -> list[int]:
+        """Layers with attention."""
+        return sorted(set(range(self.n_layer)) - set(self.none_layers))
 
 
 class Half(Rich):
@@ -127,7 +157,9 @@ def test_what_is_absent_says_why(tmp_path: Path) -> None:
     absent = describe(tmp_path / "run.zarr").captures[0].absent
     assert absent["value_norm"] == "no projection was found"
     assert absent["mid"] == "attention and MLP are parallel"
-    assert absent["tracked"] == absent["residual"] == "it was not asked for"
+    assert not {"tracked", "residual"} & set(absent)  # nobody asked for them
+    with pytest.raises(AbsentError, match="has no residual: it was not asked for"):
+        attnlens.open(tmp_path / "run.zarr")[0]["residual"]
     with pytest.raises(AbsentError, match="has no mid_entropy: attention and MLP are parallel"):
         attnlens.open(tmp_path / "run.zarr")[0]["mid_entropy"]
 
@@ -137,3 +169,29 @@ def test_rows_that_nobody_handed_over_are_never_committed(tmp_path: Path) -> Non
     sample.extra.pop("value_norm")
     with pytest.raises(StoreError, match=r"value_norm: row 0 of index 0 .* never handed over"):
         sample.write(tmp_path / "run.zarr")
+
+
+@pytest.mark.parametrize(
+    ("name", "cell", "value", "message"),
+    [
+        ("value_norm", (0, 1, 3), -1.0, "layer 0, head 1, key 3: is negative or no number"),
+        ("value_norm", (0, 1, 3), np.nan, "layer 0, head 1, key 3: is negative or no number"),
+        ("tracked_rank", (1, 2, 0), 50, "depth 1, token 2: outside the vocabulary"),
+        ("tracked_probability", (1, 2, 0), 1.5, "depth 1, token 2: outside 0 … 1"),
+        ("tracked_probability_tuned", (1, 2, 0), -0.5, "depth 1, token 2: outside 0 … 1"),
+        ("lens_entropy_tuned", (1, 2), 9.0, r"depth 1, token 2: outside 0 … log\(vocabulary\)"),
+        ("lens_token_tuned", (3, 2, 0), 77, "depth 3, token 2: id outside the vocabulary"),
+        ("next_probability_tuned", (-1, 2), 0.9, "depth 3, token 2: the last depth differs from model_probability"),
+        ("mid_probability", (2, 1, 0), 0.0, "layer 2, token 1: ranks are not in descending order"),
+        ("mid_next_rank", (0, 4), -1, "layer 0, token 4: outside the vocabulary"),
+        ("tracked_id", (0,), 9, "is not the list in the capture's metadata"),
+    ],
+)
+def test_verify_finds_values_that_cannot_be(
+    name: str, cell: tuple[int, ...], value: float, message: str, tmp_path: Path
+) -> None:
+    Rich(none_layers=(1,)).write(tmp_path / "run.zarr")
+    group: Any = zarr.open_group(tmp_path / "run.zarr", mode="r+", use_consolidated=False)["0000"]
+    group[name][cell] = value
+    found = [str(problem) for problem in verify(tmp_path / "run.zarr").problems if problem.kind == "value"]
+    assert any(re.search(f"0000/{name}.*: {message}", problem) for problem in found), found

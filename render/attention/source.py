@@ -58,7 +58,7 @@ def check_source(capture: Capture, heads: Sequence[Heads], scale: Scale) -> None
 
 Merge = Callable[[Floats, int], Floats]
 
-BUDGET = 16 * 2**20
+BUDGET = 4 * 2**20
 """Bytes of attention weights that are read at a time; a scale may hold them three times over."""
 
 

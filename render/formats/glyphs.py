@@ -14,6 +14,7 @@ from typing import Any
 from matplotlib import ft2font
 
 from attnlens.render.painter.fontfiles import bundled, extras
+from attnlens.render.text.emoji import JOINERS, clusters
 
 EM = 1000
 """Units of an em in outlines and advances."""
@@ -35,7 +36,12 @@ class Glyph:
 
 @lru_cache(maxsize=1 << 14)
 def glyph(character: str, name: str) -> Glyph | None:
-    """The glyph of a character in a bundled font or in an extra one; None if no font here has it."""
+    """The glyph of a character in a bundled font or in an extra one; None if no font here has it.
+
+    An emoji of several characters has one where a font draws it as one.
+    """
+    if len(character) > 1:
+        return _joined(character, name)
     code = ord(character)
     for file, index in ((bundled(name), 0), *extras()):
         font = _outlines(file, index)
@@ -46,20 +52,40 @@ def glyph(character: str, name: str) -> Glyph | None:
     return None
 
 
+def _joined(sequence: str, name: str) -> Glyph | None:
+    """The one glyph of an emoji of several characters, whether or not the font asks for the sign of emoji style."""
+    seen = [ord(character) for character in sequence if character not in JOINERS]
+    for file, index in ((bundled(name), 0), *extras()):
+        font = _outlines(file, index)
+        if not all(font.get_char_index(code) for code in seen):
+            continue
+        for text in dict.fromkeys([sequence, sequence.replace("\ufe0f", "")]):
+            font.clear()
+            font.set_text(text, 0.0, flags=_UNHINTED)
+            vertices, codes = font.get_path()
+            if font.get_num_glyphs() == 1 and len(codes):
+                return _glyph(sequence, round(font.get_width_height()[0] / 64), vertices.tolist(), codes.tolist())
+    return None
+
+
 def spell(text: str, name: str) -> str:
     """`text` as it is drawn from left to right, what no font has as code points: `U+4E2D`."""
     if text.isascii() and text.isprintable():
         return text
     shown = _RIGHT_TO_LEFT.sub(lambda found: found[0][::-1], text)
     parts: list[str] = []
-    for character in shown:
-        visible = unicodedata.category(character) not in ("Cc", "Cf", "Cs")
-        parts.append(character if visible and glyph(character, name) else f"U+{ord(character):04X} ")
+    for part in clusters(shown):
+        if len(part) > 1 and glyph(part, name):
+            parts.append(part)
+            continue
+        for character in part:
+            visible = unicodedata.category(character) not in ("Cc", "Cf", "Cs") and character not in JOINERS
+            parts.append(character if visible and glyph(character, name) else f"U+{ord(character):04X} ")
     return "".join(parts).rstrip(" ")
 
 
 def advance(character: str, name: str) -> float:
-    """Width of a character in em."""
+    """Width of a character in em, or of an emoji of several."""
     found = glyph(character, name)
     return found.advance / EM if found else 0.0
 

@@ -13,6 +13,7 @@ from functools import cache
 from matplotlib.ft2font import FT2Font
 
 from attnlens.render.painter.fontfiles import BOLD, REGULAR, bundled
+from attnlens.render.text.emoji import clusters
 from attnlens.render.text.legible import CUT
 
 __all__ = ["BOLD", "REGULAR", "Fitted", "advance", "fit", "width"]
@@ -31,7 +32,9 @@ def face(name: str) -> FT2Font:
 
 @cache
 def advance(character: str, name: str = REGULAR) -> float:
-    """Width of a character in em. Characters that the font lacks are judged by their kind."""
+    """Width of a character in em; the font lacks some, which are judged by their kind. Of an emoji: its widest part."""
+    if len(character) > 1:
+        return max(advance(part, name) for part in character)
     code = ord(character)
     if face(name).get_char_index(code):
         return float(face(name).load_char(code).linearHoriAdvance) / 65536 / _REFERENCE
@@ -45,7 +48,7 @@ Advance = Callable[[str, str], float]
 
 def width(text: str, size: float, name: str = REGULAR, advance: Advance = advance) -> float:
     """Width of a text at `size`, in the unit of `size`. `advance`: of a character in a font, in em."""
-    return sum([advance(character, name) for character in text]) * size
+    return sum([advance(character, name) for character in clusters(text)]) * size
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,10 +74,10 @@ def fit(
     if smaller >= floor:
         return Fitted(text, smaller, em * smaller)
     left, kept = room / floor - advance(CUT, name), 0
-    for character in text.removesuffix(CUT):
+    for character in clusters(text.removesuffix(CUT)):
         left -= advance(character, name)
         if left < 0:
             break
-        kept += 1
+        kept += len(character)
     cut = text[:kept].rstrip() + CUT
     return Fitted(cut, floor, width(cut, floor, name, advance))

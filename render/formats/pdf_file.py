@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 from attnlens import __version__
 from attnlens.render.formats.glyphs import EM, Glyph, glyph
+from attnlens.render.text.emoji import clusters
 
 PER_FONT = 255
 """Characters of one font: its codes are bytes, and 0 is left free."""
@@ -31,7 +32,7 @@ class Letters:
     def _split(self, text: str, name: str) -> list[tuple[int, bytes]]:
         """(font, codes in hexadecimal) for each run of characters of one font."""
         found: list[tuple[int, bytes]] = []
-        for character in text:
+        for character in clusters(text):
             place = self._code(character, name)
             if place is None:
                 continue

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from attnlens.render.look.colour import Pixels
 from attnlens.render.painter.pigment import Numbers, Pigment
 
-BUDGET = 48 << 20
+BUDGET = 12 << 20
 """Bytes that the inked cells of one size class may take."""
 
 _TEXTS = 8192

@@ -12,6 +12,7 @@ import numpy.typing as npt
 from matplotlib import ft2font
 
 from attnlens.render.painter.fontfiles import BOLD, REGULAR, bundled, extras
+from attnlens.render.text.emoji import JOINERS, clusters
 from attnlens.render.text.legible import CUT
 
 __all__ = ["BOLD", "REGULAR", "Ink", "Typesetter", "drawable"]
@@ -20,6 +21,7 @@ _STEP = 0.25
 _HINTING: Any = getattr(ft2font, "LoadFlags", None)
 _HINTING = _HINTING.DEFAULT if _HINTING else 0  # whatever a user's matplotlibrc says
 _KEPT = 4096
+_LARGE = 40.0
 
 
 @cache
@@ -44,6 +46,21 @@ def _has(name: str, code: int) -> int | None:
     return None
 
 
+@cache
+def _one(sequence: str, name: str) -> bool:
+    """Whether an emoji of several characters comes out as one sign: no wider than the widest of its characters."""
+    holders = {_has(name, ord(character)) for character in sequence}
+    if None in holders:
+        return False
+    font, wide = _chain(name, tuple(sorted(number for number in holders if number is not None and number >= 0))), []
+    for text in (sequence, *sequence):
+        font.clear()
+        font.set_size(_LARGE, 72)
+        font.set_text(text, 0.0, flags=_HINTING)
+        wide.append(font.get_width_height()[0])
+    return bool(0 < wide[0] <= 1.2 * max(wide[1:]))
+
+
 def drawable(character: str, name: str = REGULAR) -> bool:
     """Whether there is a glyph for a character."""
     return _has(name, ord(character)) is not None
@@ -62,6 +79,14 @@ class Ink:
     def width(self) -> int:
         """Pixels from the first inked column to the last."""
         return int(self.mask.shape[1])
+
+
+def _drawn_apart(text: str, name: str) -> list[str]:
+    """Characters, and emoji of several that are drawn as one."""
+    found: list[str] = []
+    for part in clusters(text):
+        found += [part] if len(part) == 1 or _one(part, name) else part
+    return found
 
 
 class Typesetter:
@@ -96,20 +121,27 @@ class Typesetter:
     def _spell(self, text: str, name: str) -> str:
         """`text` with characters that no font has as code points: `U+4E2D`, and `U+4E2D 56FD` for two in a row.
 
-        So is a mark that the font of what it sits on does not have: both are shaped together, in one font.
+        So is a mark that the font of what it sits on does not have: both are shaped together, in one font; and an
+        emoji of several characters that no font draws as one.
         """
         parts: list[str] = []
         spelled, below = False, None
-        for character in text:
+        for character in _drawn_apart(text, name):
+            if len(character) > 1:
+                parts.append(character)
+                spelled, below = False, None
+                continue
             holder = _has(name, ord(character))
             there = holder is not None and not (
-                holder != below and parts and unicodedata.category(character) in ("Mn", "Mc", "Me")
+                (holder != below and parts and unicodedata.category(character) in ("Mn", "Mc", "Me"))
+                or character in JOINERS
             )
             below = holder if there else None
             if there:
                 parts.append(character)
             else:
-                self.missing.add(character)
+                if character not in JOINERS:
+                    self.missing.add(character)
                 parts.append(f" {ord(character):04X}" if spelled else f"U+{ord(character):04X}")
             spelled = not there
         return "".join(parts)
@@ -134,15 +166,15 @@ class Typesetter:
 
     def _cut(self, text: str, width: int, size: float, name: str) -> str:
         """The longest beginning of `text` that fits with `…` behind it."""
-        text = text.removesuffix(CUT)
-        kept, too_many = 0, len(text) + 1
+        parts = clusters(text.removesuffix(CUT))
+        kept, too_many = 0, len(parts) + 1
         while too_many - kept > 1:
             middle = (kept + too_many) // 2
-            if self._set(text[:middle] + CUT, size, name)[1] <= width:
+            if self._set("".join(parts[:middle]) + CUT, size, name)[1] <= width:
                 kept = middle
             else:
                 too_many = middle
-        return text[:kept].rstrip() + CUT
+        return "".join(parts[:kept]).rstrip() + CUT
 
     def _set(self, text: str, size: float, name: str) -> tuple[Any, float, float, int]:
         """A font with `text` laid out in it, its width and height, and how much of it lies above the baseline."""

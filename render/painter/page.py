@@ -36,19 +36,18 @@ class Pen:
         pixels[max(top, 0) : max(bottom, 0), max(left, 0) : max(right, 0)] = self._pigment.solid(box.colour)
 
     def _line(self, line: Line, area: Pixels, first: int) -> None:
-        """A line that fits is put down part by part: of the details, one part changes from picture to picture."""
-        parts = line.asked.split(BETWEEN)
-        widths = [self._typesetter.width(part + BETWEEN, line.wanted) for part in parts] if len(parts) > 1 else [0.0]
-        if len(parts) == 1 or line.anchor != "start" or sum(widths) > line.room:
+        """Details that fit are put down word by word: what changes from picture to picture are a few numbers."""
+        words = [] if line.bold or line.anchor != "start" else _words(line.asked)
+        widths = [self._typesetter.width(word, line.wanted) if word else 0.0 for word in words]
+        space = self._typesetter.width(" ", line.wanted)
+        if len(words) < 2 or sum(widths) + space * (len(words) - 1) > line.room:
             self._part(line, area, first)
             return
         x = line.x
-        for part, width in zip(parts, widths, strict=True):
-            self._part(replace(line, asked=part, x=x), area, first)
-            if part is not parts[-1]:
-                middle = x + (self._typesetter.width(part, line.wanted) + width) / 2
-                self._part(replace(line, asked=BETWEEN.strip(), x=middle, anchor="middle"), area, first)
-            x += width
+        for word, width in zip(words, widths, strict=True):
+            if word:
+                self._part(replace(line, asked=word, x=x), area, first)
+            x += width + space
 
     def _part(self, line: Line, area: Pixels, first: int) -> None:
         block, rise = self._block(line)
@@ -70,3 +69,12 @@ class Pen:
             ink = self._typesetter.fit(line.asked, int(line.room), _ANY_HEIGHT, size=size, floor=floor, name=name)
             found = self._blocks[key] = self._pigment.on_paper(ink.mask, line.colour), ink.rise
         return found
+
+
+def _words(text: str) -> list[str]:
+    """What stands between single spaces; a detail that is not ASCII stays whole, for its script may run leftwards."""
+    words: list[str] = []
+    for number, part in enumerate(text.split(BETWEEN)):
+        words += BETWEEN.split(" ")[1:-1] if number else []
+        words += part.split(" ") if part.isascii() else [part]
+    return words

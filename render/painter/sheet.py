@@ -17,7 +17,9 @@ from attnlens.render.painter.png import blank_lines
 from attnlens.render.painter.squeeze import Squeezer
 from attnlens.render.scene import Scene
 
-_CHANGING = (inner_lines, title, columns, sides)
+_ABOVE = (inner_lines, title)
+_BELOW = (inner_lines, columns, sides)
+_CHANGING = {*_ABOVE, *_BELOW}
 _KEPT = 48
 """Pictures whose lines below the cells are remembered: windows come again with every query."""
 
@@ -53,12 +55,11 @@ class Sheet:
     def draw(self, scene: Scene, groups: Sequence[Group]) -> None:
         """Put a scene into the lines, in place of the one before."""
         layout, theme, body = self._layout, self._theme, self._body
-        changing = [group for group in groups if group[0] in _CHANGING]
         above = self._above.copy()
-        self._pen.put(_outside(changing, layout), above, 0)
+        self._pen.put(_outside([group for group in groups if group[0] in _ABOVE], layout), above, 0)
         body[0] = above[0]
         np.subtract(above[1:], above[:-1], out=body[1 : layout.top])
-        first, below = self._bottom(tuple(group for group in changing if group[0] is not title))
+        first, below = self._bottom(tuple(group for group in groups if group[0] in _BELOW))
         body[layout.bottom :] = below
         rows = tuple(row for row in (scene.final_row, scene.row_boundary) if row)
         rules = Rules(column=scene.boundary, rows=rows, line=theme.ink, halo=theme.paper)

@@ -21,8 +21,8 @@ from typing import Any
 from attnlens import __version__
 from attnlens.render.formats import format_named
 from attnlens.render.run import files
+from attnlens.render.run.helpers import cores
 from attnlens.render.run.jobs import Job, Outcome, draw, painter_of
-from attnlens.render.run.workers import cores
 from attnlens.schemas.errors import AttnlensError, InputError, MissingExtraError
 from attnlens.store.places import absolute
 

@@ -1,8 +1,8 @@
 """Jobs on several processes: this one and helpers beside it, each reading its own part of the store.
 
-This process draws as well, so that the first picture does not wait for the helpers to start. Helpers begin as fresh
-interpreters (never as copies of this one, which may run threads), ignore Ctrl-C, which is this process's to answer, and
-end when this process does, however it ends.
+This process draws as well, so that the first picture does not wait for the helpers to start. Helpers are never copies
+of this one, which may run threads; they ignore Ctrl-C, which is this process's to answer, and end when this process
+does, however it ends.
 """
 
 from __future__ import annotations
@@ -17,7 +17,9 @@ from concurrent.futures.process import BrokenProcessPool
 from itertools import islice
 from multiprocessing.connection import wait as wait_for
 
+from attnlens.render.run.helpers import context
 from attnlens.render.run.jobs import Job, Outcome, write
+from attnlens.render.run.memory import return_freed_memory
 from attnlens.schemas.errors import AttnlensError
 
 WORTH = 48
@@ -25,11 +27,6 @@ WORTH = 48
 
 _AHEAD = 2
 """Jobs that each helper has at hand, so that it never waits for the next one."""
-
-
-def cores() -> int:
-    """Processors that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def run(jobs: Iterable[Job], workers: int, count: int) -> Iterator[Outcome]:
@@ -40,6 +37,7 @@ def run(jobs: Iterable[Job], workers: int, count: int) -> Iterator[Outcome]:
     Raises:
         AttnlensError: what a job raised, or a helper died.
     """
+    return_freed_memory()
     helpers = min(workers, 1 + count // WORTH) - 1
     left = iter(jobs)
     if helpers < 1:
@@ -47,7 +45,7 @@ def run(jobs: Iterable[Job], workers: int, count: int) -> Iterator[Outcome]:
         return
     if (at_once := next(left, None)) is not None:
         yield write(at_once)  # helpers that start would slow the first pictures down
-    pool = ProcessPoolExecutor(helpers, mp_context=_context(), initializer=_begin)
+    pool = ProcessPoolExecutor(helpers, mp_context=context(), initializer=_begin)
     running: set[Future[Outcome]] = set()
     try:
         while True:
@@ -67,17 +65,9 @@ def run(jobs: Iterable[Job], workers: int, count: int) -> Iterator[Outcome]:
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _context() -> multiprocessing.context.BaseContext:
-    name = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
-    context = multiprocessing.get_context(name)
-    if name == "forkserver":
-        # What all helpers need is then imported once.
-        context.set_forkserver_preload(["__main__", __name__])
-    return context
-
-
 def _begin() -> None:
     """In a helper, first of all."""
+    return_freed_memory()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 

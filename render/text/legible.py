@@ -8,6 +8,7 @@ r"""Legible text for any token: what cannot be seen is spelled out, what can be 
 | newline, tab, return | `\n` `\t` `\r` |
 | other ASCII control characters, and bytes that are no character on their own | `<00>` `<E2>` |
 | any other character without ink: zero width, direction, fillers, lone surrogates | `<U+200B>` |
+| an emoji of several characters (a family with its joiners, a flag, a keycap) | itself |
 | a combining mark with nothing to sit on | `◌` and the mark |
 | no text at all | `<empty>` |
 """
@@ -16,6 +17,8 @@ from __future__ import annotations
 
 import re
 import unicodedata
+
+from attnlens.render.text.emoji import clusters
 
 LIMIT = 96
 """Characters of a token that are looked at: no cell holds more."""
@@ -53,7 +56,11 @@ def _line(text: str, *, escaped: bool) -> str:
     cut = len(text) > LIMIT
     parts: list[str] = []
     marks = _MARKS_IN_A_ROW
-    for character in text[:LIMIT]:
+    for character in clusters(text[:LIMIT]):
+        if len(character) > 1:
+            parts.append(character)
+            marks = _MARKS_IN_A_ROW
+            continue
         if unicodedata.category(character) in ("Mn", "Me") and ord(character) not in _INVISIBLE:
             if not parts:
                 parts.append("◌")

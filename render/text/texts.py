@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,6 +13,7 @@ import numpy.typing as npt
 from attnlens.schemas.errors import AbsentError, InputError
 
 if TYPE_CHECKING:
+    from attnlens.store.named import NamedArray
     from attnlens.store.reader import Capture
 
 Values = npt.NDArray[Any]
@@ -103,32 +105,33 @@ def check_text(capture: Capture, text: Text, name: str, lens: str | None) -> Non
 _BLOCK = 1024
 """Tokens of a lens array that are read at a time, so that ranks which are not wanted are never held together."""
 
+_BUDGET = 16 << 20
+"""Bytes of such blocks that are kept."""
 
-class LensBlocks:
-    """A lens array (depth, token, …) of the tokens that have rows, with its first `ranks` ranks, read when needed.
 
-    Here many tokens are read at a time, far away no more than a chunk holds.
+class Blocks:
+    """A lens array (depth, token, …) of the tokens that have rows, with its first `ranks` ranks (0: it has none).
+
+    `blocks[columns]` are the values (depth, column, …) of some tokens, upwards. Only what is asked for is read.
     """
 
-    def __init__(self, array: Any, n_row: int, ranks: int | None) -> None:
-        self._array, self._n_row, self._ranks = array, n_row, ranks
-        self._step = array.chunks[1] if array.far else _BLOCK
-        self._blocks: dict[int, Values] = {}
+    def __init__(self, array: NamedArray, n_row: int, ranks: int | None, depths: slice = slice(None)) -> None:
+        self._array, self._n_row, self._depths = array, n_row, depths
+        self._cut: tuple[slice, ...] = () if ranks == 0 else (slice(0, ranks),)
+        n_depth, n_rank = len(range(array.shape[0])[depths]), ranks or max(array.shape[2:], default=1)
+        most = array.chunks[1] if array.far else _BLOCK  # far away no more than a chunk has
+        self._size = max(1, min(most, _BUDGET // (16 * n_depth * n_rank)))
+        self._block = lru_cache(maxsize=max(2, _BUDGET // (4 * n_depth * n_rank * self._size)))(self._read)
 
-    def take(self, depth: int, tokens: Sequence[int]) -> Values:
-        """Values (token, …) of one depth."""
-        numbers = np.asarray(tokens)
-        blocks = numbers // self._step
-        first = int(blocks[0])
-        if (blocks == first).all():
-            return np.asarray(self._block(first)[depth, numbers - first * self._step])
-        parts = [self._block(int(block))[depth, numbers[blocks == block] % self._step] for block in np.unique(blocks)]
-        return np.concatenate(parts)
+    def __getitem__(self, columns: tuple[int, ...]) -> Values:
+        places = np.asarray(columns, np.intp)
+        numbers = places // self._size
+        parts = [
+            self._block(number)[:, places[numbers == number] - number * self._size]
+            for number in np.unique(numbers).tolist()
+        ]
+        return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
 
-    def _block(self, number: int) -> Values:
-        if number not in self._blocks:
-            cut: tuple[slice, ...] = () if self._ranks == 0 else (slice(0, self._ranks),)
-            start = number * self._step
-            part = slice(start, min(start + self._step, self._n_row))
-            self._blocks[number] = np.asarray(self._array[(slice(None), part, *cut)])
-        return self._blocks[number]
+    def _read(self, number: int) -> Values:
+        stop = min((number + 1) * self._size, self._n_row)
+        return np.asarray(self._array[(self._depths, slice(number * self._size, stop), *self._cut)])

@@ -214,6 +214,6 @@ def _client(base: str) -> Any:
     plain = base.startswith("http://") or os.environ.get("AWS_ENDPOINT_URL", "").startswith("http://")
     client = {"allow_http": plain, "timeout": timedelta(seconds=TIMEOUT), "user_agent": "attnlens"}
     try:
-        return from_url(base, client_options=client, retry_config={"max_retries": 0})  # type: ignore[call-overload]
+        return from_url(base, client_options=client, retry_config={"max_retries": 0})
     except Exception as error:  # noqa: BLE001 - whatever a client does not like about a URL
         raise InputError(f"{base} cannot be read: {_short(error)}") from None

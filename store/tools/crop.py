@@ -114,6 +114,8 @@ class _Plan:
         drop = set(kept.dropped)
         if redaction is not None:
             drop |= redaction.dropped(capture)
+        if capture.metadata.attention == "qk" and kept.tokens is not None:
+            drop |= {"attention_q", "attention_k"}  # a row is made of all keys before it
         self._errors = dict(before.errors)
         self.crop = CropInfo(
             tokens=both(before.tokens, kept.tokens),

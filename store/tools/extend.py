@@ -1,15 +1,15 @@
 """Adding arrays to a complete capture: all of them, with manifest and digests, or none.
 
-New arrays are made beside the store and moved in; files that change are replaced one by one, the old bytes kept until
-all is well. The capture's zarr.json comes last but for the store's own: until then a reader sees the capture as it was.
+The capture is made anew beside the store, its old files as links, and changes places with the one that is there when it
+is whole. No file that a reader may have open is touched.
 """
 
 from __future__ import annotations
 
+import os
 import secrets
 import shutil
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ import zarr
 from zarr.storage import LocalStore
 
 from attnlens.schemas.arrays import ARRAY
-from attnlens.schemas.errors import InputError, StoreError
+from attnlens.schemas.errors import InputError
 from attnlens.schemas.metadata import CaptureMetadata
 from attnlens.schemas.version import NAMESPACE
 from attnlens.store.create import create_array
@@ -94,74 +94,68 @@ def extend_capture(store: Path, capture: Capture, update: Mapping[str, Any], fil
 
     Raises:
         InputError: the store is not a folder, or the capture is not complete.
-        StoreError: the disk refuses; the store is as it was.
+        StoreError: the store is damaged, or the disk refuses; the store is as it was.
     """
     if not store.is_dir():
         raise InputError(f"{store} is no folder: arrays are added to a store in a folder (`lens unpack` makes one)")
     if capture.status != "complete":
         raise InputError(f"capture {capture.id} is {capture.status}: arrays are added to complete captures only")
     metadata = CaptureMetadata.model_validate({**capture.metadata.model_dump(mode="json"), **update})
+    old = capture.manifest()
     aside = store.resolve().with_name(f".{store.resolve().name}.{secrets.token_hex(8)}{PARTIAL}")
     try:
         aside.mkdir()
         extension = Extension(capture, aside, metadata)
         fill(extension)
         extension.write_vocabulary()
-        new = {name: path for name, path in walk(aside / capture.id) if name != GROUP_DOCUMENT}
-        old = dict(zip(*(map(str, capture[name][:]) for name in MANIFEST_ARRAYS), strict=True))
-        if manifest_hash(old) != capture.metadata.manifest:
-            raise StoreError(
-                f"{store}: the manifest of capture {capture.id} is not the one it names; run `lens verify`"
-            )
+        made = dict(walk(aside / capture.id))
         # Hashes of files that stay are taken over, not made again: damage must not be vouched for.
-        hashes = {**old, **{name: file_hash(path) for name, path in new.items() if name in covered(new)}}
+        kept = {name: digest for name, digest in old.items() if name.split("/", 1)[0] not in extension.arrays}
+        hashes = kept | {name: file_hash(made[name]) for name in covered(made)}
         extension.write_manifest(hashes)
-        with _put(aside / capture.id, store / capture.id, set(capture.names)):
-            _describe(store, capture.id, metadata, manifest_hash(hashes))
+        for name in kept:
+            _link(store / capture.id / name, aside / capture.id / name)
+        _describe(store / capture.id, aside / capture.id, metadata, manifest_hash(hashes))
+        _change_places(store, capture.id, aside)
     except OSError as error:
         raise write_error(error, store, capture.committed) from error
     finally:
         shutil.rmtree(aside, ignore_errors=True)
 
 
-def _describe(store: Path, name: str, metadata: CaptureMetadata, manifest: str) -> None:
-    """Replace the capture's zarr.json, then the store's, with digests that vouch for what is there now."""
-    folder = store / name
-    values = clean(metadata.model_dump(mode="json", exclude={"digest"})) | {"manifest": manifest}
-    attributes = {**read_document(folder)["attributes"], NAMESPACE: values}
-    arrays = sorted(path.parent.name for path in folder.glob(f"*/{GROUP_DOCUMENT}"))
-    document = group_document(attributes, {array: read_document(folder / array) for array in arrays})
-    values["digest"] = document_digest(document)
-    write_document(folder, document)
-    place = Folder(store)
-    root = read_root(place)
-    write_root(store, root.model_copy(update={"index": root_entries(place, root.planned)}), running=False)
-
-
-@contextmanager
-def _put(new: Path, folder: Path, known: Collection[str]) -> Iterator[None]:
-    """Moves arrays from `new` into a capture's folder; undone, with both zarr.json, unless the block ends well.
-
-    Arrays that the capture knows are replaced file by file, so that a reader who has one open is not disturbed.
-    """
-    added = [path.name for path in sorted(new.iterdir()) if path.is_dir() and path.name not in known]
-    changed = {name: path for name, path in walk(new) if name.split("/", 1)[0] in known}
-    kept = [*changed, GROUP_DOCUMENT, f"../{GROUP_DOCUMENT}"]
-    before = {name: (folder / name).read_bytes() for name in kept if (folder / name).exists()}
+def _link(source: Path, target: Path) -> None:
+    """The same file under another name; a copy where the file system has no links."""
+    target.parent.mkdir(parents=True, exist_ok=True)
     try:
-        for name in added:
-            shutil.rmtree(folder / name, ignore_errors=True)  # left by one that was killed here: no reader knows it
-            (new / name).rename(folder / name)
-        for name, path in changed.items():
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            write_atomic(folder / name, path.read_bytes())
-        yield
+        os.link(source, target)
+    except FileNotFoundError:
+        raise
+    except OSError:
+        shutil.copy2(source, target)
+
+
+def _describe(old: Path, new: Path, metadata: CaptureMetadata, manifest: str) -> None:
+    """Write the zarr.json of the new capture, with a digest that vouches for what it holds."""
+    values = clean(metadata.model_dump(mode="json", exclude={"digest"})) | {"manifest": manifest}
+    attributes = {**read_document(old)["attributes"], NAMESPACE: values}
+    arrays = sorted(path.name for path in new.iterdir() if path.is_dir())
+    document = group_document(attributes, {name: read_document(new / name) for name in arrays})
+    values["digest"] = document_digest(document)
+    write_document(new, document)
+
+
+def _change_places(store: Path, name: str, aside: Path) -> None:
+    """Put the new capture where the old one is, and both in the store's index; as before if that fails."""
+    there, place = aside / "old", Folder(store)
+    root = read_root(place)
+    before = (store / GROUP_DOCUMENT).read_bytes()
+    (store / name).rename(there)
+    try:
+        (aside / name).rename(store / name)
+        write_root(store, root.model_copy(update={"index": root_entries(place, root.planned)}), running=False)
     except BaseException:
-        for name in kept:
-            if name in before:
-                write_atomic(folder / name, before[name])
-            else:
-                (folder / name).unlink(missing_ok=True)
-        for name in added:
-            shutil.rmtree(folder / name, ignore_errors=True)
+        if (store / name).exists():
+            (store / name).rename(aside / name)
+        there.rename(store / name)
+        write_atomic(store / GROUP_DOCUMENT, before)
         raise
