@@ -9,7 +9,8 @@ from os import PathLike
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from attnlens.store.reader import Store
+    from attnlens.render.viewer.notebook import Frame
+    from attnlens.store.reader import Capture, Store
 
 __all__ = ["__version__", "open"]
 
@@ -24,4 +25,13 @@ def open(path: str | PathLike[str]) -> Store:
     """
     from attnlens.store.reader import open_store
 
-    return open_store(path)
+    store = open_store(path)
+    store.viewer = _view
+    return store
+
+
+def _view(capture: Capture, state: dict[str, object], height: int) -> Frame:
+    """What `Capture.view` shows."""
+    from attnlens.render.viewer.notebook import frame
+
+    return frame(capture, state, height)

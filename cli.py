@@ -14,7 +14,22 @@ import typer
 from typer.core import TyperGroup
 
 from attnlens import __version__
-from attnlens.commands import capture, crop, demo, diff, info, ls, merge, pack, relens, render, unpack, verify, view
+from attnlens.commands import (
+    capture,
+    crop,
+    demo,
+    diff,
+    export,
+    info,
+    ls,
+    merge,
+    pack,
+    relens,
+    render,
+    unpack,
+    verify,
+    view,
+)
 from attnlens.schemas.errors import AttnlensError, Interrupted
 
 
@@ -87,6 +102,7 @@ app.command(epilog=relens.EXAMPLES)(relens.relens)
 app.command(epilog=render.EXAMPLES)(render.render)
 app.command(epilog=view.EXAMPLES)(view.view)
 app.command(epilog=diff.EXAMPLES)(diff.diff)
+app.command(epilog=export.EXAMPLES)(export.export)
 app.command()(info.info)
 app.command()(verify.verify)
 app.command(epilog=crop.EXAMPLES)(crop.crop)

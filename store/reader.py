@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from os import PathLike
 from typing import TYPE_CHECKING, Any
@@ -28,6 +28,9 @@ from attnlens.store.root import read_root
 if TYPE_CHECKING:
     from attnlens.store.places.zarr_store import PlaceStore
 
+Viewer = Callable[..., Any]
+"""Shows a capture in a notebook: (capture, state by name, height)."""
+
 ARRAY_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
 
 
@@ -51,6 +54,7 @@ class Store:
 
     def __init__(self, place: Place, metadata: StoreMetadata, limits: Limits, *, checked: bool = True) -> None:
         self.place = place
+        self.viewer: Viewer | None = None
         self._checked = checked
         self.metadata = metadata
         self._limits = limits
@@ -96,6 +100,7 @@ class Store:
             raise AbsentError(f"{self.path} has {len(self.ids)} captures, there is no number {key}")
         if name not in self._captures:
             self._captures[name] = Capture(self.place, name, self._limits, checked=self._checked)
+            self._captures[name].viewer = self.viewer
         return self._captures[name]
 
     def find(self, key: str) -> str:
@@ -137,6 +142,7 @@ class Capture:
 
     def __init__(self, place: Place, name: str, limits: Limits, *, checked: bool = True) -> None:
         self.id = name
+        self.viewer: Viewer | None = None
         self._place = place
         self._checked = checked
         self._limits = limits
@@ -154,6 +160,30 @@ class Capture:
     def __repr__(self) -> str:
         about = f"{self.status}, {self.n_token} tokens, {self.committed} rows"
         return f"<Capture {self.id}: {about}, {self.metadata.model.id}>"
+
+    @property
+    def place(self) -> Place:
+        """Where its store is."""
+        return self._place
+
+    @property
+    def documents(self) -> Mapping[str, Mapping[str, Any]]:
+        """The zarr.json of each of its arrays."""
+        return self._documents
+
+    def view(self, *, height: int = 720, **state: object) -> Any:
+        """Show the capture in a notebook, without network. The last line of a cell displays what this returns.
+
+        Args:
+            height: Pixels.
+            state: What to begin with, by the names in the address of `lens view`: query=41, heads="mean", view="map" …
+
+        Raises:
+            InputError: the capture is too large for a notebook, or it was not opened by `attnlens.open`.
+        """
+        if self.viewer is None:
+            raise InputError("a capture opened without a viewer cannot be shown: open its store with attnlens.open")
+        return self.viewer(self, state, height)
 
     @property
     def status(self) -> Status:

@@ -8,7 +8,7 @@ import pytest
 import attnlens
 from attnlens import cli
 
-COMMANDS = ("demo", "capture", "render", "view", "diff", "info", "verify")
+COMMANDS = ("demo", "capture", "render", "view", "diff", "export", "info", "verify")
 
 
 def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
@@ -44,7 +44,7 @@ def test_help_lists_the_commands_in_the_order_of_use(
     assert listed == list(COMMANDS)
 
 
-@pytest.mark.parametrize("command", ["demo", "capture", "render", "view", "diff"])
+@pytest.mark.parametrize("command", ["demo", "capture", "render", "view", "diff", "export"])
 def test_help_teaches_by_example(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], command: str
 ) -> None:

@@ -26,7 +26,7 @@ PARTS = {
     "info_page": {"console", "store"},
     "commands": {"commands", "console", "info_page", "capture", "render", "store", "schemas", "progress"},
     "cli": {"cli", "commands", "console", "schemas", "__init__"},
-    "__init__": {"store", "schemas", "__init__"},
+    "__init__": {"store", "schemas", "render", "__init__"},
     "__main__": {"cli"},
 }
 """Each part of the package, and the parts that it may import."""

@@ -5,12 +5,15 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
 
+from attnlens.render.viewer.assets import FOLDER
 from attnlens.render.viewer.serve import open_server
 from attnlens.render.viewer.server import ViewServer
 from browser import CHROMIUM, FLAGS
@@ -31,6 +34,55 @@ def serving(*stores: Path) -> Iterator[ViewServer]:
     thread.start()
     try:
         yield server
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+class _Static(SimpleHTTPRequestHandler):
+    """Any web server: files below a folder, ranges or not, nothing that is ours."""
+
+    ranges = True
+    protocol_version = "HTTP/1.1"
+    wbufsize = 65536
+    disable_nagle_algorithm = True
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Nothing."""
+
+    def do_GET(self) -> None:
+        path = Path(self.translate_path(self.path))
+        if path.parent.name == "viewer":
+            path = FOLDER / path.name
+        if not path.is_file():
+            self.send_error(404)
+            return
+        data, wanted = path.read_bytes(), self.headers.get("Range")
+        part, total = data, len(data)
+        if wanted and self.ranges:
+            start, _, stop = wanted.removeprefix("bytes=").partition("-")
+            low = max(0, total - int(stop)) if not start else int(start)
+            part = data[low : int(stop) + 1 if start and stop else total]
+        self.send_response(206 if wanted and self.ranges else 200)
+        if wanted and self.ranges:
+            self.send_header("Content-Range", f"bytes {low}-{low + len(part) - 1}/{total}")
+        self.send_header("Content-Type", self.guess_type(str(path)))
+        self.send_header("Content-Length", str(len(part)))
+        self.end_headers()
+        self.wfile.write(part)
+
+
+@contextmanager
+def static_host(folder: Path, ranges: bool) -> Iterator[str]:
+    """A server of `folder`, and of the page under /viewer/: its address."""
+    handler = type("Handler", (_Static,), {"ranges": ranges})
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(handler, directory=str(folder)))
+    server.daemon_threads, server.block_on_close = True, False
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_address[1]}/"
     finally:
         server.shutdown()
         thread.join()

@@ -18,7 +18,8 @@ from attnlens.schemas.version import FORMAT, FORMAT_VERSION
 
 READS = (
     "token_id", "token_text", "token_special", "token_bytes", "token_byte_offset", "vocabulary_id", "vocabulary_text",
-    *READINGS, *TRACKED, "model_probability", "attention_weight", "attention_max", "attention_mean", "value_norm",
+    *READINGS, *TRACKED, "model_probability", "attention_weight", "attention_max", "attention_mean", "attention_q",
+    "attention_k", "value_norm",
 )  # fmt: skip
 """Arrays that the page reads."""
 

@@ -2,6 +2,7 @@
 // kept up to a budget. In float32 as render/source.py, so that colours are equal.
 
 import { rounded } from "./half.js";
+import { Replay } from "./replay.js";
 import { StoreError } from "./store.js";
 import { REDUCE, SCORES } from "../math/reduce.js";
 import { TRANSFORMS } from "../math/scales.js";
@@ -17,12 +18,19 @@ export class Attention {
   #means = null;
 
   constructor(capture, lens) {
-    Object.assign(this, { capture, lens });
+    Object.assign(this, { capture, lens, replayed: capture.about.attention === "qk" });
+    if (this.replayed && capture.has("attention_q") && capture.has("attention_k")) this.replay = new Replay(capture);
   }
 
   /** Why there is no attention of every head, or null. */
   get absent() {
-    return this.capture.about.attention === "dense" && this.capture.has("attention_weight") ? null : this.capture.whyAbsent("attention_weight");
+    return this.replay || (!this.replayed && this.capture.has("attention_weight")) ? null : this.capture.whyAbsent("attention_weight");
+  }
+
+  /** What a row of one head costs to get: bytes that are read or made. */
+  get cost() {
+    const { nLayer, nHead, nToken } = this.capture;
+    return this.replay ? 8 * nToken : 2 * nLayer * nHead * nToken;
   }
 
   /** Attention of one query, all heads: {data, nLayer, nHead, nKey}, keys 0 … query. */
@@ -43,6 +51,7 @@ export class Attention {
 
   /** Part of it: float32 (layer, head, query, key) of layers, heads and queries [start, stop). */
   block(layers, heads, queries, keys = null) {
+    if (this.replay) return this.replay.block(layers, heads, queries, keys);
     return this.capture.readFloats("attention_weight", [layers, heads, queries, keys]);
   }
 
@@ -97,8 +106,8 @@ export class Attention {
       const values = await capture.readFloats(`attention_${heads.stored}`, [[first - origin, capture.nRow - origin], layer, key]);
       return { from: first, values, partial: key < first, half: true };
     }
-    const { nLayer, nHead, nToken, nRow } = capture;
-    const cost = 2 * nLayer * nHead * nToken * (nRow - key);
+    const { nHead, nRow } = capture;
+    const cost = this.cost * (this.replay ? nHead : 1) * (nRow - key);
     if (this.absent || cost > budget) return null;
     const data = await this.block(layer, null, [key, nRow], [key, key + 1]);
     const count = nRow - key;

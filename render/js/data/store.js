@@ -7,6 +7,7 @@ import "./codecs.js";
 import { floats } from "./half.js";
 
 const ID = /^\d{4,12}$/;
+const MODEL = ["float32", "float16", "uint16"]; // of queries and keys; uint16 are the bits of bfloat16
 const STORED = { float16: ["uint16", 0x7e00], bool: ["uint8", 0] };
 
 /** Something a person is told: what was found, and what to do. */
@@ -149,7 +150,7 @@ export class Capture {
     const wanted = this.#spec(name);
     const axes = found.dimension_names;
     if (!Array.isArray(found.shape) || !Array.isArray(axes) || !Array.isArray(found.codecs)
-      || axes.join() !== wanted.axes.join() || found.shape.length !== axes.length || found.data_type !== wanted.dtype
+      || axes.join() !== wanted.axes.join() || found.shape.length !== axes.length || !(wanted.dtype === "model" ? MODEL : [wanted.dtype]).includes(found.data_type)
       || !found.shape.every((size) => Number.isSafeInteger(size) && size >= 0)) {
       throw new StoreError(`${this.id}/${name}: expected ${wanted.dtype} over (${wanted.axes.join(", ")}), found ${found.data_type} over (${axes}). Run lens verify.`);
     }

@@ -12,13 +12,18 @@ export const theme = () => THEMES[matchMedia("(prefers-color-scheme: dark)").mat
 
 /** What a canvas context does with many small cells: an image, scaled. */
 export function withCells(context) {
-  context.putCells = (data, width, height, x, y, w, h) => {
-    const small = document.createElement("canvas");
-    small.width = width;
-    small.height = height;
-    small.getContext("2d").putImageData(new ImageData(data, width, height), 0, 0);
+  const small = document.createElement("canvas"), cells = small.getContext("2d", { willReadFrequently: true });
+  let image = null;
+  context.putCells = (width, height, x, y, w, h, fill) => {
+    if (image?.width !== width || image.height !== height) {
+      if (small.width < width) small.width = width;
+      if (small.height < height) small.height = height;
+      image = cells.createImageData(width, height);
+    }
+    fill(image.data);
+    cells.putImageData(image, 0, 0);
     context.imageSmoothingEnabled = false;
-    context.drawImage(small, x, y, w, h);
+    context.drawImage(small, 0, 0, width, height, x, y, w, h);
   };
   return context;
 }
@@ -147,7 +152,7 @@ export class Board {
     if (!this.scene) return;
     const { width, height } = this.room, { nRow, nColumn, square } = this.scene;
     this.w = Math.max(Math.min(this.w, WIDEST), Math.min(this.#least(), 40));
-    this.h = square ? Math.max(Math.min(this.w * 0.5, 40), Math.min(this.w, 14)) : Math.max(15, Math.min(34, height / nRow));
+    this.h = square ? Math.max(Math.min(this.w * 0.5, 40), Math.min(this.w, 14)) : Math.max(12.5, Math.min(34, height / nRow));
     this.x = Math.max(0, Math.min(this.x, nColumn - width / this.w));
     this.y = Math.max(0, Math.min(this.y, nRow - height / this.h));
   }

@@ -87,26 +87,19 @@ function image(context, scene, frame, [r0, r1], [c0, c1], px, py, theme) {
   r0 -= r0 % tall;
   const nColumn = Math.ceil((c1 - c0) / many), nRow = Math.ceil((r1 - r0) / tall);
   const { rgb } = scene.colours, hatched = theme.hatch[0];
-  const data = new Uint8ClampedArray(4 * nColumn * nRow);
-  for (let row = r0; row < r1; row++) {
-    const best = new Int16Array(nColumn).fill(-2);
-    const last = Math.min(r1, row + tall);
-    for (let r = row; r < last; r++)
-      for (let column = c0; column < c1; column++) {
-        const place = many === 1 ? column - c0 : ((column - c0) / many) | 0, level = scene.level(r, column);
-        if (level > best[place]) best[place] = level;
+  context.putCells(nColumn, nRow, px(c0), py(r0), nColumn * many * frame.w, nRow * tall * frame.h, (data) => {
+    for (let at = 0, y = 0; y < nRow; y++)
+      for (let x = 0; x < nColumn; x++, at += 4) {
+        let best = -2;
+        for (let row = r0 + y * tall; row < Math.min(r1, r0 + (y + 1) * tall); row++)
+          for (let column = c0 + x * many; column < Math.min(c1, c0 + (x + 1) * many); column++) {
+            const level = scene.level(row, column);
+            if (level > best) best = level;
+          }
+        for (let part = 0; part < 3; part++) data[at + part] = best < 0 ? hatched[part] : rgb[3 * best + part];
+        data[at + 3] = best === -2 ? 0 : 255;
       }
-    const to = ((row - r0) / tall) * nColumn;
-    for (let place = 0; place < nColumn; place++) {
-      const level = best[place];
-      if (level === -2) continue;
-      const at = 4 * (to + place);
-      for (let part = 0; part < 3; part++) data[at + part] = level < 0 ? hatched[part] : rgb[3 * level + part];
-      data[at + 3] = 255;
-    }
-    row = last - 1;
-  }
-  context.putCells(data, nColumn, nRow, px(c0), py(r0), nColumn * many * frame.w, nRow * tall * frame.h);
+  });
 }
 
 function texts(context, scene, frame, [r0, r1], [c0, c1], px, py, theme) {

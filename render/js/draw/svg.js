@@ -34,7 +34,9 @@ export class SvgContext {
     return this.ruler.measureText(text);
   }
 
-  putCells(data, width, height, x, y, w, h) {
+  putCells(width, height, x, y, w, h, fill) {
+    const data = new Uint8ClampedArray(4 * width * height);
+    fill(data);
     for (let row = 0; row < height; row++)
       for (let column = 0; column < width; column++) {
         const at = 4 * (row * width + column);

@@ -27,7 +27,9 @@ export class App {
 
   /** Builds the page into `root`. `ready` is fulfilled when the first picture is there, or has failed. */
   constructor(root, stores) {
-    Object.assign(this, { root, stores, state: read(location.hash), side: null, heads: null });
+    const begin = document.querySelector("meta[name=attnlens-state]");
+    Object.assign(this, { root, stores, state: read(location.hash || begin?.content || ""), side: null, heads: null });
+    this.framed = location.protocol === "about:"; // in a notebook: the page has no address of its own
     this.controls = new Controls(this);
     this.timeline = new Timeline(h("div", { class: "timeline" }), (query) => this.set({ query }));
     this.headline = h("h2", { class: "headline", "aria-live": "polite" });
@@ -69,6 +71,7 @@ export class App {
 
   /** Put the state into the URL, soon: browsers forbid doing so all the time. */
   save() {
+    if (this.framed) return;
     clearTimeout(this.#saving);
     this.#saving = setTimeout(() => {
       this.written = write(this.state);

@@ -37,7 +37,7 @@ export class Controls {
     this.fallback = h("input", { class: "copy", readonly: true, "aria-label": "text to copy", hidden: true });
     const action = (text, title, run) => h("button", { type: "button", title, onclick: () => run().catch(app.fail) }, text);
     this.actions = h("div", { class: "actions", role: "group", "aria-label": "take away" },
-      action("Copy link", "the address of exactly this view", () => this.#copy(app.link)),
+      app.framed ? null : action("Copy link", "the address of exactly this view", () => this.#copy(app.link)),
       action("Save PNG", "this view as a picture", () => this.#save("png")),
       action("Save SVG", "this view as a drawing, its texts as text", () => this.#save("svg")),
       action("Copy command", "the lens render command that draws this", () => this.#copy(this.command())),

@@ -11,9 +11,8 @@ const AT_ONCE = 16;
 
 /** A scene for `Board`. `note` is called with how many rows are left out between two that are drawn. */
 export function mapScene({ capture, lens, attention, heads, layer, head, state, repaint, fail, note }) {
-  const { nRow, nLayer, nHead, nToken } = capture, range = SCALES[state.scale].range;
+  const { nRow } = capture, range = SCALES[state.scale].range;
   const rows = new Map(); // query → {levels, values}, or null while it comes
-  const cost = 2 * nLayer * nHead * nToken;
   let told = 1;
 
   async function read(queries) {
@@ -42,7 +41,7 @@ export function mapScene({ capture, lens, attention, heads, layer, head, state, 
     rowBoundary: capture.nPrompt < nRow ? capture.nPrompt : null,
     has: (row) => Boolean(rows.get(row)),
     need(_, __, first, last) {
-      const step = Math.max(1, Math.ceil(((last - first) * cost) / BUDGET));
+      const step = Math.max(1, Math.ceil(((last - first) * attention.cost) / BUDGET));
       if (step !== told) note((told = step));
       const missing = [];
       for (let query = Math.ceil(first / step) * step; query < last; query += step) if (!rows.has(query)) missing.push(query);

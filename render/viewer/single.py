@@ -1,0 +1,126 @@
+"""One HTML file that holds the page and a store: it opens from a mail attachment, offline, and fetches nothing."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+from attnlens.render.formats.xml import escape
+from attnlens.render.run.files import write
+from attnlens.render.viewer.assets import asset, digest
+from attnlens.render.viewer.contract import READS
+from attnlens.schemas.errors import InputError
+from attnlens.schemas.version import NAMESPACE
+from attnlens.store.places import Place, stem_of
+from attnlens.store.reader import Capture, open_store
+
+LARGEST = 512 * 2**20
+"""Bytes of a file that browsers still open: a string of V8 ends at 512 MiB."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Single:
+    """What was written: the file, its size in bytes, the captures in it."""
+
+    path: Path
+    bytes: int
+    captures: tuple[str, ...]
+
+
+def export_html(store: str | PathLike[str], path: Path, captures: Sequence[str] | None = None) -> Single:
+    """Write captures of a store, all for None, and the page that shows them into one file.
+
+    Raises:
+        StoreError: there is no store, or it is damaged.
+        AbsentError: it has no such capture.
+        InputError: it would be too large, or cannot be written.
+    """
+    opened = open_store(store)
+    chosen = [opened[name] for name in (captures or opened.ids)]
+    if not chosen:
+        raise InputError(f"{store} holds no capture yet, there is nothing to export")
+    text = page(opened.place, chosen)
+    write(path, text)
+    return Single(path=path, bytes=len(text), captures=tuple(capture.id for capture in chosen))
+
+
+def page(place: Place, captures: Sequence[Capture], *, state: str = "", frame: bool = False) -> bytes:
+    """The HTML of one file that shows these captures.
+
+    Args:
+        place: Where they are.
+        captures: Which.
+        state: Fragment of the page's state to begin with (`query=41&heads=mean`).
+        frame: The page stands in another one, which gives it no address of its own.
+
+    Raises:
+        InputError: it would be larger than a browser opens.
+    """
+    size = sum(place.size(key) for key in _keys(place, captures)) * 4 // 3
+    if size > LARGEST:
+        raise InputError(
+            f"{place}: one file would have {size / 2**20:.0f} MiB, more than the {LARGEST / 2**20:.0f} that a browser "
+            "opens: choose fewer captures with --capture, make the store smaller, or use lens view"
+        )
+    name = f"{stem_of(str(place))}.zarr"
+    files = {"zarr.json": _text(json.dumps(_root(place, captures), ensure_ascii=True).encode())}
+    files |= {key: _text(place.read(key)) for key in _keys(place, captures)}
+    data = json.dumps({name: files}).replace("<", "\\u003c").encode()
+    script, style = asset("app.js"), asset("app.css")
+    policy = (
+        f"default-src 'none'; script-src {digest(script)}; style-src {digest(style)}; img-src data: blob:; "
+        "worker-src blob:; base-uri 'none'; form-action 'none'"
+    )
+    told = f'<meta name="attnlens-state" content="{escape(state)}">' if state or frame else ""
+    return b"".join([
+        b'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n',
+        f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'.encode(),
+        b'<meta name="viewport" content="width=device-width, initial-scale=1">\n',
+        b'<meta name="referrer" content="no-referrer">\n',
+        b'<meta name="color-scheme" content="light dark">\n<link rel="icon" href="data:,">\n',
+        f"<title>{escape(name)}</title>\n{told}<style>".encode(), style, b"</style>\n</head>\n<body>\n",
+        b'<script type="application/json" id="attnlens-files">', data, b"</script>\n<script>", script,
+        b"</script>\n</body>\n</html>\n",
+    ])  # fmt: skip
+
+
+def _arrays(capture: Capture) -> list[str]:
+    """Arrays of a capture that the page reads."""
+    further = [lens.name for lens in capture.metadata.lenses]
+    wanted = {*READS, *(f"{name}_{lens}" for name in READS for lens in further)}
+    return [name for name in capture.names if name in wanted]
+
+
+def _keys(place: Place, captures: Iterable[Capture]) -> list[str]:
+    """Every file that the page may ask for, metadata aside."""
+    return [key for capture in captures for name in _arrays(capture) for key in place.files(f"{capture.id}/{name}/c")]
+
+
+def _root(place: Place, captures: Iterable[Capture]) -> dict[str, Any]:
+    """The store's zarr.json with the metadata of these captures in it, so that it is the only one."""
+    root = place.document()
+    about = dict(root["attributes"][NAMESPACE])
+    ids = [capture.id for capture in captures]
+    about["planned"] = ids
+    about["index"] = [entry for entry in about.get("index") or [] if entry.get("id") in ids]
+    documents: dict[str, Any] = {}
+    for capture in captures:
+        group = place.document(capture.id)
+        group.pop("consolidated_metadata", None)
+        documents[capture.id] = group
+        documents |= {f"{capture.id}/{name}": capture.documents[name] for name in _arrays(capture)}
+    return {
+        "zarr_format": 3,
+        "node_type": "group",
+        "attributes": {NAMESPACE: about},
+        "consolidated_metadata": {"kind": "inline", "must_understand": False, "metadata": documents},
+    }
+
+
+def _text(data: bytes) -> str:
+    return base64.b64encode(data).decode()
