@@ -334,11 +334,6 @@ class Capture:
             raise StoreError(f"{self.id}/{name}: zarr.json is damaged ({error}); run `lens verify`") from error
         return NamedArray(self, name, array, self._place, self.shape_of(name))
 
-    @property
-    def place(self) -> Place:
-        """Where the capture's store is."""
-        return self._place
-
     @cached_property
     def kept(self) -> Mapping[str, NDArray[np.bool_]]:
         """Axis → which of its entries a cropped store kept, for the axes of which it kept some only."""
