@@ -161,8 +161,17 @@ def test_no_path_or_host_name_is_in_a_store(tmp_path: Path) -> None:
     import getpass
     import socket
 
-    path = tmp_path / "very-private-folder" / "run.zarr"
-    Sample().write(path)
+    pytest.importorskip("transformers", reason="capturing is the extra `capture`")
+    from attnlens.capture.run import CaptureOptions, run
+    from attnlens.progress import Silent
+    from families import byte_tokenizer, tiny_model
+
+    model = tmp_path / "very-private-folder" / "my-model"
+    tiny_model("llama").save_pretrained(model)
+    byte_tokenizer().save_pretrained(model)
+    path = model.parent / "run.zarr"
+    run(CaptureOptions(model=str(model), prompt="Hi", raw=True, output=path, max_new_tokens=3, device="cpu"), Silent())
+    assert attnlens.open(path)[0].metadata.model.id == "my-model"
     text = every_byte(path)
     for trace in (
         "very-private-folder",
