@@ -114,6 +114,19 @@ def test_cropping_twice_is_cropping_once(store: Path, tmp_path: Path) -> None:
     assert ours[0] == ours[1]
 
 
+def test_absent_layers_and_heads_are_said(store: Path, tmp_path: Path) -> None:
+    path = crop(store, tmp_path / "c.zarr", keep=Keep(layers="1:3", heads="0,2")).path
+    attention, whole = attnlens.open(path)[0].attention, attnlens.open(store)[0].attention
+    np.testing.assert_array_equal(attention.rows(5, [1, 2], [0, 2]), whole.rows(5, [1, 2], [0, 2]))
+    with pytest.raises(AbsentError, match="head 1 was cropped away; there are 0, 2"):
+        attention.rows(5, [1, 2])
+    with pytest.raises(AbsentError, match="layer 0 was cropped away; there are 1, 2"):
+        attention.rows(5, heads=[0])
+    with pytest.raises(AbsentError, match="head 1 was cropped away"):
+        render(path, tmp_path / "p", options=RenderOptions(heads="median"))
+    assert render(path, tmp_path / "p", options=RenderOptions(heads="0,2")).count == 4
+
+
 def test_absent_rows_are_said(store: Path, tmp_path: Path) -> None:
     path = crop(store, tmp_path / "c.zarr", keep=Keep(tokens="2:11", arrays=["-attention_mean"])).path
     capture = attnlens.open(path)[0]
