@@ -65,6 +65,8 @@ def describe_array(document: Mapping[str, Any], limits: Limits) -> ArrayDescript
     """
     if document.get("zarr_format") != 3 or document.get("node_type") != "array":
         raise ValueError("its zarr.json does not describe a Zarr 3 array")
+    if not isinstance(document.get("attributes", {}), Mapping):
+        raise ValueError("its attributes are no JSON object")
     shape = _sizes(document.get("shape"), "shape", least=0)
     dtype = document.get("data_type")
     if not isinstance(dtype, str):

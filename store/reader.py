@@ -394,23 +394,29 @@ class Capture:
                 return f"the capture is {about.status}"
 
     @cached_property
-    def _zarr_store(self) -> PlaceStore:
-        """Where zarr reads; of a finished capture nothing that is not what was written.
+    def checked_place(self) -> Place:
+        """Where files are read from; of a finished capture none that is not what was written.
 
         Raises:
             StoreError: the capture's metadata or its manifest were changed.
         """
         from attnlens.store.places.checked import Checked
-        from attnlens.store.places.zarr_store import PlaceStore
 
         if not self._checked or self.status != "complete":
-            return PlaceStore(self._place)
+            return self._place
         if document_digest(self._group) != self.metadata.digest:
             raise StoreError(
                 f"{self._place}: {self.id}/{GROUP_DOCUMENT} was changed after it was written, it does not have its "
                 "digest; run `lens verify`"
             )
-        return PlaceStore(Checked(self._place, self.id, self.manifest()))
+        own = (GROUP_DOCUMENT, *(f"{name}/" for name in MANIFEST_ARRAYS))
+        return Checked(self._place, self.id, self.manifest(), own)
+
+    @cached_property
+    def _zarr_store(self) -> PlaceStore:
+        from attnlens.store.places.zarr_store import PlaceStore
+
+        return PlaceStore(self.checked_place)
 
     def manifest(self) -> dict[str, str]:
         """Sha256 of each of the files of a complete capture, by path inside it.

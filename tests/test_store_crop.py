@@ -16,7 +16,7 @@ import attnlens
 from attnlens.render.options import RenderOptions
 from attnlens.render.pictures import render
 from attnlens.schemas.arrays import ARRAYS, FILL
-from attnlens.schemas.errors import AbsentError, InputError
+from attnlens.schemas.errors import AbsentError, AttnlensError, InputError
 from attnlens.schemas.ranges import parse_ranges, runs_of
 from attnlens.store import quantize
 from attnlens.store.tools.crop import crop
@@ -238,6 +238,25 @@ def test_merged_captures_are_those_that_were_merged(
             np.testing.assert_array_equal(values, there[name])
     if order == [0]:
         assert tree_hash(report.path / "0000") == tree_hash(store / "0000")
+
+
+def test_damage_is_not_sealed_again(store: Path, tmp_path: Path) -> None:
+    """A tool makes new manifests, so it must not copy what the old one would have found."""
+    path = unpack(pack(store, tmp_path / "a.zarr.zip").path, tmp_path / "a.zarr").path
+    file = path / "0000/key/c/0"
+    file.write_bytes((path / "0000/query/c/0").read_bytes() + b"x")
+    for make_store in (
+        lambda: crop(path, tmp_path / "c.zarr"),
+        lambda: merge([path, path], tmp_path / "m.zarr"),
+    ):
+        with pytest.raises(AttnlensError, match=r"0000/key/c/0 cannot be read .its bytes are not those"):
+            make_store()
+    document = json.loads((path / "0000/zarr.json").read_text())
+    document["attributes"]["attnlens"]["completion"] = "forged"
+    (path / "0000/zarr.json").write_text(json.dumps(document))
+    with pytest.raises(AttnlensError, match="does not have its digest"):
+        merge([store, path], tmp_path / "m.zarr")
+    assert {entry.name for entry in tmp_path.iterdir()} == {"a.zarr", "a.zarr.zip"}
 
 
 def test_nothing_to_merge_is_said(tmp_path: Path, store: Path) -> None:

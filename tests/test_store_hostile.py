@@ -22,6 +22,7 @@ from attnlens.store.bounded import content_size
 from attnlens.store.descriptions import NO_LIMITS, Limits, default_limits
 from attnlens.store.encode import checksum, encode_texts
 from attnlens.store.reader import open_store
+from attnlens.store.tools.crop import crop
 from attnlens.store.tools.pack import pack, unpack
 from attnlens.store.tools.seal import seal
 from attnlens.store.verify import verify
@@ -177,6 +178,20 @@ def test_deep_and_broken_metadata(store: Path, name: str, text: str) -> None:
     with pytest.raises(StoreError) as caught:
         attnlens.open(store)[0]
     assert "\n" not in str(caught.value)
+
+
+def test_what_fuzzing_found(store: Path, tmp_path: Path) -> None:
+    """Attributes that are no object; a document of an array that only its group's copy made up for."""
+    deep = store / "0000/key/zarr.json"
+    text = deep.read_text()
+    for damage in ("[" * 200_000, "{", ""):
+        deep.write_text(damage)
+        assert any(problem.where == "0000/key/zarr.json" for problem in verify(store).problems)
+        with pytest.raises(AttnlensError):
+            crop(store, tmp_path / "c.zarr")
+    deep.write_text(text)
+    array(store, "token_id", attributes=True)
+    refuses(store, "its attributes are no JSON object")
 
 
 def test_giant_metadata_are_not_read(store: Path) -> None:

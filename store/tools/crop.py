@@ -190,7 +190,7 @@ class _Plan:
 
             changes.append(note)
         if not changes and ranks is None:
-            copy_files(capture.place, f"{capture.id}/{name}", root / capture.id / name)
+            copy_files(capture.checked_place, f"{capture.id}/{name}", root / capture.id / name)
             return
 
         def change_all(cells: Cells, region: tuple[slice, ...]) -> Cells:

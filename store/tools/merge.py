@@ -75,7 +75,7 @@ def merge(
 def _copy(capture: Capture, root: Path, name: str) -> None:
     """Copy one capture under another number."""
     folder = root / name
-    copy_files(capture.place, capture.id, folder)
+    copy_files(capture.checked_place, capture.id, folder)
     if name == capture.id:
         return
     document = capture.place.document(capture.id)
