@@ -96,7 +96,9 @@ def _facts(capture: CaptureDescription) -> Iterator[tuple[str, str]]:
     if not sampling["forced"]:
         yield "sampling", _sampling(sampling)
     yield "attention", _attention(capture)
-    yield "lens", capture.lens or "none"
+    yield "lens", ", ".join(capture.lenses) or "none"
+    if capture.tracked:
+        yield "tracked", f"ids {', '.join(map(str, capture.tracked))}"
     yield "captured", f"{_day(capture.created)} on {capture.device}{_seconds(capture.timings)}"
     failed = [str(check["name"]) for check in capture.self_checks if not check["passed"]]
     passed = len(capture.self_checks) - len(failed)

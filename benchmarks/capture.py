@@ -4,7 +4,8 @@
     python benchmarks/capture.py --prompt 400 --new 100
 
 Rows: `generate` is transformers' own with sdpa and nothing kept; `eager` is transformers with output_attentions and
-output_hidden_states, which holds everything in memory and reads no lens; `dense` is `attnlens.capture`.
+output_hidden_states, which holds everything in memory and reads no lens; `dense` and `qk` are
+`attnlens.capture` with weights and with queries and keys.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-WAYS = ("generate", "eager", "dense")
+WAYS = ("generate", "eager", "dense", "qk")
 TEXT = "In the beginning the machine said nothing, and people looked at its weights for a very long time. "
 
 
@@ -37,12 +38,12 @@ def measure(way: str, model_name: str, n_prompt: int, n_new: int) -> dict[str, A
     loaded_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     stored = 0
     started = time.perf_counter()
-    if way == "dense":
+    if way in ("dense", "qk"):
         from attnlens.capture import capture
 
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "run.zarr"
-            report = capture(model, tokenizer, ids, path, max_new_tokens=n_new, temperature=0)
+            report = capture(model, tokenizer, ids, path, max_new_tokens=n_new, temperature=0, attention=way)
             assert report.n_token == n_prompt + n_new
             seconds = time.perf_counter() - started
             stored = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())

@@ -26,8 +26,8 @@ class Encoding:
     choice: str | None = None
 
 
-def choose_encoding(wish: str, probed: Probed, length: int) -> Encoding:
-    """What to do about a `wish` (dense, qk or auto) for a text of up to `length` tokens.
+def choose_encoding(wish: str, probed: Probed, length: int, name: str) -> Encoding:
+    """What to do about a `wish` (dense, qk or auto) for a text of up to `length` tokens; `name` is the model's.
 
     Raises:
         ModelError: queries and keys were asked for, and would not say where this model's tokens look.
@@ -36,7 +36,7 @@ def choose_encoding(wish: str, probed: Probed, length: int) -> Encoding:
         return Encoding(mode="dense")
     if wish == "qk":
         if probed.qk_refusal is not None:
-            raise ModelError(f"{probed.qk_refusal}; queries and keys do not suffice, use --attention dense")
+            raise ModelError(f"{name}: {probed.qk_refusal}; queries and keys do not suffice, use --attention dense")
         return Encoding(mode="qk")
     dense = dense_bytes(probed.table, length)
     if probed.qk_refusal is not None:

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import nn
 
+from attnlens.capture.parallel import on_first, parallel_of
 from attnlens.capture.plan import Text, plan_capture, read_prompt
 from attnlens.capture.session import CaptureReport, open_session
 from attnlens.capture.settings import Generation, Settings
@@ -37,6 +38,7 @@ def capture(
     lens: bool = True,
     lenses: Sequence[str] = ("logit",),
     lens_points: str = "layers",
+    lens_tokens: str = "all",
     track: Sequence[str | int] = (),
     residuals: bool = False,
     value_norm: bool = True,
@@ -72,6 +74,8 @@ def capture(
         lens: read the residual stream of every depth through lenses.
         lenses: which: `logit`, `tuned:FOLDER`; the first has the plain names in the store.
         lens_points: `layers` reads between layers, `all` inside them too, after attention and before the MLP.
+        lens_tokens: which tokens lenses read: `all`; `generated`, from the last prompt token on; `last:N`, the last N
+            of the prompt and all after it. Rows of the others are absent.
         track: tokens whose rank and probability are kept at every depth, each by its exact text or its id.
         residuals: keep the residual streams themselves.
         value_norm: keep the length of each value through its head's output projection.
@@ -97,6 +101,7 @@ def capture(
         lens=lens,
         lenses=tuple(lenses),
         lens_points=lens_points,
+        lens_tokens=lens_tokens,
         track=tuple(track),
         residuals=residuals,
         value_norm=value_norm,
@@ -106,7 +111,9 @@ def capture(
     generation = Generation(max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed)
     settings.check()
     generation.check()
-    writer = StoreWriter.create(store, overwrite=overwrite, append=append)  # writes nothing yet
+    parallel = parallel_of(model)
+    # Writes nothing yet.
+    writer = on_first(parallel, lambda: StoreWriter.create(store, overwrite=overwrite, append=append))
     text = read_prompt(tokenizer, prompt, system=system, raw=raw)
     plan = plan_capture(model, tokenizer, text, completion, token_ids, max_new_tokens)
     with open_session(
@@ -119,6 +126,7 @@ def capture(
         revision=revision,
         quantization=quantization,
     ) as session:
-        report = session.capture(plan, generation, writer, writer.new_id(), progress, started=started)
+        capture_id = writer.new_id() if writer is not None else "0000"
+        report = session.capture(plan, generation, writer, capture_id, progress, started=started)
     progress.end()
     return report

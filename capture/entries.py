@@ -23,8 +23,11 @@ class VocabularyEntries:
         self._known[list(known)] = True
 
     def use(self, tokens: NDArray[Any]) -> None:
-        """Rows that are about to be sent use these ids; -1 is none."""
-        used = np.unique(tokens)
+        """Rows that are about to be sent use these ids (lane, token, …); entered token by token, -1 left out."""
+        by_token = np.moveaxis(tokens, 1, 0)
+        used, first = np.unique(by_token, return_index=True)
+        order = np.lexsort((used, first // max(1, by_token[0].size)))
+        used = used[order]
         used = used[used >= 0]
         new = used[~self._known[used]]
         if len(new):

@@ -19,6 +19,7 @@ from attnlens.capture.lenses.reader import LaneReader, depth_names, mid_names
 from attnlens.capture.lenses.tuned import Translators, check_fit, read_tuned_lens
 from attnlens.capture.midpoint import find_midpoints
 from attnlens.capture.override import eager_configuration
+from attnlens.capture.parallel import Parallel
 from attnlens.capture.probe import PROBE_TOKENS, Probed
 from attnlens.capture.projection import find_projections
 from attnlens.capture.residual import LayerTracker
@@ -99,7 +100,13 @@ class Equipment:
 
 
 def equip(
-    model: nn.Module, probed: Probed, prompt: Tensor, settings: Settings, tokenizer: Any, vocabulary: Vocabulary
+    model: nn.Module,
+    probed: Probed,
+    prompt: Tensor,
+    settings: Settings,
+    tokenizer: Any,
+    vocabulary: Vocabulary,
+    parallel: Parallel | None = None,
 ) -> Equipment:
     """Finds out what the model can give of what `settings` ask for; `prompt` int64 (token) is tried out on it.
 
@@ -117,7 +124,9 @@ def equip(
     grams: Mapping[int, Tensor] = {}
     if settings.value_norm:
         try:
-            found = find_projections(model, probed.path, probed.layers, ids, probed.style)
+            found = find_projections(
+                model, probed.path, probed.layers, ids, probed.style, parallel.total if parallel else None
+            )
             grams, checks = found.grams, [found.check]
         except ModelError as refusal:
             absent["value_norm"] = str(refusal)

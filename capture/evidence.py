@@ -5,6 +5,7 @@ All device → host traffic is here. The writer compresses and writes on its own
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -13,12 +14,16 @@ from torch import Tensor
 
 from attnlens.capture.entries import VocabularyEntries
 from attnlens.capture.lenses.reader import LaneReader
+from attnlens.capture.parallel import Parallel
+from attnlens.capture.slots import Slots, spread
 from attnlens.capture.tap import Block, Vectors
 from attnlens.schemas.errors import ModelError
 from attnlens.schemas.metadata import Mode
 from attnlens.store.writer import CaptureWriter
 
 ROW_SUM_LIMIT = 1e-3
+ROWS_TOGETHER = 256
+"""Rows (lane, token) of a prompt that are enough for one product with the unembedding; fewer wait for the next lane."""
 VECTOR_BYTES = 16 << 20
 """Queries of one layer that are handed over at a time."""
 
@@ -30,9 +35,17 @@ class AttentionEvidence:
     """
 
     def __init__(
-        self, writer: CaptureWriter, n_prompt: int, layer_names: list[str], sinks: list[bool], mode: Mode = "dense"
+        self,
+        writer: CaptureWriter,
+        n_prompt: int,
+        layer_names: list[str],
+        sinks: list[bool],
+        mode: Mode = "dense",
+        parallel: Parallel | None = None,
     ) -> None:
+        """`parallel`: the processes that have the other heads, which reductions are over as well."""
         self._writer = writer
+        self._parallel = parallel
         self._first_generated = n_prompt - 1
         self._names = layer_names
         self._sinks = sinks
@@ -70,7 +83,7 @@ class AttentionEvidence:
         for start in range(0, len(query), count):
             part = slice(start, start + count)
             # Copies: a view would change with the cache, or keep it alive.
-            rows = _bits(query[part].clone()), _bits(key[part].clone())
+            rows = _bits(self._all_heads(query[part].clone(), 1)), _bits(self._all_heads(key[part].clone(), 1))
             self._writer.vectors(vectors.first_token + start, [vectors.layer], rows[0][None], rows[1][None])
 
     def _send_vectors(self) -> None:
@@ -82,8 +95,13 @@ class AttentionEvidence:
         key = torch.stack([one.key.to(device).transpose(0, 1) for one in self._vectors])
         layers = [one.layer for one in self._vectors]
         self._finite.append((layers[0], query.isfinite().all() & key.isfinite().all()))
+        query, key = self._all_heads(query, 2), self._all_heads(key, 2)
         self._writer.vectors(self._vectors[0].first_token, layers, _bits(query), _bits(key))
         self._vectors.clear()
+
+    def _all_heads(self, values: Tensor, axis: int) -> Tensor:
+        """Queries or keys with the heads of all processes along an axis."""
+        return values if self._parallel is None else self._parallel.gathered(values, axis)
 
     def end_pass(self) -> None:
         """Everything of the pass was received: sends what waits, and checks that all rows were distributions.
@@ -92,8 +110,11 @@ class AttentionEvidence:
             ModelError: rows of a layer do not sum to 1, or queries and keys are not finite.
         """
         self._send_vectors()
-        for layer, finite in self._finite:
-            if not bool(finite):
+        broken = torch.tensor([not bool(finite) for _, finite in self._finite])
+        if self._parallel is not None and len(broken):
+            broken = self._parallel.highest(broken)
+        for (layer, _), bad in zip(self._finite, broken.tolist(), strict=True):
+            if bad:
                 raise ModelError(
                     f"{self._names[layer]}: queries or keys are not finite; the model's numbers overflow or are "
                     "damaged (another --dtype may help)"
@@ -106,7 +127,10 @@ class AttentionEvidence:
         for blocks in by_place.values():
             self._send(blocks)
         device = self._off[0][1].device if self._off else torch.device("cpu")
-        worst = torch.stack([off.to(device) for _, off in self._off]).tolist() if self._off else []
+        offs = torch.stack([off.to(device) for _, off in self._off]) if self._off else torch.empty(0)
+        if self._parallel is not None and len(offs):
+            offs = self._parallel.highest(offs)  # all refuse, or none
+        worst = offs.tolist()
         for (layer, _), off in zip(self._off, worst, strict=True):
             if not off <= ROW_SUM_LIMIT:
                 raise ModelError(
@@ -122,10 +146,10 @@ class AttentionEvidence:
         stacked = torch.stack([block.weights.to(device) for block in blocks])
         first_query, first_key = blocks[0].first_query, blocks[0].first_key
         skip = max(0, self._first_generated - first_query)
-        reduced: tuple[Any, Any] | None = None
+        reduced: tuple[Any, ...] | None = None
         if skip < stacked.shape[2]:
             rows = stacked[:, :, skip:]
-            reduced = (_host(rows.amax(dim=1)), _host(rows.float().mean(dim=1).to(torch.float16)))
+            reduced = tuple(map(_host, self._reduced(rows)))
         weights = _host(stacked) if self._dense else None
         for index, block in enumerate(blocks):
             if weights is not None:
@@ -133,6 +157,14 @@ class AttentionEvidence:
             if reduced is not None:
                 maximum, mean = reduced
                 self._writer.reductions(block.layer, first_query + skip, first_key, maximum[index], mean[index])
+
+    def _reduced(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Maximum and mean over heads, float16 (layer, query, key), of rows (layer, head, query, key)."""
+        if self._parallel is None:
+            return rows.amax(dim=1), rows.float().mean(dim=1).to(torch.float16)
+        count = rows.shape[1] * self._parallel.share.count
+        highest = self._parallel.highest(rows.amax(dim=1)).to(torch.float16)
+        return highest, (self._parallel.total(rows.float().sum(dim=1)) / count).to(torch.float16)
 
 
 def _bits(tensor: Tensor) -> np.ndarray[Any, Any]:
@@ -148,18 +180,23 @@ def _host(tensor: Tensor) -> np.ndarray[Any, Any]:
 class LensEvidence:
     """Reads residuals through a lens: depth after depth for a prompt, all depths of some tokens for a generation.
 
-    `reader` reads and names what it reads; the lanes are depths, or layers for the streams inside them.
+    `reader` reads and names what it reads; the lanes are depths, or layers for the streams inside them. Tokens before
+    `origin` are not read.
     """
 
-    def __init__(self, writer: CaptureWriter, reader: LaneReader, entries: VocabularyEntries) -> None:
+    def __init__(self, writer: CaptureWriter, reader: LaneReader, entries: VocabularyEntries, origin: int = 0) -> None:
         self._writer = writer
         self._reader = reader
         self._entries = entries
+        self._origin = origin
         self._first = 0
+        self._skip = 0
         self._following = torch.empty(0, dtype=torch.int64)
-        self._read: dict[int, dict[str, np.ndarray[Any, Any]]] = {}
+        self._held: dict[int, Tensor] = {}
+        self._read: list[dict[str, np.ndarray[Any, Any]]] = []
         self._last: dict[int, Tensor] = {}
         self._waiting: list[tuple[int, Tensor, int]] = []
+        self._slots = Slots()
 
     def begin_pass(self, first_token: int, following: Tensor) -> None:
         """A pass begins at `first_token`; `following` int64 (token) are the tokens known to come after its first ones.
@@ -167,44 +204,64 @@ class LensEvidence:
         The row after these, the last of the pass, waits for `complete`, which is told what came next.
         """
         self._first = first_token
+        self._skip = min(len(following), max(0, self._origin - first_token))
         self._following = following
+        self._held.clear()
         self._read.clear()
         self._last.clear()
 
     def receive(self, lane: int, residual: Tensor) -> None:
         """Residual (1, token, feature) of a lane."""
         known = len(self._following)
-        if known:
-            self._read[lane] = self._reader.one(lane, residual[0, :known], self._following)
-        # A clone: a view would keep the whole prompt's residual of every depth alive.
+        # Clones: views would keep the whole prompt's residual of every depth alive, or be written over.
+        if known > self._skip:
+            self._held[lane] = residual[0, self._skip : known].clone()
+            if len(self._held) * (known - self._skip) >= ROWS_TOGETHER:
+                self._read_held()
         self._last[lane] = residual[0, known:].clone()
 
     def end_pass(self) -> None:
         """Sends the readings of all rows of the pass but the last."""
+        self._read_held()
         if self._read:
-            by_lane = [self._read[lane] for lane in self._reader.lanes]
-            self._send(self._first, {name: np.stack([arrays[name] for arrays in by_lane]) for name in by_lane[0]})
+            joined = {name: np.concatenate([arrays[name] for arrays in self._read]) for name in self._read[0]}
             self._read.clear()
+            self.send(self._first + self._skip, joined)
+
+    def _read_held(self) -> None:
+        """Reads the streams of lanes that were received since, in the order of the lanes."""
+        if self._held:
+            device = self._following.device
+            streams = torch.stack([stream.to(device) for stream in self._held.values()])
+            self._read.append(self._reader.several(list(self._held), streams, self._following[self._skip :]))
+            self._held.clear()
 
     def complete(self, following: int | None) -> None:
-        """The last row of the pass is known to be followed by `following` (None: by nothing); it waits for `flush`."""
+        """The last row of the pass is known to be followed by `following` (None: by nothing); it waits for `take`."""
         streams = [self._last[lane] for lane in self._reader.lanes]
         residual = torch.cat([stream.to(streams[0].device) for stream in streams])
         self._last.clear()
         self._waiting.append((self._first + len(self._following), residual, -1 if following is None else following))
 
-    def flush(self) -> None:
-        """Sends what waits, read together: the product with the unembedding costs the same for a few as for one."""
-        if not self._waiting:
-            return
-        first = self._waiting[0][0]
+    def take(self) -> tuple[int, dict[str, np.ndarray[Any, Any]]]:
+        """Reads what waits together: the first row, and arrays (lane, token, …) to be sent."""
+        first, count = self._waiting[0][0], len(self._waiting)
         residual = torch.stack([stream for _, stream, _ in self._waiting])
         following = torch.tensor([after for _, _, after in self._waiting], device=residual.device)
+        alone = self._waiting[-1][2] < 0
         self._waiting.clear()
-        self._send(first, self._reader.every(residual, following))
+        if alone:  # the end of a given text, on its own every time
+            return first, self._reader.every(residual, following)
+        size, at = self._slots.place(first, count)
+        arrays = self._reader.every(spread(residual, size, at), spread(following, size, at))
+        return first, {name: values[:, at] for name, values in arrays.items()}
 
-    def _send(self, first_token: int, arrays: dict[str, np.ndarray[Any, Any]]) -> None:
-        """Arrays (lane, token, …) of all lanes."""
+    def use(self, arrays: Mapping[str, np.ndarray[Any, Any]], row: int) -> None:
+        """Enters the ids of one row of `arrays` into the vocabulary."""
+        self._entries.use(arrays[self._reader.token_array][:, row : row + 1])
+
+    def send(self, first_token: int, arrays: dict[str, np.ndarray[Any, Any]]) -> None:
+        """Sends arrays (lane, token, …) of all lanes."""
         self._entries.use(arrays[self._reader.token_array])
         start = 0
         for lanes in self._reader.runs:

@@ -18,6 +18,7 @@ from attnlens.capture.forward import attempt, logits_of
 from attnlens.capture.layer_table import seen_window
 from attnlens.capture.midpoint import MidpointTracker
 from attnlens.capture.override import tapped
+from attnlens.capture.parallel import Parallel
 from attnlens.capture.plan import Plan
 from attnlens.capture.probe import Probed
 from attnlens.capture.readings import Readings
@@ -52,30 +53,35 @@ class Passes:
         progress: Progress,
         *,
         equipment: Equipment,
+        parallel: Parallel | None = None,
     ) -> None:
         self._model, self._tokenizer, self._plan, self._probed = model, tokenizer, plan, probed
         self._vocabulary, self._rows, self._sampler, self._device = vocabulary, rows, sampler, device
-        self._progress = progress
+        self._progress, self._parallel = progress, parallel
         self.timings: dict[str, float] = {}
         self._timeline: list[int] = []
         self._table = {layer.index: layer for layer in probed.table}
         names = [layer.path for layer in probed.table]
         mode = rows.metadata.attention or "dense"
         sinks = [layer.sinks for layer in probed.table]
-        self._attention = AttentionEvidence(rows, plan.n_prompt, names, sinks, mode)
+        self._attention = AttentionEvidence(rows, plan.n_prompt, names, sinks, mode, parallel)
         self._readings = Readings(
             rows,
             VocabularyEntries(rows.vocabulary, vocabulary),
             at_depths=equipment.depth_readers(len(probed.layers)),
             inside=equipment.inside_reader(),
+            origin=rows.metadata.lens_first,
             residual=ResidualEvidence(rows, equipment.residual) if equipment.residual else None,
+            by_clock=parallel is None,
         )
         receive = self._readings.receive if self._readings.wants_depths else None
         self._tracker = LayerTracker(probed.path, probed.layers, receive, begun=self._layer_begun)
         self._midpoints = MidpointTracker(
             self._tracker, probed.layers, equipment.midpoints, self._readings.receive_inside
         )
-        self._norms = ValueNorms(rows, equipment.grams) if equipment.grams else None
+        self._norms: ValueNorms | None = None
+        if equipment.grams:
+            self._norms = ValueNorms(rows, equipment.grams, parallel.gathered if parallel is not None else None)
         if equipment.tracked:
             rows.tracked(equipment.tracked_texts)
         self._tap = AttentionTap(
@@ -156,6 +162,8 @@ class Passes:
         while True:
             timeline = torch.tensor(self._timeline, device=self._device)
             token = self._sampler.choose(timeline, logits)
+            if self._parallel is not None:
+                token = self._parallel.token(token)
             self._rows.model_probability(self.n_token - 1, _probability_of(logits, token))
             self._append([token])
             self._complete(token)
@@ -184,7 +192,7 @@ class Passes:
     def _complete(self, following: int | None) -> None:
         """What followed the last row is known: once the lens has read it, the rows so far may be committed."""
         self._known = self.seen
-        if self._readings.complete(following):
+        if self._readings.complete(self.seen - 1, following):
             self._hand_over()
 
     def _flush(self) -> None:

@@ -49,8 +49,17 @@ class Projections:
     check: SelfCheck
 
 
-def find_projections(model: nn.Module, path: str, layers: nn.ModuleList, ids: Tensor, style: CallStyle) -> Projections:
+def find_projections(
+    model: nn.Module,
+    path: str,
+    layers: nn.ModuleList,
+    ids: Tensor,
+    style: CallStyle,
+    total: Callable[[Tensor], Tensor] | None = None,
+) -> Projections:
     """The output projections of all layers with attention.
+
+    `total` sums over the processes that have the other heads, where there are some.
 
     Raises:
         ModelError: a layer has no such module; the message says what was found in its place.
@@ -72,7 +81,7 @@ def find_projections(model: nn.Module, path: str, layers: nn.ModuleList, ids: Te
                 f"{tracker.name(layer)}: no module takes what its attention returns as it is, so its output projection "
                 "is unknown"
             )
-        grams[layer], off = _gram(f"{tracker.name(layer)}.{takers[layer].path}", takers[layer], call)
+        grams[layer], off = _gram(f"{tracker.name(layer)}.{takers[layer].path}", takers[layer], call, total)
         worst, limit = max(worst, off), max(limit, _limit(takers[layer]))
     check = SelfCheck(name="probe: output projection", passed=True, value=worst, limit=limit)
     return Projections(grams=grams, check=check)
@@ -117,7 +126,7 @@ def _watching(layers: nn.ModuleList, calls: dict[int, Call], takers: dict[int, T
             handle.remove()
 
 
-def _gram(name: str, taker: Taker, call: Call) -> tuple[Tensor, float]:
+def _gram(name: str, taker: Taker, call: Call, total: Callable[[Tensor], Tensor] | None) -> tuple[Tensor, float]:
     """Gram matrices of the heads' parts, and how far the whole matrix is from what the module itself returned."""
     n_head, n_kv_head, n_feature = call.query.shape[1], call.value.shape[1], call.value.shape[3]
     if n_head * n_feature != taker.given.shape[1]:
@@ -142,6 +151,7 @@ def _gram(name: str, taker: Taker, call: Call) -> tuple[Tensor, float]:
         IndexError,
     ) as error:  # some modules take no other input than the model's
         raise ModelError(f"{name} cannot be run by itself ({type(error).__name__})") from error
+    found = found if total is None else total(found)
     off = relative_error(taker.returned, found + nothing)
     if not off <= _limit(taker):
         raise ModelError(f"{name} ({type(taker.module).__name__}) is no plain matrix product (off by {off:.1g})")
@@ -162,6 +172,8 @@ def _matrix_of(taker: Taker) -> Callable[[slice], Tensor]:
     """
     module = taker.module
     weight = getattr(module, "weight", None)
+    here: Any = getattr(weight, "to_local", None)  # of a tensor-parallel model
+    weight = here() if callable(here) else weight
     bare = not module._forward_hooks and not module._forward_pre_hooks and not hasattr(module, "_hf_hook")
     if bare and isinstance(weight, Tensor) and weight.is_floating_point() and not weight.is_meta:
         if type(module) is nn.Linear:

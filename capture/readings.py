@@ -11,17 +11,19 @@ from attnlens.capture.entries import VocabularyEntries
 from attnlens.capture.evidence import LensEvidence
 from attnlens.capture.lenses.reader import LaneReader
 from attnlens.capture.residual_evidence import ResidualEvidence
+from attnlens.capture.slots import ends_group
 from attnlens.store.writer import CaptureWriter
 
-WAITING_ROWS = 8
-WAITING_SECONDS = 0.5
+WAITING_SECONDS = 1.0
 """How long generated rows wait for each other at the lens, well within what a kill may lose."""
 
 
 class Readings:
     """Passes on residuals, of depths and of layers, to all that wants them.
 
-    `at_depths` read the streams between layers, `inside` those inside them, `residual` keeps the former.
+    `at_depths` read the streams between layers, `inside` those inside them, both of the tokens from `origin` on;
+    `residual` keeps the streams between layers.
+    `by_clock`: rows wait no longer than a second. Not where processes must do the same at the same time.
     """
 
     def __init__(
@@ -31,12 +33,15 @@ class Readings:
         *,
         at_depths: Sequence[LaneReader],
         inside: LaneReader | None = None,
+        origin: int = 0,
         residual: ResidualEvidence | None = None,
+        by_clock: bool = True,
     ) -> None:
-        self._depths = [LensEvidence(writer, reader, entries) for reader in at_depths]
-        self._inside = LensEvidence(writer, inside, entries) if inside else None
+        self._depths = [LensEvidence(writer, reader, entries, origin) for reader in at_depths]
+        self._inside = LensEvidence(writer, inside, entries, origin) if inside else None
         self._lenses = [*self._depths, *([self._inside] if self._inside else [])]
         self._residual = residual
+        self._by_clock = by_clock
         self._waiting = 0
         self._waiting_since = 0.0
 
@@ -71,8 +76,8 @@ class Readings:
         if self._residual is not None:
             self._residual.end_pass()
 
-    def complete(self, following: int | None) -> bool:
-        """The last row of the pass is known to be followed by `following` (None: by nothing). True once it was sent.
+    def complete(self, row: int, following: int | None) -> bool:
+        """Row `row`, the last of the pass, is followed by `following` (None: by nothing). True once it was sent.
 
         Rows of generated tokens wait for each other a moment.
         """
@@ -83,13 +88,20 @@ class Readings:
         if not self._waiting:
             self._waiting_since = time.monotonic()
         self._waiting += 1
-        if self._waiting < WAITING_ROWS and time.monotonic() - self._waiting_since < WAITING_SECONDS:
+        late = self._by_clock and time.monotonic() - self._waiting_since >= WAITING_SECONDS
+        if following is not None and not ends_group(row) and not late:
             return False
         self.flush()
         return True
 
     def flush(self) -> None:
         """Sends the rows that wait."""
-        for lens in self._lenses:
-            lens.flush()
+        if not self._waiting:
+            return
+        read = [(lens, *lens.take()) for lens in self._lenses]
+        for row in range(self._waiting):  # so that the order of the vocabulary does not depend on what met here
+            for lens, _, arrays in read:
+                lens.use(arrays, row)
+        for lens, first, arrays in read:
+            lens.send(first, arrays)
         self._waiting = 0

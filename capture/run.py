@@ -44,11 +44,13 @@ class CaptureOptions:
     quantize: str | None = None
     trust_remote_code: bool = False
     revision: str | None = None
+    tensor_parallel: bool = False
     top_k: int = 5
     attention: str = "dense"
     lens: bool = True
     lenses: tuple[str, ...] = ("logit",)
     lens_points: str = "layers"
+    lens_tokens: str = "all"
     track: tuple[str | int, ...] = ()
     residuals: bool = False
     value_norm: bool = True
@@ -62,6 +64,7 @@ class CaptureOptions:
             lens=self.lens,
             lenses=self.lenses,
             lens_points=self.lens_points,
+            lens_tokens=self.lens_tokens,
             track=self.track,
             residuals=self.residuals,
             value_norm=self.value_norm,
@@ -90,10 +93,14 @@ def run(options: CaptureOptions, progress: Progress) -> CaptureReport:
     if options.resume:
         raise InputError("--resume goes on with many prompts; give them with --prompts FILE")
     launch = read_launch()
-    if launch.shared:
-        raise InputError(f"{launch.world} processes were started for one prompt; give several with --prompts FILE")
+    if launch.shared and not options.tensor_parallel:
+        raise InputError(
+            f"{launch.world} processes were started for one prompt; give several with --prompts FILE, or let them hold "
+            "one model together with --tensor-parallel"
+        )
     prompt, token_ids = _text(options)
-    StoreWriter.create(options.output, overwrite=options.overwrite, append=options.append)  # checks, writes nothing
+    if launch.rank == 0:
+        StoreWriter.create(options.output, overwrite=options.overwrite, append=options.append)  # checks, writes nothing
     loaded = load(
         options.model,
         dtype=options.dtype,
@@ -101,6 +108,7 @@ def run(options: CaptureOptions, progress: Progress) -> CaptureReport:
         quantize=options.quantize,
         trust_remote_code=options.trust_remote_code,
         revision=options.revision,
+        tensor_parallel=options.tensor_parallel,
         progress=progress,
     )
     return capture(
@@ -120,6 +128,7 @@ def run(options: CaptureOptions, progress: Progress) -> CaptureReport:
         lens=options.lens,
         lenses=options.lenses,
         lens_points=options.lens_points,
+        lens_tokens=options.lens_tokens,
         track=options.track,
         residuals=options.residuals,
         value_norm=options.value_norm,

@@ -19,6 +19,7 @@ from attnlens.capture.equipment import Equipment, equip
 from attnlens.capture.evidence import ROW_SUM_LIMIT
 from attnlens.capture.forward import input_device
 from attnlens.capture.memory import return_freed_memory
+from attnlens.capture.parallel import Parallel, on_first, parallel_of
 from attnlens.capture.passes import Passes
 from attnlens.capture.plan import Plan
 from attnlens.capture.probe import Probed, probe
@@ -30,7 +31,7 @@ from attnlens.progress import Progress
 from attnlens.schemas.errors import Interrupted
 from attnlens.schemas.metadata import CaptureMetadata, ModelInfo, Sampling, SelfCheck
 from attnlens.store.batch import BatchWriter
-from attnlens.store.writer import CaptureWriter, StoreWriter
+from attnlens.store.writer import CaptureWriter, StoreWriter, write_heads
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +62,7 @@ class Session:
     vocabulary: Vocabulary
     model_info: ModelInfo
     equipment: Equipment
+    parallel: Parallel | None = None
 
     def sampler(self, generation: Generation, n_prompt: int) -> Sampler:
         """The chooser of tokens after a prompt of `n_prompt`.
@@ -85,7 +87,7 @@ class Session:
         Raises:
             ModelError: attention cannot be kept in the way that was asked for.
         """
-        encoding = choose_encoding(self.settings.attention, self.probed, plan.capacity)
+        encoding = choose_encoding(self.settings.attention, self.probed, plan.capacity, self.model_info.architecture)
         return CaptureMetadata(
             id=capture_id,
             prompt_id=prompt_id,
@@ -101,6 +103,7 @@ class Session:
             attention_choice=encoding.choice,
             model=self.model_info,
             **self.equipment.metadata(),
+            lens_first=self.settings.lens_first(plan.n_prompt) if self.equipment.lenses else 0,
             sampling=Sampling(
                 forced=plan.given is not None,
                 max_new_tokens=plan.max_new_tokens,
@@ -124,7 +127,7 @@ class Session:
         self,
         plan: Plan,
         generation: Generation,
-        writer: StoreWriter | BatchWriter,
+        writer: StoreWriter | BatchWriter | None,
         capture_id: str,
         progress: Progress,
         *,
@@ -132,6 +135,8 @@ class Session:
         started: float | None = None,
     ) -> CaptureReport:
         """Runs the model over one text and writes it as capture `capture_id`.
+
+        `writer` is None on all but the first of the processes that hold the model.
 
         Raises:
             ModelError: the model cannot be captured truthfully on this text.
@@ -141,12 +146,11 @@ class Session:
         started = time.perf_counter() if started is None else started
         return_freed_memory()
         sampler = self.sampler(generation, plan.n_prompt)
-        metadata = self.metadata(capture_id, plan, generation, sampler, prompt_id)
+        path, metadata = self._place(writer, self.metadata(capture_id, plan, generation, sampler, prompt_id))
         rows: CaptureWriter | None = None
         with torch.no_grad():
             try:
-                buffer_bytes = self.settings.buffer_bytes
-                with writer.capture(metadata, capacity=plan.capacity, buffer_bytes=buffer_bytes) as rows:
+                with self._begin(writer, path, metadata, plan.capacity) as rows:
                     passes = Passes(
                         self.model,
                         self.tokenizer,
@@ -158,15 +162,16 @@ class Session:
                         self.device,
                         progress,
                         equipment=self.equipment,
+                        parallel=self.parallel,
                     )
                     passes.run()
                     progress.stage("writing")
                     completion = _decoded(self.tokenizer, passes.generated)
                     rows.finish(_learnt(metadata, passes, completion, time.perf_counter() - started))
             except KeyboardInterrupt:
-                raise Interrupted(_kept(writer.path, rows.metadata if rows is not None else metadata)) from None
+                raise Interrupted(_kept(path, rows.metadata if rows is not None else metadata)) from None
         return CaptureReport(
-            path=writer.path,
+            path=path,
             capture_id=metadata.id,
             n_prompt=plan.n_prompt,
             n_token=passes.n_token,
@@ -177,6 +182,30 @@ class Session:
             attention=metadata.attention or "none",
             attention_choice=metadata.attention_choice,
         )
+
+    def _place(
+        self, writer: StoreWriter | BatchWriter | None, metadata: CaptureMetadata
+    ) -> tuple[Path, CaptureMetadata]:
+        """Path of the store, and the capture's record: those of the first process, where there are several."""
+        path = writer.path if writer is not None else Path()
+        return (path, metadata) if self.parallel is None else self.parallel.told((path, metadata))
+
+    def _begin(
+        self, writer: StoreWriter | BatchWriter | None, path: Path, metadata: CaptureMetadata, capacity: int
+    ) -> CaptureWriter:
+        """The capture, begun by the first process and joined by the others."""
+        buffer_bytes = self.settings.buffer_bytes
+        share = self.parallel.share if self.parallel is not None else None
+
+        def begin() -> CaptureWriter:
+            assert writer is not None
+            return writer.capture(metadata, capacity=capacity, buffer_bytes=buffer_bytes, share=share)
+
+        rows = on_first(self.parallel, begin)
+        if rows is None:
+            assert share is not None
+            rows = write_heads(path, metadata, share, capacity=capacity, buffer_bytes=buffer_bytes)
+        return rows
 
 
 @contextmanager
@@ -199,6 +228,7 @@ def open_session(
         ModelError: the model cannot be captured truthfully.
     """
     return_freed_memory()
+    parallel = parallel_of(model)
     with _evaluating(model):
         progress.stage("probe")
         device = input_device(model)
@@ -206,7 +236,9 @@ def open_session(
         with torch.no_grad():
             probed = probe(model, prompt, lens=settings.lens)
             vocabulary = Vocabulary(tokenizer, probed.vocabulary_size)
-            equipment = equip(model, probed, prompt, settings, tokenizer, vocabulary)
+            if parallel is not None:
+                probed = parallel.whole(probed, model)
+            equipment = equip(model, probed, prompt, settings, tokenizer, vocabulary, parallel)
         yield Session(
             model=model,
             tokenizer=tokenizer,
@@ -218,6 +250,7 @@ def open_session(
                 model, probed, name=model_id or _name_of(model), revision=revision, quantization=quantization
             ),
             equipment=equipment,
+            parallel=parallel,
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from attnlens.capture.lenses.choice import LOGIT, choose_lenses, read_config
@@ -21,6 +22,8 @@ class Settings:
         lens: read the residual stream of every depth through lenses.
         lenses: which: `logit`, `tuned:FOLDER`; the first has the plain names in the store.
         lens_points: `layers` reads between layers, `all` inside them too, after attention and before the MLP.
+        lens_tokens: which tokens lenses read: `all`; `generated`, from the last prompt token on; `last:N`, the last N
+            of the prompt and all after it.
         track: tokens whose rank and probability are kept at every depth, each by its exact text or its id.
         residuals: keep the residual streams themselves.
         value_norm: keep the length of each value through its head's output projection.
@@ -32,6 +35,7 @@ class Settings:
     lens: bool = True
     lenses: tuple[str, ...] = (LOGIT,)
     lens_points: str = "layers"
+    lens_tokens: str = "all"
     track: tuple[str | int, ...] = ()
     residuals: bool = False
     value_norm: bool = True
@@ -42,6 +46,19 @@ class Settings:
     def tuned(self) -> bool:
         """Whether a tuned lens was asked for."""
         return self.lens and any(choice.folder is not None for choice in choose_lenses(self.lenses))
+
+    def lens_first(self, n_prompt: int) -> int:
+        """The first token that lenses read, of a prompt of `n_prompt`.
+
+        Raises:
+            InputError: `lens_tokens` is none of the three.
+        """
+        if self.lens_tokens == "all":
+            return 0
+        found = re.fullmatch("generated|last:([1-9][0-9]{0,8})", self.lens_tokens)
+        if not found:
+            raise InputError(f"--lens-tokens is {self.lens_tokens!r}, expected all, generated or last:N with N from 1")
+        return max(0, n_prompt - int(found[1] or 1))
 
     def check(self) -> None:
         """Refuses what means nothing, and folders of lenses that hold none.
@@ -56,8 +73,11 @@ class Settings:
             raise InputError("no lens was named: expected logit or tuned:FOLDER")
         if self.lens_points not in LENS_POINTS:
             raise InputError(f"--lens-points is {self.lens_points!r}, expected {' or '.join(LENS_POINTS)}")
-        if not self.lens and (self.track or self.lens_points != LENS_POINTS[0] or self.lenses != (LOGIT,)):
-            raise InputError("--lens, --track and --lens-points ask for a lens, and --no-lens for none")
+        self.lens_first(1)
+        if not self.lens and (
+            self.lens_tokens != "all" or self.track or self.lens_points != LENS_POINTS[0] or self.lenses != (LOGIT,)
+        ):
+            raise InputError("--lens, --lens-tokens, --track and --lens-points ask for a lens, and --no-lens for none")
         if self.lens_points == "all" and LOGIT not in {choice.name for choice in choices}:
             raise InputError("--lens-points all reads through the logit lens: add --lens logit")
         for choice in choices:

@@ -38,5 +38,5 @@ def _of_text(text: str, tokenizer: Any, vocabulary: Vocabulary) -> int:
     split = (
         f"the tokenizer makes {len(ids)} tokens of it: {pieces}{more}" if ids else "the tokenizer makes nothing of it"
     )
-    hint = "; a space before a word often makes it one" if text[:1].isalnum() else ""
+    hint = "; a space before a word often makes it one" if text.isalnum() else ""
     raise InputError(f"--track {text!r} is no single token: {split}; track one of them with --track-id N{hint}")

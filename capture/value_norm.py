@@ -7,11 +7,12 @@ is as uneven as a: the tokens that are looked at most often have values near 0.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
 
+from attnlens.capture.slots import Slots, spread
 from attnlens.capture.tap import Call
 from attnlens.store.writer import CaptureWriter
 
@@ -22,9 +23,19 @@ BLOCK_BYTES = 8 << 20
 class ValueNorms:
     """Receives the values of each attention call and hands on their norms (layer, head, key)."""
 
-    def __init__(self, writer: CaptureWriter, grams: Mapping[int, Tensor]) -> None:
-        """`grams`: float32 (kv_head, head of the group, feature, feature) of each layer, from `find_projections`."""
+    def __init__(
+        self,
+        writer: CaptureWriter,
+        grams: Mapping[int, Tensor],
+        gathered: Callable[[Tensor, int], Tensor] | None = None,
+    ) -> None:
+        """`grams`: float32 (kv_head, head of the group, feature, feature) of each layer, from `find_projections`.
+
+        `gathered` joins the heads of all processes along an axis, where several hold the model.
+        """
         self._writer = writer
+        self._gathered = gathered
+        self._slots = Slots()
         self._grams = grams
         self._waiting: list[tuple[int, int, Tensor]] = []
         self._stacked: dict[tuple[int, ...], Tensor] = {}
@@ -54,8 +65,10 @@ class ValueNorms:
             tokens = sorted({token for _, token, _ in items})
             by_place = {(layer, token): value for layer, token, value in items}
             rows = torch.stack([torch.cat([by_place[layer, token] for token in tokens], dim=1) for layer in layers])
-            norms = norms_of(rows[:, :, None], self._stack(tuple(layers))).flatten(1, 2)
-            host = norms.cpu().numpy()
+            size, at = self._slots.place(tokens[0], len(tokens))
+            rows = spread(rows, size, at, axis=2)
+            norms = norms_of(rows[:, :, None], self._stack(tuple(layers))).flatten(1, 2)[..., at]
+            host = self._whole(norms).cpu().numpy()
             for place, layer in enumerate(layers):
                 self._writer.lanes(tokens[0], slice(layer, layer + 1), {"value_norm": host[place : place + 1]})
 
@@ -65,7 +78,11 @@ class ValueNorms:
         return self._stacked[layers]
 
     def _send(self, layer: int, first: int, norms: Tensor) -> None:
-        self._writer.lanes(first, slice(layer, layer + 1), {"value_norm": norms.cpu().numpy()})
+        self._writer.lanes(first, slice(layer, layer + 1), {"value_norm": self._whole(norms).cpu().numpy()})
+
+    def _whole(self, norms: Tensor) -> Tensor:
+        """Norms (layer, head, key) with the heads of all processes."""
+        return norms if self._gathered is None else self._gathered(norms, 1)
 
 
 def norms_of(value: Tensor, gram: Tensor) -> Tensor:

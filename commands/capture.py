@@ -136,6 +136,12 @@ def capture(
         bool,
         typer.Option("--trust-remote-code", rich_help_panel=MODEL, help="Run code that comes with the model."),
     ] = False,
+    tensor_parallel: Annotated[
+        bool,
+        typer.Option(
+            "--tensor-parallel", rich_help_panel=MODEL, help="Split the model over the processes of torchrun."
+        ),
+    ] = False,
     attention: Annotated[
         str,
         typer.Option(
@@ -160,6 +166,15 @@ def capture(
             show_default=False,
         ),
     ] = None,
+    lens_tokens: Annotated[
+        str,
+        typer.Option(
+            "--lens-tokens",
+            metavar="WHICH",
+            rich_help_panel=EVIDENCE,
+            help="all; generated; last:N of the prompt and all after.",
+        ),
+    ] = "all",
     lens_points: Annotated[
         str,
         typer.Option(
@@ -208,7 +223,9 @@ def capture(
 
     require_capture_extra()
     launch = read_launch()
-    with open_progress(quiet, process=(launch.rank, launch.world)) as progress:
+    follower = tensor_parallel and launch.rank > 0  # the first process speaks for all that hold the model
+    process = (0, 1) if tensor_parallel else (launch.rank, launch.world)
+    with open_progress(quiet or follower, process=process) as progress:
         progress.stage("loading")
         from attnlens.capture.batch.run import run_many
         from attnlens.capture.run import CaptureOptions, run
@@ -236,21 +253,28 @@ def capture(
             quantize=quantize,
             trust_remote_code=trust_remote_code,
             revision=revision,
+            tensor_parallel=tensor_parallel,
             top_k=top_k,
             attention=attention,
             lens=not no_lens,
             lenses=tuple(lens or ("logit",)),
             lens_points=lens_points,
+            lens_tokens=lens_tokens,
             track=(*(track or ()), *(track_id or ())),
             residuals=residuals,
             value_norm=not no_value_norm,
             buffer_mib=buffer,
         )
         if prompts is None:
-            _tell_one(run(options, progress), json)
-            return
-        report = run_many(options, progress)
-    _tell_many(report, json)
+            one = run(options, progress)
+        else:
+            many = run_many(options, progress)
+    if follower:
+        return
+    if prompts is None:
+        _tell_one(one, json)
+    else:
+        _tell_many(many, json)
 
 
 def _tell_one(report: CaptureReport, json: bool) -> None:

@@ -13,7 +13,8 @@ EXAMPLES = (
     "[bold]Examples[/bold]\n\n"
     "lens diff float32.zarr bfloat16.zarr\n\n"
     "lens diff run.zarr#0000 run.zarr#0001 --queries all -o two-prompts\n\n"
-    "lens diff llama.zarr qwen.zarr --align character --json"
+    "lens diff llama.zarr qwen.zarr --align character --json\n\n"
+    "lens diff float32.zarr bfloat16.zarr --from diff_3_4.png -o again"
 )
 
 
@@ -53,16 +54,37 @@ def diff(
     cmap: Annotated[str, typer.Option("--cmap", metavar="NAME", help="A diverging colormap of matplotlib.")] = "RdBu_r",
     theme: Theme = "light",
     dpi: Dpi = 100,
+    workers: Annotated[
+        int | None, typer.Option("--workers", metavar="N", help="Processes that draw.", show_default="all processors")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Keep pictures that are there, whole and the same.")] = False,
+    again: Annotated[
+        Path | None,
+        typer.Option("--from", metavar="PICTURE", help="Draw this one picture again, from the recipe inside it."),
+    ] = None,
     format: Annotated[str, typer.Option("--format", metavar="NAME", help="png, svg, pdf or webp.")] = "png",
     quiet: Quiet = False,
     json: Json = False,
 ) -> None:
     """Compare two captures: pictures of B less A, and a table of numbers. Needs no model and no torch."""
+    from attnlens.render.run.helpers import prepare
+
+    if again is None:
+        prepare(workers)
+
     from attnlens.console import one_line, open_progress, to_json
     from attnlens.render.diff.diff import diff as compare
     from attnlens.render.diff.table import summary, table
     from attnlens.render.options import RenderOptions, select_theme
 
+    if again is not None:
+        from attnlens.render.recipes.again import draw_diff_again
+
+        drawn = draw_diff_again(again, a, b, output)
+        typer.echo(to_json(drawn) if json else f"{drawn.path}: {'the same bytes as' if drawn.same else 'not'} {again}")
+        for note in drawn.notes:
+            typer.echo(f"note: {one_line(note)}", err=True)
+        return
     options = RenderOptions(
         queries=queries,
         window=window,
@@ -87,6 +109,8 @@ def diff(
             limit=limit,
             options=options,
             progress=progress,
+            n_workers=workers,
+            resume=resume,
         )
     if json:
         typer.echo(to_json(report))

@@ -161,6 +161,8 @@ MID: Mapping[str, str] = {
     "next_probability": "mid_next_probability",
 }
 """Array of a lens → the same of the stream inside the layers."""
+LENS_ROWS = frozenset({*READINGS, *TRACKED_READINGS, *MID.values()})
+"""Arrays with what lenses read of each token: rows of tokens before a capture's `lens_first` hold the fill value."""
 
 
 def group_of(name: str) -> str:

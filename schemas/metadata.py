@@ -126,8 +126,8 @@ class CaptureMetadata(Record):
 
     `n_token` is T, the length of the timeline known so far; `n_fed` of these tokens went through the model, and
     `committed` ≤ n_fed rows are safe in every array. While the capture is not complete its arrays may be longer than T.
-    `lens` is the first lens, `lenses` are further ones. `evidence` names the arrays beyond the usual that are there,
-    `absent` those that are not, with the reason.
+    `lens` is the first lens, `lenses` are further ones; they read the tokens from number `lens_first` on. `evidence`
+    names the arrays beyond the usual that are there, `absent` those that are not, with the reason.
     A failed capture may have no token at all: its prompt could not be made into any.
     """
 
@@ -149,6 +149,7 @@ class CaptureMetadata(Record):
     lens: LensInfo | None
     lens_absent: str | None = None
     lenses: list[LensInfo] = Field(default_factory=list)
+    lens_first: int = Field(default=0, ge=0)
     evidence: list[str] = Field(default_factory=list)
     absent: dict[str, str] = Field(default_factory=dict)
     tracked: list[int] = Field(default_factory=list)

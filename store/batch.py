@@ -20,9 +20,11 @@ from attnlens.schemas.version import NAMESPACE
 from attnlens.store.commit import COORDINATES, CaptureFile
 from attnlens.store.faults import write_error
 from attnlens.store.files import PARTIAL, clean, group_document, read_document, write_document
+from attnlens.store.heads import HeadShare
 from attnlens.store.layout import MIB
 from attnlens.store.lock import refuse_busy
 from attnlens.store.places import Folder
+from attnlens.store.places.place import GROUP_DOCUMENT
 from attnlens.store.root import is_free, new_root, next_ids, read_root, replaceable, root_entries, write_root
 from attnlens.store.target import Target
 from attnlens.store.writer import CaptureWriter
@@ -66,6 +68,7 @@ class BatchWriter:
         capacity: int,
         key_rows_hold: int = 64 * MIB,
         buffer_bytes: int = 64 * MIB,
+        share: HeadShare | None = None,
     ) -> CaptureWriter:
         """Begin a capture that was claimed. As `StoreWriter.capture`, but the store's index is left for the end.
 
@@ -73,10 +76,16 @@ class BatchWriter:
             StoreError: the disk refuses.
         """
         try:
-            file = CaptureFile(self.path, metadata, capacity=capacity, key_rows_hold=key_rows_hold, claimed=True)
+            file = CaptureFile(
+                self.path, metadata, capacity=capacity, key_rows_hold=key_rows_hold, claimed=True, share=share
+            )
         except OSError as error:
             raise write_error(error, self.path, 0) from error
         return CaptureWriter(file, lambda: None, buffer_bytes, lambda: None)
+
+    def has_begun(self, name: str) -> bool:
+        """Whether capture `name` has a record of its own."""
+        return (self.path / name / GROUP_DOCUMENT).exists()
 
     def fail(self, metadata: CaptureMetadata, message: str) -> None:
         """Record a claimed capture that cannot even begin: failed, without arrays.

@@ -49,7 +49,7 @@ def _by_blocks(
     array = capture[name]
     axis = next(number for number, axis in enumerate(array.axes) if axis in ("token", "key"))
     progress.stage(f"{capture.id} {name}", capture.committed, "tokens")
-    for start in range(0, capture.committed, array.files[axis]):
+    for start in range(array.first_row, capture.committed, array.files[axis]):
         rows = slice(start, min(capture.committed, start + array.files[axis]))
         try:
             check(rows)

@@ -35,7 +35,8 @@ def check_lens(capture: Capture, findings: Findings, progress: Progress) -> None
         findings.add(f"{capture.id}/vocabulary_id", "value", "an id is listed twice")
     progress.stage(f"{capture.id} lens", capture.committed, "tokens")
     step = capture["lens_token"].files[1]
-    for start in range(0, capture.committed, step):
+    _check_unread(capture, findings)
+    for start in range(capture.lens_start, capture.committed, step):
         tokens = slice(start, min(capture.committed, start + step))
         try:
             check_readings(capture, NAMES, tokens, findings, last_is_the_models=True)
@@ -121,6 +122,17 @@ def _read(
 
 def _taken(values: NDArray[Any], cut: bool) -> NDArray[np.bool_]:
     return np.asarray(np.isnan(values) & cut, np.bool_)
+
+
+def _check_unread(capture: Capture, findings: Findings) -> None:
+    """Tokens that the lens was not asked to read have no readings."""
+    stop = min(capture.lens_start, capture.committed)
+    for name in (name for name in READINGS if stop and name in capture):
+        values = capture[name].isel(token=slice(0, stop))
+        Cells(capture, 0, findings)(
+            name, f"a reading of a token before lens_first, {capture.metadata.lens_first}",
+            ~np.isnan(values) if values.dtype.kind == "f" else values != -1,
+        )  # fmt: skip
 
 
 class Cells:

@@ -14,13 +14,14 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 
-from attnlens.schemas.arrays import READINGS, TIMELINE, ArraySpec
+from attnlens.schemas.arrays import LENS_ROWS, READINGS, TIMELINE, ArraySpec
 from attnlens.schemas.metadata import CaptureMetadata, LayerInfo
 from attnlens.schemas.version import NAMESPACE
 from attnlens.store import layout
 from attnlens.store.columns import Column, TextColumn
 from attnlens.store.create import CountingStore, create_array
 from attnlens.store.files import clean, clean_text, group_document, read_document, remove_partials, write_document
+from attnlens.store.heads import RETRY_SECONDS, HeadRows, HeadShare, Others
 from attnlens.store.lanes import LaneSink
 from attnlens.store.manifest import document_digest, file_hashes, listed, manifest_hash
 from attnlens.store.planned import planned_arrays
@@ -28,6 +29,8 @@ from attnlens.store.shards import ShardedRows
 from attnlens.store.sinks import AttentionSink, DepthSink, ReductionSink, ValueSink
 from attnlens.store.vectors import VectorSink
 
+COMMIT_SECONDS = 2.0
+"""A row is committed at the latest so long after it was handed over."""
 COORDINATES = "token_text token_special"
 """The CF attribute that makes xarray show these arrays as coordinates."""
 
@@ -36,11 +39,22 @@ class CaptureFile:
     """The writing end of one capture, used by one thread. Creating it writes the planned capture."""
 
     def __init__(
-        self, root: Path, metadata: CaptureMetadata, *, capacity: int, key_rows_hold: int, claimed: bool = False
+        self,
+        root: Path,
+        metadata: CaptureMetadata,
+        *,
+        capacity: int,
+        key_rows_hold: int,
+        claimed: bool = False,
+        share: HeadShare | None = None,
     ) -> None:
-        """`claimed`: the capture's folder was made before, to keep other processes away from it."""
+        """`claimed`: the capture's folder was made before, to keep other processes away from it. `share`: other
+        processes write the attention of their own heads; this is the first of them.
+        """
         self.metadata = metadata
         self.folder = root / metadata.id
+        self._share = share
+        self._others = Others(self.folder, share) if share is not None else None
         self.fed = 0
         self.oldest: float | None = None
         self._store = CountingStore(root)
@@ -122,7 +136,11 @@ class CaptureFile:
     def commit(self) -> None:
         """Write every row handed over, then say so in the capture's zarr.json."""
         start, stop = self.metadata.committed, self.fed
+        if self._others is not None and stop > start:
+            stop = max(start, min(stop, self._others.rows()))
         if stop == start:
+            if self.oldest is not None:  # others are late: ask again in a moment
+                self.oldest = max(self.oldest, time.monotonic() - COMMIT_SECONDS + RETRY_SECONDS)
             return
         for column in self._columns:
             column.flush()
@@ -130,10 +148,12 @@ class CaptureFile:
             sink.commit(start, stop)
         self._model_probability.commit()
         self._update(status="partial", committed=stop, n_fed=stop, n_token=max(len(self._token_id), stop))
-        self.oldest = None
+        self.oldest = None if stop == self.fed else time.monotonic()
 
     def finish(self, update: Mapping[str, Any]) -> None:
         """Commit, cut the arrays to the timeline, prove them by a manifest, mark the capture complete."""
+        if self._others is not None:
+            self._others.wait(self.fed)
         self.commit()
         for column in self._columns:
             column.flush()
@@ -181,7 +201,9 @@ class CaptureFile:
         about = self.metadata
         self._specs: dict[str, ArraySpec] = {}
         self._orders: dict[str, layout.AttentionOrder] = {}
-        for planned in planned_arrays(about, capacity=self._capacity, key_rows_hold=key_rows_hold):
+        groups = self._share.count if self._share is not None else 1
+        plans = planned_arrays(about, capacity=self._capacity, key_rows_hold=key_rows_hold, head_groups=groups)
+        for planned in plans:
             spec, name = planned.spec, planned.spec.name
             array = create_array(
                 self._store, about.id, name, planned.shape, planned.layout, spec=spec, model_dtype=planned.model_dtype
@@ -207,6 +229,9 @@ class CaptureFile:
         self._sinks: list[AttentionSink | ReductionSink | DepthSink | LaneSink | VectorSink] = []
         if about.attention == "dense":
             rows = self._sharded("attention_weight", 2, keep_tail=False)
+            if self._share is not None:
+                heads = self._share.heads(about.model.n_head)
+                rows = HeadRows(arrays["attention_weight"], self.folder.parent, heads, self._store.count)
             self._attention = AttentionSink(rows, self._orders["attention_weight"], about.n_prompt, layers)
             self._sinks.append(self._attention)
         if about.attention == "qk":
@@ -219,7 +244,7 @@ class CaptureFile:
             self._reductions = ReductionSink(maximum, mean, about.n_prompt - 1, layers)
             self._sinks.append(self._reductions)
         if about.lens is not None:
-            self._lens = {name: DepthSink(name, self._sharded(name, 1)) for name in READINGS}
+            self._lens = {name: DepthSink(name, self._sharded(name, 1), about.lens_first) for name in READINGS}
             self._sinks.extend(self._lens.values())
             self._vocabulary_id = self._column("vocabulary_id")
             self._vocabulary_text = self._column("vocabulary_text")
@@ -232,7 +257,9 @@ class CaptureFile:
         early = self._orders[spec.name] == "layers"
         rows = self._sharded(spec.name, axis, keep_tail=not early)
         needed = layers if spec.axes[0] == "layer" else range(rows.shape[0])
-        return LaneSink(spec.name, rows, axis, needed, n_prompt=self.metadata.n_prompt if early else 0)
+        n_prompt = self.metadata.n_prompt if early else 0
+        origin = self.metadata.lens_first if (spec.base or spec.name) in LENS_ROWS else 0
+        return LaneSink(spec.name, rows, axis, needed, n_prompt=n_prompt, origin=origin)
 
     def _column(self, name: str) -> Column:
         kind = TextColumn if self._specs[name].dtype == "string" else Column

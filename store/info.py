@@ -29,7 +29,7 @@ class ArrayInfo:
 
 @dataclass(frozen=True, kw_only=True)
 class CaptureDescription:
-    """One capture. `absent`: what it does not hold, and why."""
+    """One capture. `lens`: the first of `lenses`. `tracked`: ids. `absent`: what it does not hold, and why."""
 
     id: str
     prompt_id: str | None
@@ -47,6 +47,8 @@ class CaptureDescription:
     attention_dtype: str | None
     attention_choice: str | None
     lens: str | None
+    lenses: list[str]
+    tracked: list[int]
     layers: dict[str, int]
     sampling: dict[str, Any]
     device: str
@@ -136,6 +138,8 @@ def _capture(place: Place, capture: Capture) -> CaptureDescription:
         attention_dtype=about.attention_dtype,
         attention_choice=about.attention_choice,
         lens=about.lens.name if about.lens else None,
+        lenses=capture.lens_names,
+        tracked=about.tracked,
         layers={kind: kinds.count(kind) for kind in dict.fromkeys(kinds)},
         sampling=about.sampling.model_dump(mode="json"),
         device=about.device,

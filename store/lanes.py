@@ -18,11 +18,21 @@ class LaneSink:
     """Rows along one axis of an array (lane, …); lanes that are not `needed` keep the fill value.
 
     `n_prompt`: where a lane is a shard of its own, its rows of the prompt are written as soon as they fill one, so
-    that they need not wait for the other lanes. 0: rows wait for all lanes.
+    that they need not wait for the other lanes. 0: rows wait for all lanes. Rows before `origin` hold the fill value.
     """
 
-    def __init__(self, name: str, array: ShardedRows, axis: int, needed: Sequence[int], *, n_prompt: int = 0) -> None:
+    def __init__(
+        self,
+        name: str,
+        array: ShardedRows,
+        axis: int,
+        needed: Sequence[int],
+        *,
+        n_prompt: int = 0,
+        origin: int = 0,
+    ) -> None:
         self._array = array
+        self._origin = origin
         self._axis = axis
         self._needed = needed
         self._n_prompt = n_prompt
@@ -49,7 +59,7 @@ class LaneSink:
         start = max(start, min(stop, self._n_prompt))
         if start >= stop:
             return
-        require(self._buffer, start, stop)
+        require(self._buffer, max(start, self._origin), stop)
         width = math.prod(self._array.shape) // max(1, self._array.shape[self._axis]) * self._array.dtype.itemsize
         for first, last in pieces(start, stop, max(1, REGION_BYTES // max(1, width))):
             self._write(slice(0, self._array.shape[0]), first, last)

@@ -74,25 +74,43 @@ def _grow(chunk: tuple[int, ...], shape: tuple[int, ...], itemsize: int, limit: 
     return tuple(shard)
 
 
-def attention_layout(*, n_layer: int, n_head: int, n_prompt: int, capacity: int, key_rows_hold: int) -> AttentionLayout:
+def attention_layout(
+    *, n_layer: int, n_head: int, n_prompt: int, capacity: int, key_rows_hold: int, head_groups: int = 1
+) -> AttentionLayout:
     """Layout for a timeline of up to `capacity` tokens, `n_prompt` of which run in one pass.
 
     `key_rows_hold` is the number of bytes of prompt rows that may wait in memory until the last layer is done; more
-    than that is written layer by layer.
+    than that is written layer by layer. `head_groups`: so many processes write the heads of their own; no file holds
+    heads of two.
     """
+    n_head //= head_groups
     shape = (n_layer, n_head, capacity, capacity)
     keys = even(capacity, KEY_BLOCK)
     if 2 * n_layer * n_head * n_prompt * n_prompt <= key_rows_hold:
-        heads = even(n_head, ROW_CHUNK_BYTES // (2 * keys))
+        heads = _heads(n_head, ROW_CHUNK_BYTES // (2 * keys), head_groups)
         layers = even(n_layer, ROW_CHUNK_BYTES // (2 * keys * heads))
         chunk = (layers, heads, 1, keys)
         shard = _grow(chunk, shape, 2, SHARD_BYTES, (3, 1, 0), rows=2, most_rows=SHARD_ROWS)
-        return AttentionLayout(order="rows", weight=ChunkLayout(chunk, shard))
-    heads = even(n_head, LAYER_CHUNK_BYTES // (2 * keys))
+        return AttentionLayout(order="rows", weight=_apart(chunk, shard, n_head, head_groups))
+    heads = _heads(n_head, LAYER_CHUNK_BYTES // (2 * keys), head_groups)
     rows = power_of_two(min(8, LAYER_CHUNK_BYTES // (2 * keys * heads)), capacity)
     chunk = (1, heads, rows, keys)
     shard = _grow(chunk, shape, 2, SHARD_BYTES, (3, 1), rows=2, most_rows=SHARD_ROWS)
-    return AttentionLayout(order="layers", weight=ChunkLayout(chunk, shard))
+    return AttentionLayout(order="layers", weight=_apart(chunk, shard, n_head, head_groups))
+
+
+def _heads(n_head: int, most: int, head_groups: int) -> int:
+    """Heads of a chunk: even parts, which divide the heads of a process where there are several."""
+    if head_groups == 1:
+        return even(n_head, most)
+    return next(size for size in range(max(1, min(n_head, most)), 0, -1) if n_head % size == 0)
+
+
+def _apart(chunk: tuple[int, ...], shard: tuple[int, ...], n_head: int, head_groups: int) -> ChunkLayout:
+    """The layout, with shards that end where the heads of a process do."""
+    if head_groups > 1 and n_head % shard[1]:
+        shard = (shard[0], chunk[1], *shard[2:])
+    return ChunkLayout(chunk, shard)
 
 
 def reduction_layout(*, n_layer: int, generated: int, capacity: int) -> ChunkLayout:

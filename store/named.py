@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, SupportsIndex
 import numpy as np
 from numpy.typing import NDArray
 
-from attnlens.schemas.arrays import FILL
+from attnlens.schemas.arrays import FILL, LENS_ROWS
 from attnlens.schemas.errors import AbsentError, InputError
 from attnlens.store.bfloat16 import BFLOAT16, BITS, decode
 from attnlens.store.quantize import ENCODING, MAX_ERROR, SQRT, decode_sqrt
@@ -136,6 +136,8 @@ class NamedArray:
                 raise AbsentError(self._absent(int(max(cells))))
             if number == row and not isinstance(part, slice):
                 self._check_kept(self.axes[number], cells)
+            if number == row and not isinstance(part, slice) and min(cells, default=self.first_row) < self.first_row:
+                raise AbsentError(self._unread(int(min(cells))))
             if not isinstance(part, slice) and np.ndim(part) == 0:
                 dropped.append(number)
             selection.append(_as_slice(cells))
@@ -161,7 +163,7 @@ class NamedArray:
             values = decode_sqrt(values)
         whole_rows = self._capture.metadata.crop is None  # what was cut away is a fill value, and the manifest tells
         never = whole_rows and self._spec is not None and (self._spec.base or self.name) in NEVER_FILL
-        if never and self._has_fill(values, known):
+        if never and self._has_fill(values, known, row):
             key = missing_chunk(self._array, self._place, tuple(known))
             raise damaged(self._array.path, key, reason="a committed row is missing from it")
         if counts == shape:
@@ -170,8 +172,12 @@ class NamedArray:
         whole[tuple(slice(0, count) for count in counts)] = values
         return whole
 
-    def _has_fill(self, values: NDArray[Any], selection: list[slice | NDArray[np.intp]]) -> bool:
+    def _has_fill(
+        self, values: NDArray[Any], selection: list[slice | NDArray[np.intp]], row: int | None = None
+    ) -> bool:
         """Whether a cell that must hold data is missing. One column of each block of keys tells."""
+        if row is not None and self.first_row:
+            values = values.compress(np.arange(self.shape[row])[selection[row]] >= self.first_row, axis=row)
         if "layer" in self.axes:
             layers = self._capture.key_layers if self.name == "attention_k" else self._capture.attention_layers
             axis = self.axes.index("layer")
@@ -210,6 +216,19 @@ class NamedArray:
         if len(gone):
             position = int(gone[0]) + (self._capture.n_prompt - 1 if axis == "generated" else 0)
             raise AbsentError(f"capture {self._capture.id}: {self.name} of token {position} was cropped away")
+
+    @property
+    def first_row(self) -> int:
+        """The first row that there is: lenses may have read later tokens only."""
+        base = self.name if self._spec is None else self._spec.base or self.name
+        return self._capture.lens_start if base in LENS_ROWS else 0
+
+    def _unread(self, position: int) -> str:
+        about = self._capture
+        return (
+            f"capture {about.id}: {self.name} has no row {position}: the lens was asked to read the tokens from "
+            f"{about.metadata.lens_first} on (--lens-tokens)"
+        )
 
     def _absent(self, position: int) -> str:
         about = self._capture

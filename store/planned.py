@@ -44,10 +44,13 @@ class PlannedArray:
         return 0 if self.dtype == "string" else np.dtype(self.dtype).itemsize
 
 
-def planned_arrays(about: CaptureMetadata, *, capacity: int, key_rows_hold: int) -> Iterator[PlannedArray]:
+def planned_arrays(
+    about: CaptureMetadata, *, capacity: int, key_rows_hold: int, head_groups: int = 1
+) -> Iterator[PlannedArray]:
     """Every array of the table that a capture of up to `capacity` tokens wants, as it is created.
 
-    `key_rows_hold`: bytes of prompt rows that may wait in memory for their last layer.
+    `key_rows_hold`: bytes of prompt rows that may wait in memory for their last layer; `head_groups`: processes
+    that write the heads of their own.
     """
     sizes = axis_sizes(about, capacity)
     residual = about.residual.dtype if about.residual else None
@@ -56,7 +59,7 @@ def planned_arrays(about: CaptureMetadata, *, capacity: int, key_rows_hold: int)
         if wanted(spec, mode=about.attention, lens=lens, complete=False, evidence=about.evidence):
             shape = tuple(sizes[axis] for axis in spec.axes)
             dtype = about.attention_dtype if spec.presence == "qk" else residual
-            order, chunks = _chunks(spec, shape, about, dtype, capacity, key_rows_hold)
+            order, chunks = _chunks(spec, shape, about, dtype, capacity, key_rows_hold, head_groups)
             yield PlannedArray(spec=spec, shape=shape, layout=chunks, model_dtype=dtype, order=order)
 
 
@@ -81,12 +84,23 @@ def axis_sizes(about: CaptureMetadata, length: int) -> dict[str, int]:
 
 
 def _chunks(
-    spec: ArraySpec, shape: tuple[int, ...], about: CaptureMetadata, dtype: str | None, capacity: int, hold: int
+    spec: ArraySpec,
+    shape: tuple[int, ...],
+    about: CaptureMetadata,
+    dtype: str | None,
+    capacity: int,
+    hold: int,
+    head_groups: int,
 ) -> tuple[AttentionOrder, ChunkLayout]:
     n_layer, n_head = about.model.n_layer, about.model.n_head
     if spec.name == "attention_weight":
         attention = layout.attention_layout(
-            n_layer=n_layer, n_head=n_head, n_prompt=about.n_prompt, capacity=capacity, key_rows_hold=hold
+            n_layer=n_layer,
+            n_head=n_head,
+            n_prompt=about.n_prompt,
+            capacity=capacity,
+            key_rows_hold=hold,
+            head_groups=head_groups,
         )
         return attention.order, attention.weight
     if spec.name in ("attention_max", "attention_mean"):

@@ -269,6 +269,12 @@ class Capture:
         return np.asarray([layer.kind != "none" and layer.key_source is None for layer in layers], np.bool_)
 
     @cached_property
+    def lens_start(self) -> int:
+        """Place on the timeline of the first token that the lenses read: 0, unless only later ones were asked for."""
+        first = self.metadata.lens_first
+        return int(np.searchsorted(self["token"][:], first)) if first else 0
+
+    @cached_property
     def specs(self) -> dict[str, ArraySpec]:
         """What the contract says of every array that this capture may have, those of further lenses included."""
         return {spec.name: spec for spec in specs([lens.name for lens in self.metadata.lenses])}

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from attnlens.schemas.errors import StoreError
 from attnlens.schemas.metadata import LayerInfo
+from attnlens.store.bfloat16 import BFLOAT16, decode
 
 if TYPE_CHECKING:
     from attnlens.store.reader import Capture
@@ -161,9 +162,19 @@ class _Keys:
     """The keys of a capture, in slabs of tokens as long as a file, float32 (key, kv_head, feature) for each layer."""
 
     def __init__(self, capture: Capture) -> None:
+        from attnlens.store.places.zarr_store import PlaceStore
+        from attnlens.store.shard_chunks import is_plain
+
         self._array = capture["attention_k"]
         self._step = self._array.files[0]
         self._lanes = self._array.chunks[1]
+        store = self._array.zarr.store_path.store
+        self._place = store.place if isinstance(store, PlaceStore) else None
+        # Only near files are read whole, and only where one holds all heads and features of its layers.
+        sizes = zip(self._array.files[1:], self._array.shape[1:], strict=True)
+        whole = all(file >= size for file, size in sizes) and self._array.chunks[2:] == self._array.shape[2:]
+        direct = whole and is_plain(self._array.zarr) and self._place is not None and not self._place.blocking
+        self._read = self._direct if direct else self._by_zarr
         self._committed = capture.committed
         self._kept: dict[tuple[int, int], tuple[int, Floats]] = {}
         self._size = 0
@@ -186,13 +197,35 @@ class _Keys:
                     found[lane] = self._kept[slab[0], lane][1]
                     self._kept[slab[0], lane] = (self._call, found[lane])
         for run in _runs([lane for lane in lanes if lane not in found]):
-            first, last = run[0] * self._lanes, (run[-1] + 1) * self._lanes
-            values = self._array[slab[0] : slab[1], first : min(last, self._array.shape[1])]
-            for lane in run:
-                start = (lane - run[0]) * self._lanes
-                found[lane] = np.ascontiguousarray(values[:, start : start + self._lanes], np.float32)
-                self._keep((slab[0], lane), found[lane])
+            for lane, values in zip(run, self._read(slab, run), strict=True):
+                found[lane] = values
+                self._keep((slab[0], lane), values)
         return [found[layer // self._lanes][:, layer % self._lanes] for layer in layers]
+
+    def _by_zarr(self, slab: tuple[int, int], run: Sequence[int]) -> list[Floats]:
+        """Keys of neighbouring groups of layers, by the reader of all arrays."""
+        first, last = run[0] * self._lanes, min((run[-1] + 1) * self._lanes, self._array.shape[1])
+        values = self._array[slab[0] : slab[1], first:last]
+        cuts = range(0, last - first, self._lanes)
+        return [np.ascontiguousarray(values[:, start : start + self._lanes], np.float32) for start in cuts]
+
+    def _direct(self, slab: tuple[int, int], run: Sequence[int]) -> list[Floats]:
+        """The same, straight from the file."""
+        from attnlens.store.faults import DECODE_ERRORS, damaged
+        from attnlens.store.shard_chunks import read_chunks
+
+        assert self._place is not None
+        array, shard = self._array.zarr, (slab[0] // self._step, 0, 0, 0)
+        rows = range(-(-(slab[1] - slab[0]) // array.chunks[0]))
+        try:
+            chunks = read_chunks(array, self._place, shard, [(row, lane, 0, 0) for lane in run for row in rows])
+        except DECODE_ERRORS as error:
+            raise damaged(array.path, array.metadata.encode_chunk_key(shard), error) from error
+        found = []
+        for place in range(len(run)):
+            values = np.concatenate(chunks[place * len(rows) : (place + 1) * len(rows)])[: slab[1] - slab[0]]
+            found.append(decode(values) if self._array.dtype == BFLOAT16 else values.astype(np.float32, copy=False))
+        return found
 
     def _keep(self, name: tuple[int, int], values: Floats) -> None:
         """Keep what fits; room is made only of what the call before this one did not use either.

@@ -139,10 +139,11 @@ class ReductionSink:
 
 
 class DepthSink:
-    """Rows of one lens array (depth, token[, rank])."""
+    """Rows of one lens array (depth, token[, rank]); those of tokens before `origin` hold the fill value."""
 
-    def __init__(self, name: str, array: ShardedRows) -> None:
+    def __init__(self, name: str, array: ShardedRows, origin: int = 0) -> None:
         self._array = array
+        self._origin = origin
         self._buffer = RowBuffer(name, array.shape[0], range(array.shape[0]))
 
     def add(self, first_token: int, depths: slice, values: NDArray[Any]) -> None:
@@ -152,11 +153,13 @@ class DepthSink:
 
     def commit(self, start: int, stop: int) -> None:
         """Write the tokens start … stop - 1."""
-        require(self._buffer, start, stop)
+        if start >= stop:
+            return
+        require(self._buffer, max(start, self._origin), stop)
         depths, _, *tail = self._array.shape
         most = max(1, REGION_BYTES // (4 * depths * math.prod(tail)))
         for first, last in pieces(start, stop, most):
-            region = np.empty((depths, last - first, *tail), self._array.dtype)
+            region = np.full((depths, last - first, *tail), self._array.fill, self._array.dtype)
             for block in self._buffer.overlapping(first, last):
                 low, high = max(first, block.first), min(last, block.first + block.count)
                 region[block.lane, low - first : high - first] = block.values[:, low - block.first : high - block.first]

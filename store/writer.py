@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 
 from attnlens.schemas.errors import InputError, StoreError
 from attnlens.schemas.metadata import CaptureMetadata, LayerInfo, StoreMetadata
-from attnlens.store.commit import CaptureFile
+from attnlens.store.commit import COMMIT_SECONDS, CaptureFile
 from attnlens.store.faults import write_error
+from attnlens.store.heads import HeadsFile, HeadShare
 from attnlens.store.layout import MIB
 from attnlens.store.lock import refuse_busy
 from attnlens.store.places import Folder
@@ -35,8 +36,7 @@ from attnlens.store.root import (
 from attnlens.store.target import Target
 
 COMMIT_ROWS = 8
-COMMIT_SECONDS = 2.0
-Job = Callable[[CaptureFile], None]
+Job = Callable[[CaptureFile | HeadsFile], None]
 
 
 class StoreWriter:
@@ -84,6 +84,7 @@ class StoreWriter:
         capacity: int,
         key_rows_hold: int = 64 * MIB,
         buffer_bytes: int = 64 * MIB,
+        share: HeadShare | None = None,
     ) -> CaptureWriter:
         """Begin a capture of up to `capacity` tokens, planned on disk when this returns.
 
@@ -92,6 +93,7 @@ class StoreWriter:
             capacity: Prompt and new tokens together; arrays are cut to the real length at the end.
             key_rows_hold: Bytes of prompt rows that may wait in memory for their last layer.
             buffer_bytes: Bytes that may wait in the queue before the model has to.
+            share: Other processes write the attention of their own heads, by `write_heads`; this is the first of them.
 
         Raises:
             InputError: the path was taken meanwhile, or `capacity` is shorter than the prompt.
@@ -114,7 +116,7 @@ class StoreWriter:
                 self._metadata = write_root(
                     self.path, self._metadata.model_copy(update={"planned": planned}), running=True
                 )
-                file = CaptureFile(self.path, metadata, capacity=capacity, key_rows_hold=key_rows_hold)
+                file = CaptureFile(self.path, metadata, capacity=capacity, key_rows_hold=key_rows_hold, share=share)
             except BaseException:
                 target.undo(begun=begun)
                 raise
@@ -130,6 +132,28 @@ class StoreWriter:
         self._metadata = write_root(self.path, self._metadata.model_copy(update={"index": entries}), running=False)
 
 
+def write_heads(
+    path: str | PathLike[str],
+    metadata: CaptureMetadata,
+    share: HeadShare,
+    *,
+    capacity: int,
+    key_rows_hold: int = 64 * MIB,
+    buffer_bytes: int = 64 * MIB,
+) -> CaptureWriter:
+    """Write the attention of some heads of a capture that the first of several processes has begun, with the same
+    arguments. The writer that is returned takes everything and writes nothing else.
+
+    Raises:
+        StoreError: the disk refuses.
+    """
+    try:
+        file = HeadsFile(Path(path), metadata, share, capacity=capacity, key_rows_hold=key_rows_hold)
+    except OSError as error:
+        raise write_error(error, Path(path), 0) from error
+    return CaptureWriter(file, lambda: None, buffer_bytes, lambda: None)
+
+
 class CaptureWriter:
     """One capture being written. Calls copy nothing and return at once, unless the queue is full.
 
@@ -138,7 +162,7 @@ class CaptureWriter:
     """
 
     def __init__(
-        self, file: CaptureFile, index: Callable[[], None], buffer_bytes: int, release: Callable[[], None]
+        self, file: CaptureFile | HeadsFile, index: Callable[[], None], buffer_bytes: int, release: Callable[[], None]
     ) -> None:
         """`index`: brings the store's list of captures up to date; `release`: lets other writers into the store."""
         self._file = file
@@ -308,7 +332,7 @@ class CaptureWriter:
             self._release()
             self._queue.close()
 
-    def _abandon(self, file: CaptureFile, message: str) -> None:
+    def _abandon(self, file: CaptureFile | HeadsFile, message: str) -> None:
         if file.metadata.status != "complete":
             file.commit()
             file.abandon(message)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 import sys
@@ -22,6 +23,9 @@ from attnlens.render.diff.divergence import jensen_shannon
 from attnlens.render.diff.view import DiffView
 from attnlens.render.look.caption import details, headline
 from attnlens.render.options import RenderOptions
+from attnlens.render.pictures import render
+from attnlens.render.recipes.again import draw_again, draw_diff_again
+from attnlens.render.run import workers
 from attnlens.render.scene import Scene
 from attnlens.schemas.errors import AbsentError, AttnlensError, InputError
 from render_store import Made, make
@@ -285,8 +289,8 @@ def test_limits_are_round(value: float, limit: float) -> None:
 def test_captures_are_named_by_fragment_or_option(tmp_path: Path) -> None:
     path = make(tmp_path / "run.zarr").path
     make(path, append=True)
-    assert find_capture(f"{path}#0001", None, "a").id == "0001"
-    assert find_capture(path, "0001", "a").id == "0001"
+    assert find_capture(f"{path}#0001", None, "a")[1].id == "0001"
+    assert find_capture(path, "0001", "a")[1].id == "0001"
     with pytest.raises(InputError, match=r"holds 2 captures \(0000, 0001\): name one, as in .*#0000"):
         find_capture(path, None, "a")
     with pytest.raises(InputError, match="names a capture and so does --capture-b 0000"):
@@ -294,7 +298,7 @@ def test_captures_are_named_by_fragment_or_option(tmp_path: Path) -> None:
     with pytest.raises(AbsentError, match="has no capture '7'"):
         find_capture(f"{path}#7", None, "a")
     odd = make(tmp_path / "with#mark.zarr").path
-    assert find_capture(odd, None, "a").id == "0000"
+    assert find_capture(odd, None, "a")[1].id == "0000"
     with pytest.raises(AttnlensError, match="no such store"):
         find_capture(tmp_path / "none.zarr#0000", None, "a")
 
@@ -333,3 +337,41 @@ def test_the_command_prints_a_table_and_json(
     report = json.loads(run("--json"))
     assert (report["exact"], report["limit"], len(report["depths"]), len(report["layers"])) == (True, 0.5, 4, 3)
     assert set(report["depths"][0]) == {"a", "b", "count", "agreement", "js_low", "js_high"}
+
+
+def test_worker_processes_make_the_same_bytes_and_resume_what_is_missing(
+    two: tuple[Made, Made], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(workers, "WORTH", 1)
+    stores, shown = (two[0].path, two[1].path), dataclasses.replace(DIFF, window=4, step=2)
+    for n_workers in (1, 2):
+        count = diff(*stores, tmp_path / str(n_workers), options=shown, n_workers=n_workers).count
+    first = {path.name: path.read_bytes() for path in (tmp_path / "1").iterdir()}
+    assert len(first) == count > 4
+    again = tmp_path / "2"
+    assert {path.name: path.read_bytes() for path in again.iterdir()} == first
+    names = sorted(first)
+    (again / names[0]).unlink()
+    (again / names[1]).write_bytes(first[names[1]][:-9])
+    report = diff(*stores, again, options=shown, resume=True)
+    assert (report.count, report.kept) == (2, count - 2)
+    assert {path.name: path.read_bytes() for path in again.iterdir()} == first
+    assert diff(*stores, again, options=shown, resume=True, limit=0.75).kept == 0
+
+
+@pytest.mark.parametrize("name", ["png", "svg", "pdf"])
+def test_a_diff_is_drawn_again_from_one_of_its_pictures(two: tuple[Made, Made], tmp_path: Path, name: str) -> None:
+    stores = two[0].path, two[1].path
+    diff(*stores, tmp_path / "first", options=dataclasses.replace(DIFF, format=name, heads="mean"))
+    for picture in sorted((tmp_path / "first").iterdir())[:2]:
+        report = draw_diff_again(picture, *stores, tmp_path / "again")
+        assert report.same
+        assert report.path.name == picture.name
+        assert report.path.read_bytes() == picture.read_bytes()
+        with pytest.raises(InputError, match="another store"):
+            draw_diff_again(picture, stores[1], stores[0], tmp_path / "again")
+        with pytest.raises(InputError, match="lens diff A B --from"):
+            draw_again(picture, stores[0], tmp_path / "again")
+    render(two[0].path, tmp_path / "one", options=dataclasses.replace(DIFF, cmap="coolwarm"))
+    with pytest.raises(InputError, match="lens render STORE --from"):
+        draw_diff_again(next((tmp_path / "one").glob("*.png")), *stores, tmp_path / "again")

@@ -18,6 +18,7 @@ from attnlens.render.formats.pdf_file import Letters
 from attnlens.render.look.furniture import FLOOR, SIZE, layout_of
 from attnlens.render.painter.painter import Painter
 from attnlens.render.recipes.recipe import from_text, options_of, to_text
+from attnlens.render.text.emoji import clusters
 from attnlens.schemas.errors import InputError
 from browser import open_page
 from render_scene import HOSTILE, blocks, grid, scene
@@ -128,7 +129,7 @@ def test_texts_of_a_pdf_fit_their_cell(text: str) -> None:
     shown, size, width = pdf._fitted(text, 70.0, 100, Letters())
     assert width <= 70
     assert FLOOR <= size <= SIZE
-    advances = [glyphs.advance(character, measure.REGULAR) for character in shown]
+    advances = [glyphs.advance(character, measure.REGULAR) for character in clusters(shown)]
     assert sum(advances) * size * 100 / 72 == pytest.approx(width)
 
 

@@ -156,7 +156,7 @@ def test_ids_outside_the_vocabulary(store: Path, number: int) -> None:
     found = [str(problem) for problem in verify(store).problems]
     assert any("id outside the vocabulary" in text for text in found)
     assert any("token 2 has id" in text for text in found)
-    with pytest.raises(StoreError, match="vocabulary_id does not list"):
+    with pytest.raises(StoreError, match="vocabulary_id: the lens arrays use token id"):
         render(store, store.with_name("p"))
 
 

@@ -16,6 +16,7 @@ from torch import nn
 from attnlens.capture.batch.asked import Asked, Defaults, ask
 from attnlens.capture.batch.launch import Launch, read_launch
 from attnlens.capture.batch.watch import PromptProgress
+from attnlens.capture.parallel import on_first, parallel_of
 from attnlens.capture.plan import Plan, Text, plan_capture, read_prompt
 from attnlens.capture.session import CaptureReport, Session, open_session
 from attnlens.capture.settings import Generation, Settings
@@ -126,7 +127,6 @@ def capture_many(
     mode = mode_of(overwrite=overwrite, append=append, resume=resume)
     launch = read_launch()
     progress = progress or Silent()
-    check_store(store, asked, settings, defaults, mode, launch)
     return run_batch(
         model,
         tokenizer,
@@ -196,21 +196,33 @@ def run_batch(
     """Captures prompts that were checked. As `capture_many`."""
     started = time.perf_counter()
     first = _first_ids(tokenizer, asked)
+    parallel = parallel_of(model)
     with open_session(
         model, tokenizer, first, settings, progress, model_id=model_id, revision=revision, quantization=quantization
     ) as session:
-        session.sampler(defaults.generation, len(first))  # a model that asks for what is not done here
+        session.failed(
+            "0000", "", "", defaults.generation
+        )  # a model that cannot give what was asked for is refused here
         shared = {**_shared(settings, defaults), **_model(session)}
-        kept = check_batch(store, wanted(asked), shared, mode=mode, run=launch.run)
-        writer = open_batch(store, wanted(asked), shared, mode=mode, run=launch.run, shared=launch.shared)
+        together = launch.shared and parallel is None
+        opened = on_first(
+            parallel,
+            lambda: (
+                check_batch(store, wanted(asked), shared, mode=mode, run=launch.run),
+                open_batch(store, wanted(asked), shared, mode=mode, run=launch.run, shared=together),
+            ),
+        )
+        kept, writer = opened if opened is not None else ([], None)
         batch = _Batch(session, writer, asked, progress)
+        last = False
         try:
             batch.run()
         finally:
-            last = writer.close()
-    complete, failed = writer.finished()
+            if writer is not None:
+                last = writer.close()
+    complete, failed = writer.finished() if writer is not None else (0, 0)
     progress.end()
-    if launch.shared and not last:
+    if writer is not None and not last:
         writer.wait()  # a launcher stops all processes when one leaves with an error
     return ManyReport(
         path=Path(store),
@@ -226,7 +238,10 @@ def run_batch(
 class _Batch:
     """The prompts of one process, one after the other."""
 
-    def __init__(self, session: Session, writer: BatchWriter, asked: Sequence[Asked], progress: Progress) -> None:
+    def __init__(
+        self, session: Session, writer: BatchWriter | None, asked: Sequence[Asked], progress: Progress
+    ) -> None:
+        """`writer` is None on all but the first of the processes that hold the model."""
         self._session, self._writer, self._progress = session, writer, progress
         self._asked = {one.id: one for one in asked}
         self.captures: list[CaptureReport] = []
@@ -234,11 +249,13 @@ class _Batch:
 
     def run(self) -> None:
         """Captures every prompt that no other process takes."""
-        waiting = self._writer.pending()
-        done = sum(self._writer.finished())
+        waiting = self._writer.pending() if self._writer is not None else []
+        if self._session.parallel is not None:
+            waiting = self._session.parallel.told(waiting)
+        done = sum(self._finished())
         self._progress.stage("prompts", total=len(self._asked) - done, unit="prompts")
         for prompt in waiting:
-            if not self._writer.claim(prompt.capture):
+            if self._writer is not None and not self._writer.claim(prompt.capture):
                 continue
             one = self._asked[prompt.prompt_id]
             watch = PromptProgress(self._progress, one.id, lambda: len(self.failures))
@@ -248,26 +265,38 @@ class _Batch:
                 self.failures.append(Failure(id=one.id, where=one.where, capture_id=prompt.capture, message=str(error)))
             except Interrupted:
                 raise Interrupted(self._kept(prompt)) from None
-            finished = self._writer.finished()
+            finished = self._finished()
             self._progress.advance(sum(finished) - done, note=_failed(finished[1]))
             done = sum(finished)
+
+    def _finished(self) -> tuple[int, int]:
+        return self._writer.finished() if self._writer is not None else (0, 0)
 
     def _capture(self, one: Asked, prompt: BatchPrompt, watch: Progress) -> CaptureReport:
         started = time.perf_counter()
         try:
             plan = plan_of(self._session.model, self._session.tokenizer, one)
         except Refusal as error:
-            self._writer.fail(self._session.failed(prompt.capture, one.id, _words(one), one.generation), str(error))
+            self._record(one, prompt, error)
             raise
-        return self._session.capture(
-            plan, one.generation, self._writer, prompt.capture, watch, prompt_id=one.id, started=started
-        )
+        try:
+            return self._session.capture(
+                plan, one.generation, self._writer, prompt.capture, watch, prompt_id=one.id, started=started
+            )
+        except Refusal as error:
+            self._record(one, prompt, error)
+            raise
+
+    def _record(self, one: Asked, prompt: BatchPrompt, error: Exception) -> None:
+        """Keeps why a prompt failed, unless its capture has begun and says so itself."""
+        if self._writer is not None and not self._writer.has_begun(prompt.capture):
+            self._writer.fail(self._session.failed(prompt.capture, one.id, _words(one), one.generation), str(error))
 
     def _kept(self, prompt: BatchPrompt) -> str:
-        complete, _ = self._writer.finished()
+        complete, _ = self._finished()
         return (
-            f"interrupted at prompt {prompt.prompt_id}: {complete} of {len(self._asked)} prompts are complete in "
-            f"{self._writer.path}; the same command with --resume does the rest"
+            f"interrupted at prompt {prompt.prompt_id}: {complete} of {len(self._asked)} prompts are complete; the "
+            "same command with --resume does the rest"
         )
 
 

@@ -31,14 +31,16 @@ def run_many(options: CaptureOptions, progress: Progress) -> ManyReport:
     mode = mode_of(overwrite=options.overwrite, append=options.append, resume=options.resume)
     defaults = Defaults(generation=generation, system=options.system, raw=options.raw)
     asked = read_prompts(options.prompts, defaults)
-    check_store(options.output, asked, settings, defaults, mode, launch)
+    if not options.tensor_parallel or launch.rank == 0:  # the others of one model go where the first one does
+        check_store(options.output, asked, settings, defaults, mode, launch)
     loaded = load(
         options.model,
         dtype=options.dtype,
-        device=device_of(launch, options.device),
+        device=options.device if options.tensor_parallel else device_of(launch, options.device),
         quantize=options.quantize,
         trust_remote_code=options.trust_remote_code,
         revision=options.revision,
+        tensor_parallel=options.tensor_parallel,
         progress=progress,
     )
     return run_batch(

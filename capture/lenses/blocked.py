@@ -43,6 +43,7 @@ def can_walk(head: nn.Module) -> bool:
         and not head._forward_hooks
         and not head._forward_pre_hooks
         and not hasattr(head, "_hf_hook")
+        and "forward" not in vars(head)  # a tensor-parallel head, of which only a part is here
     )
 
 

@@ -16,6 +16,7 @@ from attnlens.capture.lenses.blocked import BLOCK_ROWS, can_walk, read_through
 from attnlens.capture.lenses.readout import Readout, joined, read_logits, rows_at_a_time
 from attnlens.schemas.errors import ModelError
 from attnlens.schemas.metadata import LensInfo
+from attnlens.store.layout import even
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +38,7 @@ class LogitLens:
         """
         head = self.modules[-1]
         walks = can_walk(head)
-        height = BLOCK_ROWS if walks else rows_at_a_time(self.vocabulary_size)
+        height = even(max(1, len(residual)), BLOCK_ROWS if walks else rows_at_a_time(self.vocabulary_size))
         parts = []
         for first in range(0, len(residual), height):
             rows, after = residual[first : first + height], following[first : first + height]
@@ -94,7 +95,8 @@ def _hash(modules: tuple[nn.Module, ...]) -> str:
             if not isinstance(parameter, Tensor) or parameter.is_meta:
                 continue
             digest.update(f"{name} {parameter.dtype} {tuple(parameter.shape)}\n".encode())
-            flat = parameter.detach().reshape(-1)
+            gather: Any = getattr(parameter, "full_tensor", None)  # of a tensor-parallel model
+            flat = (gather() if callable(gather) else parameter).detach().reshape(-1)
             for part in torch.split(flat, 8 << 20):
                 digest.update(part.contiguous().view(torch.uint8).cpu().numpy().data)
     return digest.hexdigest()

@@ -51,6 +51,13 @@ class LaneReader:
         stream = rows if self.translators is None else self.translators.at(lane, rows)
         return self._named(self.lens.read(stream, following, self.top_k, self.tracked))
 
+    def several(self, lanes: Sequence[int], rows: Tensor, following: Tensor) -> Arrays:
+        """Readings (lane, token, …) of residuals (lane, token, feature) of some lanes; `following` (token)."""
+        if self.translators is not None:
+            rows = torch.stack([self.translators.at(lane, stream) for lane, stream in zip(lanes, rows, strict=True)])
+        read = self.lens.read(rows.flatten(0, 1), following.repeat(len(lanes)), self.top_k, self.tracked)
+        return {name: array.reshape(*rows.shape[:2], *array.shape[1:]) for name, array in self._named(read).items()}
+
     def every(self, rows: Tensor, following: Tensor) -> Arrays:
         """Readings (lane, token, …) of residuals (token, lane, feature), in one product; `following` (token)."""
         n_token, n_lane = rows.shape[:2]

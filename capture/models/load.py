@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from attnlens.capture.batch.launch import read_launch
 from attnlens.capture.extra import require_capture_extra
 from attnlens.capture.models import builtin, gguf, hub, meta
 from attnlens.capture.models.device import check_device
@@ -15,26 +16,27 @@ from attnlens.capture.models.quantize import describe, require_bitsandbytes, set
 from attnlens.capture.models.quiet import quiet
 from attnlens.capture.models.request import LoadedModel, Request
 from attnlens.progress import Progress, Silent
-from attnlens.schemas.errors import AttnlensError, ModelError
+from attnlens.schemas.errors import AttnlensError, InputError, ModelError
 
 
 @dataclass(frozen=True)
 class Source:
     """A place models come from. `matches` looks at names and files only; `check` refuses what `load` could not load,
-    before torch is imported.
+    before torch is imported. `splits`: it can load a part of a model, for tensor parallelism.
     """
 
     matches: Callable[[Request], bool]
     check: Callable[[Request], None]
     load: Callable[[Request, Progress], LoadedModel]
+    splits: bool = False
 
 
 # The first that matches is asked. The hub is last: it takes every name.
 SOURCES = (
-    Source(builtin.matches, builtin.check, builtin.load),
+    Source(builtin.matches, builtin.check, builtin.load, splits=True),
     Source(meta.matches, meta.check, meta.load),
     Source(gguf.matches, gguf.check, gguf.load),
-    Source(hub.matches, hub.check, hub.load),
+    Source(hub.matches, hub.check, hub.load, splits=True),
 )
 
 
@@ -46,6 +48,7 @@ def load(
     quantize: str | None = None,
     trust_remote_code: bool = False,
     revision: str | None = None,
+    tensor_parallel: bool = False,
     progress: Progress | None = None,
 ) -> LoadedModel:
     """Load a causal language model and its tokenizer, ready to be captured.
@@ -58,6 +61,7 @@ def load(
         quantize: `8bit` or `4bit` by bitsandbytes.
         trust_remote_code: run Python code that comes with the checkpoint.
         revision: branch, tag or commit of a hub model.
+        tensor_parallel: split the model over all processes that torchrun started, by transformers' own plan.
         progress: told about the stages `downloading`, `unpacking` and `loading`.
 
     Raises:
@@ -66,10 +70,12 @@ def load(
         MissingExtraError: a package is not installed.
     """
     require_capture_extra()
-    request = Request(name, dtype, device, quantize, trust_remote_code, revision)
+    request = Request(name, dtype, device, quantize, trust_remote_code, revision, tensor_parallel)
     require_bitsandbytes(request)
     source = next(source for source in SOURCES if source.matches(request))
     source.check(request)
+    if tensor_parallel:
+        require_split(request, source.splits)
     check_device(device)
     report = progress or Silent()
     try:
@@ -83,6 +89,18 @@ def load(
         raise ModelError(f"cannot load {name}: {one_line(error)}") from error
     finally:
         report.end()
+
+
+def require_split(request: Request, splits: bool) -> None:
+    """Return if the model can be split over the processes that there are.
+
+    Raises:
+        InputError: there is one process only, or the model's format cannot be read in parts.
+    """
+    if read_launch().world < 2:
+        raise InputError("--tensor-parallel needs several processes: torchrun --nproc-per-node N -m attnlens capture …")
+    if not splits:
+        raise InputError(f"--tensor-parallel needs Hugging Face's layout, which {request.name} has not")
 
 
 def _finish(request: Request, loaded: LoadedModel) -> LoadedModel:

@@ -42,6 +42,7 @@ class Request:
     quantize: str | None = None
     trust_remote_code: bool = False
     revision: str | None = None
+    tensor_parallel: bool = False
 
     def __post_init__(self) -> None:
         if not self.name.strip():
@@ -52,6 +53,11 @@ class Request:
             raise InputError(f"unknown quantization {self.quantize!r}: expected one of {', '.join(QUANTIZE)}")
         if not DEVICE.fullmatch(self.device) or self.device.startswith("auto:"):
             raise InputError(f"unknown device {self.device!r}: expected auto, cpu, cuda or, for one of several, cuda:1")
+
+        if self.tensor_parallel and self.quantize is not None:
+            raise InputError("--quantize and --tensor-parallel were given; expected one of them")
+        if self.tensor_parallel and self.device != "auto":
+            raise InputError(f"--tensor-parallel spreads a model by itself: leave out the device {self.device!r}")
 
     @property
     def path(self) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 from attnlens.capture.models.device import device_map
@@ -18,9 +19,23 @@ def load_options(request: Request, checkpoint_dtype: Any) -> dict[str, Any]:
         "output_loading_info": True,
         "ignore_mismatched_sizes": True,  # they are reported then, and `require_all_weights` names them
     }
+    if request.tensor_parallel:
+        del options["device_map"]
+        options |= _tensor_parallel()
     if request.quantize is not None:
         options["quantization_config"] = bitsandbytes_config(request, checkpoint_dtype)
     return options
+
+
+def _tensor_parallel() -> dict[str, Any]:
+    """What tells `from_pretrained` to split the model over all processes, by the plan that its class brings."""
+    try:
+        from transformers.distributed import DistributedConfig
+    except ImportError:
+        return {"tp_plan": "auto"}
+    if "tp_plan" not in inspect.signature(DistributedConfig).parameters:  # older releases
+        return {"tp_plan": "auto"}
+    return {"distributed_config": DistributedConfig(tp_plan="auto")}
 
 
 def require_all_weights(name: str, info: dict[str, Any]) -> None:

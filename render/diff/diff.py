@@ -14,14 +14,16 @@ import numpy as np
 import attnlens
 from attnlens.progress import Progress, Silent
 from attnlens.render.diff.comparison import Align, Comparison, DepthRow
+from attnlens.render.diff.jobs import Kept, job_of
 from attnlens.render.diff.view import DiffView
 from attnlens.render.formats import format_named
 from attnlens.render.look.colour import Colours
 from attnlens.render.look.layout import lay_out
 from attnlens.render.options import RenderOptions
-from attnlens.render.run import files
-from attnlens.render.run.jobs import painter_of
-from attnlens.render.run.products import names, products
+from attnlens.render.run import files, workers
+from attnlens.render.run.helpers import cores
+from attnlens.render.run.jobs import Job, Other
+from attnlens.render.run.products import names
 from attnlens.schemas.errors import AbsentError, InputError
 
 if TYPE_CHECKING:
@@ -46,8 +48,8 @@ class DiffReport:
     """What was compared and drawn.
 
     exact: both captures hold the same tokens, so that every number compares like with like. aligned: pieces of text
-    with a partner, of n_token_a and n_token_b tokens. limit: end of the colour scale. depths: the lenses; layers: the
-    attention; see `DepthRow`, `LayerRow`.
+    with a partner, of n_token_a and n_token_b tokens. count, kept: pictures drawn, and pictures that were there. limit:
+    end of the colour scale. depths: the lenses; layers: the attention; see `DepthRow`, `LayerRow`.
     """
 
     a: str
@@ -58,6 +60,7 @@ class DiffReport:
     n_token_a: int
     n_token_b: int
     count: int
+    kept: int
     folder: Path
     seconds: float
     missing_characters: int
@@ -78,6 +81,8 @@ def diff(
     limit: float | None = None,
     options: RenderOptions | None = None,
     progress: Progress | None = None,
+    n_workers: int | None = 1,
+    resume: bool = False,
 ) -> DiffReport:
     """Compare capture A with capture B, draw B less A into `out_dir`, and count.
 
@@ -89,6 +94,8 @@ def diff(
         limit: the scale goes from -limit to limit; None: the largest difference in the pictures, rounded up.
         options: what is drawn of A's queries, as for `render`; `capture`, `map` and `tokens` are not looked at.
         progress: where it is told.
+        n_workers: processes that draw; None for one a processor.
+        resume: leave alone pictures that are there, whole, and of this very comparison.
 
     Raises:
         InputError: an option cannot be used, or the folder cannot be written.
@@ -99,23 +106,37 @@ def diff(
     options, progress = options or RenderOptions(cmap="RdBu_r"), progress or Silent()
     if limit is not None and not 0 < limit < math.inf:
         raise InputError(f"--limit {limit:g}: expected a number above 0")
+    if n_workers is not None and n_workers < 1:
+        raise InputError(f"--workers {n_workers}: at least 1 process has to draw")
     Colours(options.cmap)
-    both = Comparison(find_capture(a, capture_a, "a"), find_capture(b, capture_b, "b"), align)
+    (store_a, one), (store_b, two) = find_capture(a, capture_a, "a"), find_capture(b, capture_b, "b")
+    both = Comparison(one, two, align)
     view, folder = DiffView(both, options), Path(out_dir)
-    form, painter = format_named(options.format), painter_of(options)
+    format_named(options.format)
     lay_out(*view.shape, options.dpi)
     files.prepare(folder)
     progress.stage("comparing", len(view.units), "queries")
     layers, largest = _attention(view, both, progress)
     view.limit = limit if limit is not None else rounded_up(largest)
     depths = both.table()
-    progress.stage("pictures", sum(len(names(view, unit, options)) for unit in view.units), "pictures")
-    count = 0
-    for unit in view.units:
-        for product in products(view, unit, options):
-            files.write(folder / f"{product.name}{form.SUFFIX}", product.encode(painter))
-            count += 1
-            progress.advance()
+    total = sum(len(names(view, unit, options)) for unit in view.units)
+    progress.stage("pictures", total, "pictures")
+    first = Job(
+        store=store_a,
+        capture=one.id,
+        unit=view.units[0],
+        stems=None,
+        folder=str(folder),
+        options=options,
+        other=Other(store=store_b, capture=two.id, align=both.align, limit=view.limit),
+    )
+    kept = Kept(view, first, progress) if resume else None
+    jobs = (job for unit in view.units if (job := job_of(first, unit, kept)) is not None)
+    count, missing = 0, frozenset[str]()
+    for outcome in workers.run(jobs, n_workers or cores(), total):
+        count += outcome.count
+        missing |= outcome.missing
+        progress.advance(outcome.count)
     progress.end()
     return DiffReport(
         a=f"{Path(a).name.partition('#')[0]}#{both.a.id}",
@@ -126,9 +147,10 @@ def diff(
         n_token_a=both.a.n_token,
         n_token_b=both.b.n_token,
         count=count,
+        kept=kept.count if kept else 0,
         folder=folder,
         seconds=time.monotonic() - began,
-        missing_characters=len(painter.missing_characters),
+        missing_characters=len(missing),
         limit=view.limit,
         depths=depths,
         layers=layers,
@@ -136,8 +158,8 @@ def diff(
     )
 
 
-def find_capture(store: str | PathLike[str], name: str | None, side: str) -> Capture:
-    """The capture that `STORE`, or `STORE#ID`, and `--capture-a` or `-b` name.
+def find_capture(store: str | PathLike[str], name: str | None, side: str) -> tuple[str, Capture]:
+    """Where the store is, and the capture that `STORE`, or `STORE#ID`, and `--capture-a` or `-b` name.
 
     Raises:
         InputError: the store holds several and none was named, or two were.
@@ -152,14 +174,14 @@ def find_capture(store: str | PathLike[str], name: str | None, side: str) -> Cap
     found = attnlens.open(path)
     wanted = name if name is not None else fragment if mark else None
     if wanted is not None:
-        return found[wanted]
+        return path, found[wanted]
     if not found.ids:
         raise AbsentError(f"{path} holds no capture")
     if len(found.ids) > 1:
         raise InputError(
             f"{path} holds {len(found.ids)} captures ({', '.join(found.ids)}): name one, as in {path}#{found.ids[0]}"
         )
-    return found[0]
+    return path, found[0]
 
 
 def rounded_up(value: float) -> float:

@@ -34,4 +34,5 @@ def summary(report: DiffReport) -> str:
     return (
         f"{report.a} and {report.b}: {kind} ({report.n_token_a} and {report.n_token_b} tokens). "
         f"{report.folder}: {report.count} pictures on -{report.limit:g} … {report.limit:g} in {report.seconds:.1f} s"
+        + (f", {report.kept} were there" if report.kept else "")
     )

@@ -194,11 +194,13 @@ class DiffView:
         return tuple(lines)
 
     def _recipe(self, pair: Pair, pairs: tuple[Pair, ...]) -> dict[str, object]:
+        return {**self.recipe(), "query": pair.last[0], "columns": runs([one.last[0] for one in pairs])}
+
+    def recipe(self) -> dict[str, object]:
+        """What all pictures have in their recipe; each adds its own query and columns."""
         other = of_run(self._both.b, self._options)
         return {
             **self._settings[0].style.recipe,
-            "query": pair.last[0],
-            "columns": runs([one.last[0] for one in pairs]),
             "diff": {
                 "store": other["store"],
                 "capture": other["capture"],

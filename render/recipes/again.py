@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -18,6 +19,7 @@ from attnlens.render.run import files
 from attnlens.render.run.jobs import painter_of
 from attnlens.render.run.products import products
 from attnlens.render.views.open import open_view
+from attnlens.render.views.view import View
 from attnlens.schemas.errors import InputError
 from attnlens.store.reader import Store
 
@@ -48,20 +50,41 @@ def draw_again(
     text = recipe_in(data, str(picture))
     recipe = from_text(text)
     if "diff" in recipe:
-        raise InputError(f"{picture} is a picture of lens diff, of two captures: lens render draws those of one")
+        raise InputError(
+            f"{picture} is a picture of lens diff, of two captures: draw it by lens diff A B --from {picture}"
+        )
     store = attnlens.open(store_path)
     _check_store(recipe, store, str(picture))
     options = options_of(recipe)
-    name, drawn = _drawn(store, options, recipe, _now(text, recipe))
-    if drawn is None:
-        raise InputError(
-            f"{picture} cannot be drawn again: this version ({__version__}) cuts the capture into other pictures than "
-            f"{recipe['software']} did"
-        )
-    path = Path(out_dir) / name
-    files.prepare(path.parent)
-    files.write(path, drawn)
-    return AgainReport(path=path, same=drawn == data, notes=_notes(recipe, same=drawn == data))
+    return _report(recipe, _drawn(store, options, recipe, _now(text, recipe)), data, Path(out_dir))
+
+
+def draw_diff_again(
+    picture: str | PathLike[str], a: str | PathLike[str], b: str | PathLike[str], out_dir: str | PathLike[str]
+) -> AgainReport:
+    """Draw a picture of `lens diff` again from the two stores it was drawn from; raises as `draw_again` does.
+
+    The captures are those that the recipe names.
+    """
+    from attnlens.render.diff.comparison import Comparison
+    from attnlens.render.diff.view import DiffView
+
+    data = _read(Path(picture))
+    text = recipe_in(data, str(picture))
+    recipe = from_text(text)
+    about = recipe.get("diff")
+    if not isinstance(about, dict):
+        raise InputError(f"{picture} is a picture of one capture: draw it by lens render STORE --from {picture}")
+    expected = {"store": str, "capture": str, "align": str, "limit": float | int}
+    if any(not isinstance(about.get(key), kind) for key, kind in expected.items()) or not 0 < about["limit"] < math.inf:
+        raise InputError("the recipe in the picture is damaged")
+    stores = attnlens.open(a), attnlens.open(b)
+    for store, wanted in zip(stores, (recipe, {**about, "model": about.get("model")}), strict=True):
+        _check_store(wanted, store, str(picture))
+    options = options_of(recipe)
+    both = Comparison(stores[0][recipe["capture"]], stores[1][about["capture"]], about["align"])
+    view = DiffView(both, options, float(about["limit"]))
+    return _report(recipe, _match(view, options, _now(text, recipe)), data, Path(out_dir))
 
 
 def recipe_in(data: bytes, name: str) -> str:
@@ -77,6 +100,20 @@ def recipe_in(data: bytes, name: str) -> str:
     raise InputError(
         f"{name} holds no recipe: it was not drawn by lens render, or something that re-encodes pictures removed it"
     )
+
+
+def _report(recipe: dict[str, Any], found: tuple[str, bytes | None], data: bytes, folder: Path) -> AgainReport:
+    """Write what was drawn, and compare it with the first picture's bytes."""
+    name, drawn = found
+    if drawn is None:
+        raise InputError(
+            f"the picture cannot be drawn again: this version ({__version__}) cuts the capture into other pictures "
+            f"than {recipe['software']} did"
+        )
+    path = folder / name
+    files.prepare(path.parent)
+    files.write(path, drawn)
+    return AgainReport(path=path, same=drawn == data, notes=_notes(recipe, same=drawn == data))
 
 
 def _read(path: Path) -> bytes:
@@ -119,10 +156,16 @@ def _drawn(store: Store, options: RenderOptions, recipe: dict[str, Any], wanted:
             if film.recipe(data) == wanted:
                 return f"{name}{film.SUFFIX}", data
         return "", None
+    return _match(view, options, wanted)
+
+
+def _match(view: View, options: RenderOptions, wanted: str) -> tuple[str, bytes | None]:
+    """File name and bytes of the product of a view that has the wanted recipe."""
     for unit in view.units:
         for product in products(view, unit, options):
             if to_text(product.recipe) == wanted:
-                return f"{product.name}{format_named(options.format).SUFFIX}", product.encode(painter)
+                data = product.encode(painter_of(options))
+                return f"{product.name}{format_named(options.format).SUFFIX}", data
     return "", None
 
 

@@ -59,8 +59,6 @@ def options_of(recipe: Mapping[str, Any]) -> RenderOptions:
     Raises:
         InputError: the recipe asks for what this version does not know.
     """
-    if "diff" in recipe:
-        raise InputError("the picture shows two captures: draw it again with `lens diff`, its recipe says which")
     wanted = dict(recipe["options"])
     if isinstance(recipe.get("queries"), str):
         wanted["queries"] = recipe["queries"]

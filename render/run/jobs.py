@@ -26,8 +26,21 @@ from attnlens.store.places.fetch import traffic
 
 
 @dataclass(frozen=True, kw_only=True)
+class Other:
+    """The capture that a job's capture is compared with, how their tokens are paired, and the end of the scale."""
+
+    store: str
+    capture: str
+    align: str
+    limit: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class Job:
-    """Pictures of one unit (a query, or a block of a map's rows), and the folder they go to. `stems` None: all."""
+    """Pictures of one unit (a query, or a block of a map's rows), and the folder they go to. `stems` None: all.
+
+    `other`: what it is compared with in a picture of `lens diff`; a unit is then a pair of queries.
+    """
 
     store: str
     capture: str
@@ -35,6 +48,7 @@ class Job:
     stems: tuple[str, ...] | None
     folder: str
     options: RenderOptions = field(repr=False)
+    other: Other | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,9 +97,18 @@ def painter_of(options: RenderOptions) -> Painter:
 
 def _view(job: Job) -> View:
     # A capture that goes on, or a new one in its place, has another document: what was read before is stale then.
-    return _open(job.store, job.capture, job.options, file_version(job.store, f"{job.capture}/zarr.json"))
+    read = [(one.store, one.capture) for one in (job, job.other) if one is not None]
+    versions = tuple(file_version(store, f"{capture}/zarr.json") for store, capture in read)
+    return _open(job.store, job.capture, job.options, job.other, versions)
 
 
 @lru_cache(maxsize=2)
-def _open(store: str, capture: str, options: RenderOptions, _version: Hashable) -> View:
-    return open_view(attnlens.open(store)[capture], options)
+def _open(store: str, capture: str, options: RenderOptions, other: Other | None, _versions: Hashable) -> View:
+    found = attnlens.open(store)[capture]
+    if other is None:
+        return open_view(found, options)
+    from attnlens.render.diff.comparison import Comparison
+    from attnlens.render.diff.view import DiffView
+
+    both = Comparison(found, attnlens.open(other.store)[other.capture], other.align)
+    return DiffView(both, options, other.limit)

@@ -13,7 +13,7 @@ from attnlens.render.choice.queries import Timeline
 from attnlens.render.scene import Labels, Prediction
 from attnlens.render.text.legible import legible, legible_bytes
 from attnlens.render.text.texts import Blocks, Text, Values
-from attnlens.schemas.errors import StoreError
+from attnlens.schemas.errors import AbsentError, StoreError
 
 if TYPE_CHECKING:
     from attnlens.store.reader import Capture
@@ -78,7 +78,7 @@ class Cells:
         self, capture: Capture, tokens: Tokens, text: Text, timeline: Timeline, lens: str | None = None
     ) -> None:
         metadata = capture.metadata
-        self._tokens, self._text = tokens, text
+        self._tokens, self._text, self._capture = tokens, text, capture
         self._of_lens = lru_cache(maxsize=_KEPT)(self._made_of_lens)
         self._n_layer = metadata.model.n_layer
         self.names_tokens = text.array == "lens_token" and text.ranks == 1
@@ -110,6 +110,12 @@ class Cells:
             return tuple(self._tokens.texts[column] for column in columns)
         if values is None:
             return ("",) * len(columns)
+        if min(columns) < self._capture.lens_start:
+            first, start = self._capture.metadata.lens_first, self._capture.lens_start
+            raise AbsentError(
+                f"capture {self._capture.id}: the lens did not read token {min(columns)}, it was asked for the tokens "
+                f"from {first} on; draw those (--tokens {start}:), or the attention without the lens (--text weight)"
+            )
         return self._text.line(values[depth], self.spell)
 
     def names(self, columns: tuple[int, ...]) -> tuple[str, ...]:
@@ -122,7 +128,7 @@ class Cells:
 
     def predicted(self, query: int) -> Prediction | None:
         """The lens's first choice at the last depth."""
-        if self._final is None:
+        if self._final is None or query < self._capture.lens_start:
             return None
         token, chance = self._final[(query,)], self._chance[(query,)]
         return Prediction(text=self.spell(int(token[0, 0, 0])), probability=float(chance[0, 0, 0]))

@@ -34,6 +34,11 @@ class PlaceStore(Store):
         self._is_open = True
         self._waiting: dict[str, list[tuple[int, int, asyncio.Future[bytes]]]] = {}
 
+    @property
+    def place(self) -> Place:
+        """Where it reads."""
+        return self._place
+
     def __eq__(self, other: object) -> bool:
         return isinstance(other, PlaceStore) and other._place is self._place
 
