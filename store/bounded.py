@@ -92,9 +92,18 @@ def content_size(frame: bytes) -> int | None:
 
 
 def _check_frame(chunk: Buffer, spec: ArraySpec) -> None:
-    size = content_size(chunk.to_bytes()[:18])
     item = getattr(spec.dtype, "item_size", None)
     most = TEXT_BYTES if item is None or not _is_number(spec) else math.prod(spec.shape) * int(item)
+    check_size(chunk.to_bytes()[:18], most)
+
+
+def check_size(frame: bytes, most: int) -> None:
+    """Refuse a zstd frame that holds more than `most` bytes, or does not say.
+
+    Raises:
+        ValueError: it does.
+    """
+    size = content_size(frame)
     if size is None:
         raise ValueError("a zstd frame does not say how much it holds")
     if size > most:
