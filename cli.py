@@ -24,6 +24,7 @@ from attnlens.commands import (
     ls,
     merge,
     pack,
+    plan,
     relens,
     render,
     unpack,
@@ -98,6 +99,7 @@ def _root(
 
 app.command(epilog=demo.EXAMPLES)(demo.demo)
 app.command(epilog=capture.EXAMPLES)(capture.capture)
+app.command(epilog=plan.EXAMPLES)(plan.plan)
 app.command(epilog=relens.EXAMPLES)(relens.relens)
 app.command(epilog=render.EXAMPLES)(render.render)
 app.command(epilog=view.EXAMPLES)(view.view)

@@ -44,7 +44,7 @@ def print_page(store: StoreDescription, console: Console | None = None) -> None:
 
 def _list(captures: list[CaptureDescription]) -> RenderableType:
     """One line a capture."""
-    table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 1))
+    table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 1), expand=True)
     table.add_column("capture", no_wrap=True)
     table.add_column("prompt id", no_wrap=True, overflow="ellipsis", max_width=20)
     table.add_column("status", no_wrap=True)

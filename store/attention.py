@@ -148,8 +148,14 @@ class ReplayedAttention(Attention):
 
 
 def _over_heads(name: Reduction, weights: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Weights (layer, head, query, key) → (layer, query, key), rounded as a store keeps it."""
-    values = weights.max(axis=1) if name == "max" else weights.mean(axis=1, dtype=np.float32)
+    """Weights (layer, head, query, key) → (layer, query, key), rounded as a store keeps it. NaN is no head."""
+    if name == "max":
+        values = np.fmax.reduce(weights, axis=1)
+    else:
+        there = ~np.isnan(weights[..., :1]).all(axis=(2, 3), keepdims=True)
+        total = np.where(there, weights, np.float32(0)).sum(axis=1, dtype=np.float32)
+        count = there.sum(axis=1)
+        values = np.divide(total, count, out=np.full_like(total, np.nan), where=count > 0)
     rounded: NDArray[np.float32] = values.astype(np.float16).astype(np.float32)
     return rounded
 

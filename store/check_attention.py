@@ -47,7 +47,8 @@ def check_attention(capture: Capture, findings: Findings, progress: Progress) ->
         for layer in range(lanes.start, lanes.stop):
             info = capture.metadata.model.layers[layer]
             if info.kind != "none":
-                values = block[layer - lanes.start].astype(np.float32)
+                values = block[layer - lanes.start, : info.n_head].astype(np.float32)
+                _check_no_heads(weight, info, rows.start, block[layer - lanes.start, info.n_head :], findings)
                 gone = _gone(capture, layer, rows, values.shape)
                 if gone is not None:
                     _check_gone(weight, layer, rows.start, ~np.isnan(values) & gone, findings)
@@ -55,7 +56,7 @@ def check_attention(capture: Capture, findings: Findings, progress: Progress) ->
                 _check_layer(weight, info, rows.start, values, gone is not None, findings)
                 for name, found in reduced.items() if gone is None else ():
                     check_reduction(capture, name, layer, found[:, layer - lanes.start], values, rows.stop, findings)
-                findings.count("attention rows", (rows.stop - rows.start) * weight.shape[1])
+                findings.count("attention rows", (rows.stop - rows.start) * info.n_head)
 
 
 def _check_layer(
@@ -102,7 +103,7 @@ def _gone(capture: Capture, layer: int, rows: slice, shape: tuple[int, ...]) -> 
         return None
     n_head, _, n_key = shape
     there = np.full(shape, bool(kept.get("layer", np.ones(layer + 1, bool))[layer]))
-    there &= kept.get("head", np.ones(n_head, bool))[:, None, None]
+    there &= kept.get("head", np.ones(n_head, bool))[:n_head, None, None]
     there &= kept.get("query", np.ones(rows.stop, bool))[rows][None, :, None]
     there &= kept.get("key", np.ones(n_key, bool))[None, None, :]
     return None if there.all() else ~there
@@ -119,6 +120,18 @@ def _check_gone(weight: NamedArray, layer: int, start: int, bad: NDArray[np.bool
 def _rounding(weight: NamedArray, n_key: int) -> float:
     """How far a row of 8-bit square roots may be from its sum: Σ √w ≤ √n where Σ w = 1."""
     return float(np.sqrt(n_key) / 254 + n_key / 508**2 + n_key * 2.0**-12 / 254) if weight.encoding else 0.0
+
+
+def _check_no_heads(
+    weight: NamedArray, info: LayerInfo, start: int, values: NDArray[np.float16], findings: Findings
+) -> None:
+    """Values (head, query, key) of the heads that other layers have and this one does not: nothing may be there."""
+
+    def tell(head: int, row: int, key: int) -> tuple[str, str]:
+        where = f"{weight.path}/{weight.chunk_key((info.index, info.n_head + head, start + row, key))}"
+        return where, f"layer {info.index}, head {info.n_head + head}, query {start + row}"
+
+    findings.cells(weight.path, f"weight of a head beyond the layer's {info.n_head}", ~np.isnan(values), tell)
 
 
 def _reductions(capture: Capture, lanes: slice, rows: slice) -> dict[str, NDArray[np.float16]]:

@@ -184,6 +184,7 @@ class NamedArray:
             part = selection[axis]
             chosen = np.arange(self.shape[axis])[part]
             values = values.compress(layers[chosen], axis=axis)
+            chosen = chosen[layers[chosen]]
         if self.axes[-1] == "key":
             part = selection[-1]
             columns = np.arange(self.shape[-1])[part]
@@ -192,8 +193,13 @@ class NamedArray:
         if self.axes[-1] == "head_feature":
             values = values[..., 0]
         if self._bits:
-            return bool((values == self._fill()).any())
-        return bool((np.isnan(values) if values.dtype.kind == "f" else values == -1).any())
+            missing = values == self._fill()
+        else:
+            missing = np.isnan(values) if values.dtype.kind == "f" else values == -1
+        if self.axes[:2] == ("layer", "head") and not self._capture.heads_there.all():
+            heads = self._capture.heads_there[chosen][:, np.arange(self.shape[1])[selection[1]]]
+            missing &= heads.reshape(*heads.shape, *(1,) * (missing.ndim - 2))
+        return bool(missing.any())
 
     def _row_axis(self) -> tuple[int | None, int]:
         """The axis along which rows are committed, and how many entries of it are."""

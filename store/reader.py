@@ -263,6 +263,12 @@ class Capture:
         return np.asarray([layer.kind != "none" for layer in self.metadata.model.layers], np.bool_)
 
     @cached_property
+    def heads_there(self) -> NDArray[np.bool_]:
+        """Which heads each layer has (layer, head); some models have fewer in some layers."""
+        model = self.metadata.model
+        return np.arange(model.n_head) < np.asarray([layer.n_head for layer in model.layers])[:, None]
+
+    @cached_property
     def key_layers(self) -> NDArray[np.bool_]:
         """Which layers have attention over keys of their own (layer)."""
         layers = self.metadata.model.layers

@@ -89,12 +89,13 @@ class AttentionSink:
                 for block in blocks:
                     first, last = max(start, block.first), min(stop, block.first + block.count)
                     left, right = max(key, block.start), min(last_key, block.start + block.values.shape[2])
-                    seen[block.lane.start - lanes.start, first - start : last - start] = True
+                    lane, part = block.lane.start - lanes.start, slice(first - start, last - start)
+                    seen[lane, part] = True
+                    here = max(0, min(last_head, block.values.shape[0]) - head)
+                    region[lane, here:, part] = np.nan  # heads that this layer does not have
                     if left < right:
-                        region[
-                            block.lane.start - lanes.start, :, first - start : last - start, left - key : right - key
-                        ] = block.values[
-                            head:last_head,
+                        region[lane, :here, part, left - key : right - key] = block.values[
+                            head : head + here,
                             first - block.first : last - block.first,
                             left - block.start : right - block.start,
                         ]
