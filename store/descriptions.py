@@ -84,7 +84,7 @@ def describe_array(document: Mapping[str, Any], limits: Limits) -> ArrayDescript
     if dtype == "uint8" and _encoding(document) == SQRT:
         dtype = "float16"  # which is what a reader makes of it
     description = ArrayDescription(shape=shape, dtype=dtype, axes=axes, chunk=chunk, shard=shard)
-    _check_limits(description, limits)
+    check_limits(description, limits)
     return description
 
 
@@ -128,7 +128,12 @@ def _sizes(value: object, name: str, *, least: int) -> tuple[int, ...]:
     return tuple(value)
 
 
-def _check_limits(found: ArrayDescription, limits: Limits) -> None:
+def check_limits(found: ArrayDescription, limits: Limits) -> None:
+    """Return if an array is within the limits.
+
+    Raises:
+        ValueError: it is not; the message says in what.
+    """
     most = limits.byte_axis if found.axes == ("byte",) else limits.axis
     if max(found.shape, default=0) > most:
         raise ValueError(f"shape {found.shape} has an axis longer than {most}")

@@ -1,4 +1,4 @@
-"""Where a tool writes: a folder or a zip that appears whole, or not at all."""
+"""Where a tool writes: a folder or a file that appears whole, or not at all."""
 
 from __future__ import annotations
 
@@ -25,6 +25,13 @@ def new_store(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
     """
     if not is_free(path):
         _may_replace(path, overwrite)
+    with _beside(path) as temporary:
+        yield temporary
+
+
+@contextmanager
+def _beside(path: Path) -> Iterator[Path]:
+    """A name beside `path`, which takes its place when the block ends well and is gone when it does not."""
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}{PARTIAL}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -34,6 +41,20 @@ def new_store(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
         raise _refused(error, path) from error
     finally:
         _remove(temporary)
+
+
+@contextmanager
+def new_file(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
+    """The same for a file that is no store: any file may be replaced, a folder never.
+
+    Raises:
+        InputError: something is at `path`, and it is not to be replaced.
+        StoreError: the disk refuses.
+    """
+    if path.is_dir() or (path.exists() and not overwrite):
+        raise InputError(f"{path} {'is a folder' if path.is_dir() else 'exists'}: give another -o, or --overwrite")
+    with _beside(path) as temporary:
+        yield temporary
 
 
 def _may_replace(path: Path, overwrite: bool) -> None:
