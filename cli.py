@@ -20,6 +20,7 @@ from attnlens.commands import (
     demo,
     diff,
     export,
+    import_,
     info,
     ls,
     merge,
@@ -105,6 +106,7 @@ app.command(epilog=render.EXAMPLES)(render.render)
 app.command(epilog=view.EXAMPLES)(view.view)
 app.command(epilog=diff.EXAMPLES)(diff.diff)
 app.command(epilog=export.EXAMPLES)(export.export)
+app.command("import", epilog=import_.EXAMPLES)(import_.import_)
 app.command()(info.info)
 app.command()(verify.verify)
 app.command(epilog=crop.EXAMPLES)(crop.crop)

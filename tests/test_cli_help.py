@@ -8,7 +8,7 @@ import pytest
 import attnlens
 from attnlens import cli
 
-COMMANDS = ("demo", "capture", "render", "view", "diff", "export", "info", "verify")
+COMMANDS = ("demo", "capture", "render", "view", "diff", "export", "import", "info", "verify")
 
 
 def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:

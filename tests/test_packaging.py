@@ -35,8 +35,9 @@ PARTS = {
 SEEN_THROUGH_BASE = {"google_crc32c", "numcodecs", "PIL", "typing_extensions"}
 """Import names that come with a dependency of the laptop half."""
 
-ASKED_FOR = {"obstore", "av", "distributed"}
-"""Import names of the extras `video`, `cluster` and `remote`, imported where it is said which extra is missing."""
+ASKED_FOR = {"obstore", "av", "distributed", "h5py"}
+"""Import names of the extras `video`, `cluster`, `remote` and `hdf5`, imported where it is
+said which extra is missing."""
 
 
 def sources() -> list[Path]:

@@ -16,6 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import attnlens
+from attnlens import cli
 from attnlens.schemas.errors import AbsentError, InputError, StoreError
 from attnlens.store.descriptions import Limits
 from attnlens.store.tools.crop import crop
@@ -310,3 +311,36 @@ def test_flipped_bytes_never_crash(tmp_path: Path) -> None:
         with contextlib.suppress(StoreError, InputError):  # a byte that nothing depends on may be flipped, too
             import_hdf5(tmp_path / "broken.h5", tmp_path / "back.zarr", overwrite=True)
             assert verify(tmp_path / "back.zarr").problems == []
+
+
+def test_the_page_about_it_is_true(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    page = (Path(__file__).parent.parent / "docs" / "hdf5.md").read_text()
+    code = page.split("```python\n")[1].split("```")[0]
+    Sample().write(tmp_path / "run.zarr")
+    export_hdf5(tmp_path / "run.zarr", tmp_path / "run.h5")
+    monkeypatch.chdir(tmp_path)
+    exec(compile(code, "hdf5.md", "exec"), {})
+    assert capsys.readouterr().out == "synthetic (3, 2, 9) ['layer', 'head', 'query', 'key']\n"
+
+
+def test_the_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    def lens(*words: str) -> int:
+        monkeypatch.setattr("sys.argv", ["lens", *words])
+        try:
+            cli.main()
+        except SystemExit as left:
+            return int(left.code or 0)
+        return 0
+
+    monkeypatch.chdir(tmp_path)
+    assert lens("export", str(ARCHIVED), "run.h5", "-q") == 0
+    assert lens("import", "run.h5", "-o", "back.zarr", "-q") == 0
+    check_same(ARCHIVED, tmp_path / "back.zarr")
+    assert lens("export", str(ARCHIVED), "-o", "run.doc") == 1
+    said = capsys.readouterr().err
+    assert (
+        said
+        == "lens: run.doc ends in neither .html nor .h5; say --html or --hdf5, or name a file with such an ending\n"
+    )
+    assert lens("import", "none.h5") == 1
+    assert capsys.readouterr().err == "lens: none.h5: no such file\n"
