@@ -26,8 +26,9 @@ from attnlens.schemas.problems import summary
 from attnlens.schemas.validate import CAPTURE_NAME, ArrayDescription, validate_capture, validate_store
 from attnlens.schemas.version import FORMAT, NAMESPACE
 from attnlens.store.descriptions import Limits, check_limits, raw_bytes
-from attnlens.store.files import DOCUMENT_BYTES, group_document, write_document
+from attnlens.store.files import group_document, write_document
 from attnlens.store.manifest import MANIFEST_ARRAYS
+from attnlens.store.places.place import DOCUMENT_BYTES
 from attnlens.store.quantize import ENCODING, SQRT
 from attnlens.store.reader import ARRAY_NAME
 from attnlens.store.tools.hdf5 import (
