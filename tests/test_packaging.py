@@ -34,8 +34,8 @@ PARTS = {
 SEEN_THROUGH_BASE = {"google_crc32c", "numcodecs", "PIL", "typing_extensions"}
 """Import names that come with a dependency of the laptop half."""
 
-ASKED_FOR = {"av", "distributed"}
-"""Import names of the extras `video` and `cluster`, imported in a function that says which extra is missing."""
+ASKED_FOR = {"av", "distributed", "xarray"}
+"""Import names of the extras `video`, `cluster` and `xarray`, imported where a missing extra is named."""
 
 
 def sources() -> list[Path]:
