@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: help demo test check bench viewer wheel clean
+.PHONY: help demo test check bench models viewer wheel clean
 
 help:
 	@echo "make demo    capture and draw a real 135M-parameter model: demo/run.zarr, demo/pictures"
@@ -12,6 +12,7 @@ help:
 	@echo "make check   ruff, formatting, strict types"
 	@echo "make bench   time and memory against plain generation"
 	@echo "make viewer  the page of lens view, from its sources (needs node)"
+	@echo "make models  every causal language model of transformers, small, through capture: docs/models.md"
 	@echo "make wheel   dist/*.whl"
 	@echo "make clean   remove what the others made"
 
@@ -44,6 +45,9 @@ viewer: $(READY) render/js/node_modules/.package-lock.json
 render/js/node_modules/.package-lock.json: render/js/package-lock.json
 	@cd render/js && npm ci --no-audit --no-fund --silent
 	@touch $@
+
+models: $(READY)
+	@$(BIN)/python -m attnlens.benchmarks.models
 
 wheel: $(READY)
 	@rm -rf dist

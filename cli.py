@@ -5,6 +5,7 @@ Nothing heavy is imported here, so that `lens --help` answers at once.
 
 from __future__ import annotations
 
+import os
 import sys
 import warnings
 from typing import Annotated, Any
@@ -13,7 +14,23 @@ import typer
 from typer.core import TyperGroup
 
 from attnlens import __version__
-from attnlens.commands import capture, demo, diff, export, info, pack, relens, render, unpack, verify, view
+from attnlens.commands import (
+    capture,
+    crop,
+    demo,
+    diff,
+    export,
+    info,
+    ls,
+    merge,
+    pack,
+    plan,
+    relens,
+    render,
+    unpack,
+    verify,
+    view,
+)
 from attnlens.schemas.errors import AttnlensError, Interrupted
 
 
@@ -70,12 +87,19 @@ def _root(
     version: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version and exit.")
     ] = False,
+    no_limits: Annotated[
+        bool,
+        typer.Option("--no-limits", help="Read stores beyond the usual limits, of people you trust."),
+    ] = False,
 ) -> None:
     """Options of `lens` itself."""
+    if no_limits:
+        os.environ["ATTNLENS_NO_LIMITS"] = "1"
 
 
 app.command(epilog=demo.EXAMPLES)(demo.demo)
 app.command(epilog=capture.EXAMPLES)(capture.capture)
+app.command(epilog=plan.EXAMPLES)(plan.plan)
 app.command(epilog=relens.EXAMPLES)(relens.relens)
 app.command(epilog=render.EXAMPLES)(render.render)
 app.command(epilog=view.EXAMPLES)(view.view)
@@ -83,5 +107,8 @@ app.command(epilog=diff.EXAMPLES)(diff.diff)
 app.command(epilog=export.EXAMPLES)(export.export)
 app.command()(info.info)
 app.command()(verify.verify)
+app.command(epilog=crop.EXAMPLES)(crop.crop)
+app.command()(ls.ls)
+app.command(epilog=merge.EXAMPLES)(merge.merge)
 app.command(epilog=pack.EXAMPLES)(pack.pack)
 app.command(epilog=unpack.EXAMPLES)(unpack.unpack)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 from rich.console import Console, Group, RenderableType
 from rich.padding import Padding
@@ -27,7 +28,7 @@ def print_page(store: StoreDescription, console: Console | None = None) -> None:
     console.print(Text(one_line(store.path), style="bold"))
     console.print(
         f"attnlens store, format {store.version}, {one_line(store.writer)}, {_day(store.created)}, "
-        f"{human_bytes(store.stored_bytes)} in {store.files} files, {_count(len(store.captures), 'capture')}"
+        f"{_size(store)}, {_count(len(store.captures), 'capture')}"
     )
     if store.not_begun:
         console.print(f"{_count(store.not_begun, 'planned capture')} not begun")
@@ -43,7 +44,7 @@ def print_page(store: StoreDescription, console: Console | None = None) -> None:
 
 def _list(captures: list[CaptureDescription]) -> RenderableType:
     """One line a capture."""
-    table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 1))
+    table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 1), expand=True)
     table.add_column("capture", no_wrap=True)
     table.add_column("prompt id", no_wrap=True, overflow="ellipsis", max_width=20)
     table.add_column("status", no_wrap=True)
@@ -60,6 +61,12 @@ def _list(captures: list[CaptureDescription]) -> RenderableType:
             Text(_short(one.error or one.prompt)),
         )
     return table
+
+
+def _size(store: StoreDescription) -> str:
+    if not store.files:
+        return "its size cannot be told from here"
+    return f"{human_bytes(store.stored_bytes)} in {store.files} files"
 
 
 def _block(capture: CaptureDescription) -> RenderableType:
@@ -100,10 +107,28 @@ def _facts(capture: CaptureDescription) -> Iterator[tuple[str, str]]:
             "checks",
             f"{passed} of {len(capture.self_checks)} passed" + "".join(f"; failed: {name}" for name in failed),
         )
+    if capture.crop:
+        yield from _crop(capture.crop)
     if capture.error:
         yield "ended by", capture.error
     for name, why in capture.absent.items():
         yield "absent", f"{name}: {why}"
+
+
+def _crop(crop: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    for name in ("tokens", "layers", "heads"):
+        if crop[name] is not None:
+            yield "cropped to", f"{name} {_runs(crop[name])}"
+    if crop["dropped"]:
+        yield "left out", ", ".join(crop["dropped"])
+    if crop["redacted"]:
+        yield "redacted", f"tokens {_runs(crop['redacted'])}"
+    for name, error in crop["errors"].items():
+        yield "rounded", f"{name}, off by up to {error:.4f}"
+
+
+def _runs(runs: list[list[int]]) -> str:
+    return ", ".join(str(start) if stop == start + 1 else f"{start} … {stop - 1}" for start, stop in runs) or "none"
 
 
 def _arrays(arrays: list[ArrayInfo]) -> Table:

@@ -120,9 +120,9 @@ class AttentionEvidence:
                     "damaged (another --dtype may help)"
                 )
         self._finite.clear()
-        by_place: dict[tuple[int, int, int], list[Block]] = {}
+        by_place: dict[tuple[int, ...], list[Block]] = {}
         for block in self._step:
-            by_place.setdefault((block.first_query, block.first_key, block.weights.shape[2]), []).append(block)
+            by_place.setdefault((block.first_query, block.first_key, *block.weights.shape), []).append(block)
         self._step.clear()
         for blocks in by_place.values():
             self._send(blocks)

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import DynamicCache
 
 from attnlens.schemas.errors import AttnlensError, ModelError
 
@@ -18,10 +19,14 @@ class CallStyle:
 
     keeps_logits: `logits_to_keep` works, so a long prompt need not make logits of all its tokens.
     cached_positions: with a cache it must be told the positions of the new tokens (found by the probe).
+    reports: its attention is had by asking for `output_attentions`.
+    given_cache: the cache that it would make itself has too few layers, so it is given one that grows.
     """
 
     keeps_logits: bool
     cached_positions: bool = False
+    reports: bool = False
+    given_cache: bool = False
 
 
 def style_of(model: nn.Module) -> CallStyle:
@@ -51,10 +56,14 @@ def forward(
     `last`: how many tokens need logits (None: all).
     """
     kwargs: dict[str, Any] = {"input_ids": ids, "use_cache": use_cache, **more}
+    if style.reports:
+        kwargs["output_attentions"] = True
     if cache is not None:
         kwargs["past_key_values"] = cache
         if style.cached_positions:
             kwargs["position_ids"] = torch.arange(first, first + ids.shape[1], device=ids.device)[None]
+    elif use_cache and style.given_cache:
+        kwargs["past_key_values"] = DynamicCache()
     if last is not None and style.keeps_logits:
         kwargs["logits_to_keep"] = last
     return model(**kwargs)

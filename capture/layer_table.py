@@ -65,11 +65,20 @@ def _kind(declared: str, call: Call, config: Any) -> tuple[LayerKind, int | None
 
 
 def seen_window(layer: LayerInfo, mask: Tensor, n_key: int) -> LayerInfo:
-    """The layer with the window that its mask really has for the last query."""
+    """The layer with the window that its mask (1, head, query, key) really has.
+
+    A mask that depends on the text (the best keys of an index, other keys for other heads) is no window: the layer is
+    "full" then, which promises nothing.
+    """
     if mask.dtype == torch.bool or mask.shape[-1] < n_key or layer.kind == "chunked":
         return layer
-    visible = mask[0, 0, -1, :n_key] > torch.finfo(mask.dtype).min / 2
-    window = int(visible.sum())
+    n_row = mask.shape[-2]
+    rows = torch.tensor(sorted({n_row // 2, 3 * n_row // 4, n_row - 1}), device=mask.device)
+    visible = mask[0, :, rows, :n_key] > torch.finfo(mask.dtype).min / 2
+    back = (rows + n_key - n_row)[:, None] - torch.arange(n_key, device=mask.device)  # how far before the query
+    window = int(visible[0, -1].sum())
+    if not torch.equal(visible, ((back >= 0) & (back < window)).expand_as(visible)):
+        return layer.model_copy(update={"kind": "full", "window": None})
     if layer.window is not None and window == min(layer.window, n_key):
         return layer
     if window == n_key:

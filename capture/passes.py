@@ -22,6 +22,7 @@ from attnlens.capture.parallel import Parallel
 from attnlens.capture.plan import Plan
 from attnlens.capture.probe import Probed
 from attnlens.capture.readings import Readings
+from attnlens.capture.reported import ReportTap
 from attnlens.capture.residual import LayerTracker
 from attnlens.capture.residual_evidence import ResidualEvidence
 from attnlens.capture.sampling import Sampler, end_tokens
@@ -84,16 +85,21 @@ class Passes:
             self._norms = ValueNorms(rows, equipment.grams, parallel.gathered if parallel is not None else None)
         if equipment.tracked:
             rows.tracked(equipment.tracked_texts)
-        self._tap = AttentionTap(
-            self._tracker,
-            self._attention.receive,
-            observe=self._observe,
-            table=self._table,
-            lean=probed.lean,
-            wanted_from=0 if mode == "dense" else plan.n_prompt - 1,
-            cut_at=plan.n_prompt - 1,
-            vectors=None if mode == "dense" else self._attention.receive_vectors,
-        )
+        self._tap: AttentionTap | ReportTap
+        if probed.places is not None:
+            self._tap = ReportTap(model, self._tracker, probed.places, self._attention.receive)
+        else:
+            self._tap = AttentionTap(
+                self._tracker,
+                self._attention.receive,
+                observe=self._observe,
+                table=self._table,
+                lean=probed.lean,
+                wanted_from=0 if mode == "dense" else plan.n_prompt - 1,
+                cut_at=plan.n_prompt - 1,
+                vectors=None if mode == "dense" else self._attention.receive_vectors,
+                late_sinks=probed.late_sinks,
+            )
         self._in_prefill = True
         self._known = 0
 
@@ -104,7 +110,8 @@ class Passes:
             ModelError: the model fails, or its rows are no distributions.
             StoreError: the store can not be written.
         """
-        with self._tracker, self._midpoints, tapped(self._model, self._tap):
+        tap = self._tap if isinstance(self._tap, ReportTap) else tapped(self._model, self._tap)
+        with self._tracker, self._midpoints, tap:
             try:
                 self._passes()
             except KeyboardInterrupt:
@@ -167,7 +174,7 @@ class Passes:
             self._rows.model_probability(self.n_token - 1, _probability_of(logits, token))
             self._append([token])
             self._complete(token)
-            self._progress.advance(1, note=f"{self._rows.bytes_written / MIB:.1f} MiB written")
+            self._progress.advance(1, note=self._note())
             if token in ends or self.n_token == plan.capacity:
                 break
             rows, cache = self._pass([token], cache, generating=True)
@@ -213,9 +220,13 @@ class Passes:
         for row, token in enumerate(text[first + 1 :]):
             self._rows.model_probability(first + row, _probability_of(logits[row], token))
 
+    def _note(self) -> str:
+        """What is beside the progress bar."""
+        return f"{self._rows.bytes_written / MIB:.1f} MiB written, buffer {self._rows.fill:.0%} full"
+
     def _layer_begun(self, layer: int) -> None:
         if self._in_prefill:
-            self._progress.advance(1, note=f"{self._rows.bytes_written / MIB:.1f} MiB written")
+            self._progress.advance(1, note=self._note())
 
     def _observe(self, call: Call) -> None:
         """Passes values on; corrects a declared window by the mask of a prompt that is longer than it."""

@@ -5,6 +5,8 @@ A few tokens go through the model untapped and tapped. Every doubt is a refusal 
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,12 +14,14 @@ import torch
 from torch import Tensor, nn
 
 from attnlens.capture.agreement import relative_error, tolerance
+from attnlens.capture.configuration import refuse_configuration
 from attnlens.capture.forward import CallStyle, attempt, forward, logits_of, style_of
 from attnlens.capture.layer_table import layer_table
 from attnlens.capture.lenses.logit import LogitLens
 from attnlens.capture.lenses.tail import find_logit_lens
 from attnlens.capture.override import eager_configuration, hooks_kept, tapped
 from attnlens.capture.proof import REPLAY_LIMIT, Proof, prove, prove_step
+from attnlens.capture.reported import Places, ReportTap, find_places, reported_table
 from attnlens.capture.residual import LayerTracker, find_layers
 from attnlens.capture.tap import AttentionTap, Block, Call
 from attnlens.schemas.errors import ModelError
@@ -33,7 +37,8 @@ class Probed:
     """What the probe learnt about a model.
 
     `lean`: layers whose output a fused kernel computes; `vector_dtype`: of queries and keys; `qk_refusal`: why these do
-    not suffice to know where tokens look, or None.
+    not suffice to know where tokens look, or None; `late_sinks`: the model's function applies sinks after the softmax
+    that it reports; `places`: where a model outside the attention functions reports its weights.
     """
 
     path: str
@@ -47,6 +52,32 @@ class Probed:
     lean: frozenset[int] = frozenset()
     vector_dtype: ModelDType | None = None
     qk_refusal: str | None = None
+    late_sinks: bool = False
+    places: Places | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Taking:
+    """How attention is taken: at the function, lean or by its own rows, or at `places` where it is reported."""
+
+    proof: Proof
+    lean: frozenset[int] = frozenset()
+    late_sinks: bool = False
+    places: Places | None = None
+
+    def tap(
+        self,
+        model: nn.Module,
+        tracker: LayerTracker,
+        receive: Callable[[Block], None],
+        observe: Callable[[Call], None],
+    ) -> AbstractContextManager[Any]:
+        """The tap, in place for as long as a `with` lasts."""
+        if self.places is not None:
+            return ReportTap(model, tracker, self.places, receive)
+        table = _by_index(self.proof)
+        tap = AttentionTap(tracker, receive, observe=observe, table=table, lean=self.lean, late_sinks=self.late_sinks)
+        return tapped(model, tap)
 
 
 def probe(model: nn.Module, prompt: Tensor, *, lens: bool = True) -> Probed:
@@ -65,39 +96,52 @@ def probe(model: nn.Module, prompt: Tensor, *, lens: bool = True) -> Probed:
 
 
 def _probe(model: nn.Module, prompt: Tensor, *, lens: bool) -> Probed:
-    if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
-        raise ModelError(f"{type(model).__name__} is an encoder-decoder; attnlens captures decoder-only models")
+    refuse_configuration(getattr(model, "config", None), type(model).__name__)
     ids = prompt.repeat(-(-PROBE_TOKENS // len(prompt)))[:PROBE_TOKENS][None]
     style = style_of(model)
     with eager_configuration(model), hooks_kept(model):
         plain = attempt(model, ids, style, output_attentions=True)
         expected = logits_of(model, plain)
-    path, layers = _locate(model, ids, style)
-
-    checks = []
-    tracker = LayerTracker(path, layers)
-    blocks: list[Block] = []
-    calls: list[Call] = []
-    tap = AttentionTap(tracker, blocks.append, max_rows=BLOCK_ROWS, observe=calls.append, native=True)
-    with tracker, tapped(model, tap):
-        tracker.begin(ids.shape[1])
-        tapped_logits = logits_of(model, attempt(model, ids, style))
-        tracker.end()
-    rows = _check_calls(tracker, calls, blocks)
-    checks.append(
+    calling = _calling(model, ids, style)
+    if not calling:
+        return _probe_reported(model, ids, style, expected, lens=lens)
+    path, layers = find_layers(model, calling)
+    checks: list[SelfCheck] = []
+    trouble: ModelError | None = None
+    for late_sinks in (False, True):
+        tracker = LayerTracker(path, layers)
+        blocks: list[Block] = []
+        calls: list[Call] = []
+        tap = AttentionTap(
+            tracker, blocks.append, max_rows=BLOCK_ROWS, observe=calls.append, native=True, late_sinks=late_sinks
+        )
+        with tracker, tapped(model, tap):
+            tracker.begin(ids.shape[1])
+            tapped_logits = logits_of(model, attempt(model, ids, style))
+            tracker.end()
+        rows = _check_calls(tracker, calls, blocks)
+        try:
+            checks = _check_rows(tracker, rows, calls)
+            break
+        except ModelError as doubt:
+            trouble = trouble or doubt
+            if late_sinks or not any(call.sinks for call in calls):
+                raise trouble from doubt
+    checks.insert(
+        0,
         _check(
             "probe: logits",
             relative_error(tapped_logits, expected),
             tolerance(expected.dtype),
             "the tap changes the model's logits",
-        )
+        ),
     )
-    checks.append(_check_attentions(rows, plain, expected.dtype, tracker))
-    checks.extend(_check_rows(tracker, rows, calls))
+    checks.append(_check_attentions(rows, plain, expected.dtype, tracker, late_sinks=late_sinks))
     proof = prove(layer_table(model, path, layers, calls), calls)
     lean, fused = _lean_layers(model, path, layers, ids, style, expected, proof)
     checks.extend([fused] if fused is not None else [])
-    style, check, refusal = _check_cached(model, path, layers, ids, style, expected, proof, lean)
+    taking = Taking(proof=proof, lean=lean, late_sinks=late_sinks)
+    style, check, refusal = _check_cached(model, path, layers, ids, style, expected, taking)
     checks.append(check)
     if refusal is None:
         checks.append(SelfCheck(name="probe: replay", passed=True, value=proof.worst, limit=REPLAY_LIMIT))
@@ -110,12 +154,52 @@ def _probe(model: nn.Module, prompt: Tensor, *, lens: bool) -> Probed:
         layers=layers,
         table=proof.table,
         style=style,
+        late_sinks=late_sinks,
         lens=found,
         lens_absent=absent,
         vocabulary_size=expected.shape[-1],
         checks=tuple(checks),
         lean=lean,
         vector_dtype=proof.dtype,
+        qk_refusal=refusal,
+    )
+
+
+def _probe_reported(model: nn.Module, ids: Tensor, style: CallStyle, expected: Tensor, *, lens: bool) -> Probed:
+    """The same of a model whose attention is had by its own report alone."""
+    path, layers, places, reporting = find_places(model, ids, style)
+    tracker = LayerTracker(path, layers)
+    blocks: list[Block] = []
+    with tracker, ReportTap(model, tracker, places, blocks.append):
+        tracker.begin(ids.shape[1])
+        tapped_logits = logits_of(model, attempt(model, ids, reporting))
+        tracker.end()
+    rows = {block.layer: block.weights for block in blocks}
+    if len(rows) != len(blocks):
+        raise ModelError("its layers report attention more than once a pass; which one to show is not defined")
+    with eager_configuration(model), hooks_kept(model):
+        unasked = logits_of(model, attempt(model, ids, style))
+    complaint = "asking for its attention changes the model's logits"
+    checks = [_check("probe: logits", relative_error(tapped_logits, unasked), tolerance(unasked.dtype), complaint)]
+    for layer, weights in rows.items():
+        checks = checks[:1] + _check_distributions(tracker.name(layer), weights, sinks=False, limit=1e-4)
+    table = reported_table(model, path, layers, {layer: row.shape[0] for layer, row in rows.items()})
+    why = "its attention is had only as the model reports it, without queries and keys"
+    proof = Proof(table=tuple(table), lean=frozenset(), dtype=None, refusal=why, worst=0.0)
+    taking = Taking(proof=proof, places=places)
+    chosen, check, refusal = _check_cached(model, path, layers, ids, reporting, expected, taking, rows)
+    checks.append(check)
+    found, absent = _find_lens(model, path, layers, ids, style) if lens else (None, "not asked for")
+    return Probed(
+        path=path,
+        layers=layers,
+        table=proof.table,
+        style=chosen,
+        places=places,
+        lens=found,
+        lens_absent=absent,
+        vocabulary_size=expected.shape[-1],
+        checks=tuple(checks),
         qk_refusal=refusal,
     )
 
@@ -142,8 +226,8 @@ def _by_index(proof: Proof) -> dict[int, LayerInfo]:
     return {info.index: info for info in proof.table}
 
 
-def _locate(model: nn.Module, ids: Tensor, style: CallStyle) -> tuple[str, nn.ModuleList]:
-    """Where the layers are, from which modules call attention through transformers' attention functions."""
+def _calling(model: nn.Module, ids: Tensor, style: CallStyle) -> list[nn.Module]:
+    """The modules that call attention through transformers' attention functions."""
     calling: list[nn.Module] = []
 
     def note(own: Any, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
@@ -152,16 +236,11 @@ def _locate(model: nn.Module, ids: Tensor, style: CallStyle) -> tuple[str, nn.Mo
 
     with tapped(model, note):
         attempt(model, ids, style)
-    if not calling:
-        raise ModelError(
-            f"{type(model).__name__}: its attention does not go through transformers' attention functions, so it "
-            "cannot be captured (attnlens never guesses attention)"
-        )
-    return find_layers(model, calling)
+    return calling
 
 
 def _check_calls(tracker: LayerTracker, calls: list[Call], blocks: list[Block]) -> dict[int, Tensor]:
-    """One attention call a layer, equal head counts; returns float32 (head, query, key) of each layer."""
+    """One attention call a layer; returns float32 (head, query, key) of each layer."""
     seen: set[int] = set()
     for call in calls:
         if call.layer in seen:
@@ -170,12 +249,6 @@ def _check_calls(tracker: LayerTracker, calls: list[Call], blocks: list[Block]) 
                 "which one a picture should show is not defined, so it is refused"
             )
         seen.add(call.layer)
-    heads = {call.query.shape[1] for call in calls}
-    if len(heads) > 1:
-        raise ModelError(
-            f"its layers have different numbers of heads ({', '.join(map(str, sorted(heads)))}); "
-            "format version 1 stores one head axis, so this model is refused"
-        )
     rows: dict[int, list[Tensor]] = {}
     for block in blocks:
         n_column = tracker.seen
@@ -193,10 +266,19 @@ def _check(name: str, value: float, limit: float, complaint: str) -> SelfCheck:
     return SelfCheck(name=name, passed=True, value=value, limit=limit)
 
 
-def _check_attentions(rows: dict[int, Tensor], plain: Any, dtype: torch.dtype, tracker: LayerTracker) -> SelfCheck:
+def _check_attentions(
+    rows: dict[int, Tensor], plain: Any, dtype: torch.dtype, tracker: LayerTracker, *, late_sinks: bool
+) -> SelfCheck:
     """The tap's rows against the model's own `output_attentions`."""
     own = [weights for weights in getattr(plain, "attentions", None) or () if isinstance(weights, Tensor)]
-    limit = 2e-5 if dtype == torch.float32 else 2e-2
+    limit = 1e-4 if dtype == torch.float32 else 2e-2
+    if late_sinks:
+        return SelfCheck(
+            name="probe: attention",
+            passed=True,
+            limit=limit,
+            detail="the model reports weights from before its sinks; those that its values are mixed with were taken",
+        )
     if len(own) != len(rows):
         return SelfCheck(
             name="probe: attention",
@@ -228,15 +310,10 @@ def _check_rows(tracker: LayerTracker, rows: dict[int, Tensor], calls: list[Call
     sum_limit = 1e-4 if calls[0].query.dtype == torch.float32 else 2e-2
     for layer, weights in rows.items():
         name, call = tracker.name(layer), by_layer[layer]
-        future = torch.ones(weights.shape[1:], dtype=torch.bool, device=weights.device).triu(1)
-        leak = float(weights.masked_select(future).abs().max()) if weights.shape[1] > 1 else 0.0
-        _check("probe: causality", leak, 0.0, f"{name} attends to later tokens: it is no causal language model")
-        if not bool(torch.isfinite(weights).all()) or float(weights.min()) < 0:
-            raise ModelError(f"{name}: its attention has values that are negative or not finite")
-        total = weights.float().sum(dim=-1)
-        excess = (total - 1).clamp(min=0) if call.sinks else (total - 1).abs()
-        worst_sum = max(worst_sum, float(excess.max()))
-        _check("probe: row sums", worst_sum, sum_limit, f"{name}: rows of its attention do not sum to 1")
+        if "sinks" in call.per_query and float(weights.float().sum(dim=-1).min()) > 1 - 1e-6:
+            raise ModelError(f"{name}: it is given 'sinks', but all rows of its attention sum to 1, as if it had none")
+        sums = _check_distributions(name, weights, sinks=call.sinks, limit=sum_limit)[-1]
+        worst_sum = max(worst_sum, sums.value or 0.0)
         value = call.value[0].float().repeat_interleave(weights.shape[0] // call.value.shape[1], dim=0)
         mixed = (weights.float() @ value).transpose(0, 1)
         if mixed.shape == call.output.shape[1:]:
@@ -256,6 +333,22 @@ def _check_rows(tracker: LayerTracker, rows: dict[int, Tensor], calls: list[Call
     ]
 
 
+def _check_distributions(name: str, weights: Tensor, *, sinks: bool, limit: float) -> list[SelfCheck]:
+    """Rows (head, query, key) are distributions over the past."""
+    future = torch.ones(weights.shape[1:], dtype=torch.bool, device=weights.device).triu(1)
+    leak = float(weights.masked_select(future).abs().max()) if weights.shape[1] > 1 else 0.0
+    complaint = f"{name} attends to later tokens: it is no causal language model"
+    causal = _check("probe: causality", leak, 0.0, complaint)
+    if not bool(torch.isfinite(weights).all()) or float(weights.min()) < 0:
+        raise ModelError(f"{name}: its attention has values that are negative or not finite")
+    total = weights.float().sum(dim=-1)
+    excess = (total - 1).clamp(min=0) if sinks else (total - 1).abs()
+    return [
+        causal,
+        _check("probe: row sums", float(excess.max()), limit, f"{name}: rows of its attention do not sum to 1"),
+    ]
+
+
 def _check_cached(
     model: nn.Module,
     path: str,
@@ -263,24 +356,27 @@ def _check_cached(
     ids: Tensor,
     style: CallStyle,
     expected: Tensor,
-    proof: Proof,
-    lean: frozenset[int],
+    taking: Taking,
+    rows: Mapping[int, Tensor] | None = None,
 ) -> tuple[CallStyle, SelfCheck, str | None]:
     """A prompt and one more token, as a generation runs them, against one pass over all tokens.
 
     Returns how to call the model, the check, and why queries and keys do not suffice (None: they do).
 
     Some families differ there by themselves (state-space layers); that is recorded, not refused. What is refused is
-    a cache that cannot be used, or hands over keys that are no tokens.
+    a cache that cannot be used, or hands over keys that are no tokens. Where the logits agree, the row (head, query,
+    key) of the last token must, too, if `rows` of one pass are given.
     """
     best: tuple[float, CallStyle, str | None] | None = None
     trouble: ModelError | None = None
     for candidate in _styles(style):
+        if candidate.given_cache and best is not None:
+            continue
         tracker = LayerTracker(path, layers)
+        blocks: list[Block] = []
         calls: list[Call] = []
-        tap = AttentionTap(tracker, lambda block: None, observe=calls.append, table=_by_index(proof), lean=lean)
         try:
-            with tracker, tapped(model, tap):
+            with tracker, taking.tap(model, tracker, blocks.append, calls.append):
                 tracker.begin(ids.shape[1] - 1)
                 output = attempt(model, ids[:, :-1], candidate, use_cache=True, last=1)
                 tracker.end()
@@ -297,8 +393,10 @@ def _check_cached(
             trouble = trouble or refusal
             continue
         error = relative_error(logits_of(model, output)[:, -1], expected[:, -1])
+        if error <= tolerance(expected.dtype):
+            _check_last_rows(tracker, blocks, rows or {})
         if best is None or error < best[0] / 2:
-            best = (error, candidate, proof.refusal or prove_step(proof, prompt, calls))
+            best = (error, candidate, taking.proof.refusal or prove_step(taking.proof, prompt, calls))
         if error <= tolerance(expected.dtype):
             break
     if best is None:
@@ -310,11 +408,19 @@ def _check_cached(
     return style, SelfCheck(name="probe: cached against one pass", passed=True, value=error, detail=detail), qk_refusal
 
 
+def _check_last_rows(tracker: LayerTracker, blocks: list[Block], rows: Mapping[int, Tensor]) -> None:
+    for block in blocks:
+        if block.layer in rows and block.first_query == tracker.seen - 1:
+            expected = rows[block.layer][:, -1, block.first_key : block.first_key + block.weights.shape[2]]
+            error = float((block.weights[:, -1] - expected).abs().max())
+            _check("probe: cached row", error, 1e-3, f"{tracker.name(block.layer)}: with a cache it reports other rows")
+
+
 def _styles(style: CallStyle) -> list[CallStyle]:
     styles = [style, replace(style, cached_positions=True)]
     if style.keeps_logits:  # a few models cut queries, not only logits, when asked to keep the last ones
         styles += [replace(one, keeps_logits=False) for one in styles]
-    return styles
+    return [*styles, replace(style, given_cache=True)]
 
 
 def _find_lens(

@@ -53,6 +53,8 @@ class LayerTracker(AbstractContextManager["LayerTracker"]):
         self._begun = begun
         self._handles: list[RemovableHandle] = []
         self._runs = [0] * len(layers)
+        self._skipped: set[int] | None = None
+        self._depth = 0
         self.running: int | None = None
         self.seen = 0
         self.n_new = 0
@@ -78,6 +80,7 @@ class LayerTracker(AbstractContextManager["LayerTracker"]):
     def begin(self, n_new: int) -> None:
         """A pass over the next `n_new` tokens begins."""
         self._runs = [0] * len(self._layers)
+        self._depth = 0
         self.n_new = n_new
         self.seen += n_new
 
@@ -85,9 +88,12 @@ class LayerTracker(AbstractContextManager["LayerTracker"]):
         """The pass is over.
 
         Raises:
-            ModelError: a layer ran twice, or not at all.
+            ModelError: a layer ran twice, or not at all though it did in the first pass.
         """
-        odd = [index for index, runs in enumerate(self._runs) if runs != 1]
+        skipped = {index for index, runs in enumerate(self._runs) if runs == 0}
+        if self._skipped is None and len(self._layers) - 1 not in skipped:
+            self._skipped = skipped  # layers that a text without pictures never needs
+        odd = [index for index, runs in enumerate(self._runs) if runs != (index not in (self._skipped or ()))]
         if odd:
             raise ModelError(
                 f"{self.name(odd[0])} ran {self._runs[odd[0]]} times in one pass, expected once; "
@@ -100,9 +106,12 @@ class LayerTracker(AbstractContextManager["LayerTracker"]):
             self._runs[index] += 1
             if self._begun is not None:
                 self._begun(index)
-            if index == 0 and self._residual is not None:
-                stream = args[0] if args else kwargs.get("hidden_states")
-                self._residual(0, stream_of(stream, self.name(index), self.n_new))
+            if self._residual is not None and self._depth <= index:
+                given = args[0] if args else kwargs.get("hidden_states")
+                stream = stream_of(given, self.name(index), self.n_new)
+                while self._depth <= index:  # more than depth 0 only where layers before this one were skipped
+                    self._residual(self._depth, stream)
+                    self._depth += 1
 
         return hook
 
@@ -111,6 +120,7 @@ class LayerTracker(AbstractContextManager["LayerTracker"]):
             self.running = None
             if self._residual is not None:
                 self._residual(index + 1, stream_of(output, self.name(index), self.n_new))
+                self._depth = index + 2
 
         return hook
 

@@ -98,7 +98,7 @@ def run(options: CaptureOptions, progress: Progress) -> CaptureReport:
             f"{launch.world} processes were started for one prompt; give several with --prompts FILE, or let them hold "
             "one model together with --tensor-parallel"
         )
-    prompt, token_ids = _text(options)
+    prompt, token_ids = prompt_of(options)
     if launch.rank == 0:
         StoreWriter.create(options.output, overwrite=options.overwrite, append=options.append)  # checks, writes nothing
     loaded = load(
@@ -143,7 +143,7 @@ def run(options: CaptureOptions, progress: Progress) -> CaptureReport:
     )
 
 
-def _text(options: CaptureOptions) -> tuple[Text, Sequence[int] | None]:
+def prompt_of(options: CaptureOptions) -> tuple[Text, Sequence[int] | None]:
     """The one prompt that was given, and the token ids to go on with (None: generate)."""
     prompts = {"--prompt": options.prompt, "--prompt-file": options.prompt_file, "--messages": options.messages}
     named = [name for name, value in prompts.items() if value is not None]

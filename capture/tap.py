@@ -9,6 +9,7 @@ their weights are the float32 softmax of query and key, of the rows that are wan
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -35,6 +36,8 @@ HARMLESS_TENSORS = frozenset(
 """Tensor arguments that eager functions take and ignore."""
 PER_HEAD_TENSORS = frozenset({"s_aux", "sinks"})
 """Tensor arguments with one number a head, the same for every query: safe to pass on with a block of rows."""
+PER_QUERY_TENSORS = frozenset({"position_bias", "sinks"})
+"""Tensor arguments (1, head, query, key) or (1, head, query, 1), added to the scores: cut with the rows."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,6 +87,8 @@ class Call:
     output: Tensor
     sink_values: Tensor | None = None
     float_weights: Callable[[], Tensor] | None = None
+    per_query: tuple[str, ...] = ()
+    """Names of tensor arguments that differ from query to query, a position bias for one."""
 
 
 class AttentionTap:
@@ -100,6 +105,7 @@ class AttentionTap:
         wanted_from: position of the first query whose weights are handed on.
         cut_at: position of a query before which a block ends, so that it is computed alike whatever comes before.
         vectors: takes queries and keys. Then every mask must be one that the table can tell.
+        late_sinks: the model's function applies sinks after the softmax that it reports; hand on what it mixes with.
     """
 
     def __init__(
@@ -115,6 +121,7 @@ class AttentionTap:
         wanted_from: int = 0,
         cut_at: int = 0,
         vectors: Callable[[Vectors], None] | None = None,
+        late_sinks: bool = False,
     ) -> None:
         self._tracker = tracker
         self._receive = receive
@@ -127,6 +134,10 @@ class AttentionTap:
         self._cut_at = cut_at
         self._vectors = vectors
         self._sight = Sight()
+        self._late_sinks = late_sinks
+        self._n_key: dict[int, int] = {}
+        self._prompt = 0
+        self._latest: tuple[int, weakref.ref[Tensor], weakref.ref[Tensor]] | None = None
         self._causal: tuple[Tensor, bool] | None = None
 
     def __call__(
@@ -149,21 +160,25 @@ class AttentionTap:
         if layer is None:
             return own(module, query, key, value, attention_mask, *args, **kwargs)
         name = self._tracker.name(layer)
-        refuse_unknown(name, kwargs, n_head=query.shape[1])
         n_row, n_key, seen = query.shape[2], key.shape[2], self._tracker.seen
+        per_query = known_tensors(name, kwargs, n_head=query.shape[1], n_row=n_row, n_key=n_key)
         self._check_axes(name, n_row, n_key, attention_mask)
+        again = self._is_again(layer, query, key)
+        if not again:
+            self._check_growth(name, layer, n_key)
         info = self._sees(layer, attention_mask, n_row, n_key)
-        if self._vectors is not None:
+        if self._vectors is not None and not again:
             self._vectors(
                 Vectors(layer=layer, first_token=seen - n_row, query=query[0], key=key[0, :, n_key - n_row :])
             )
         if info is not None and layer in self._lean:
             output = fused_output(query, key, value, attention_mask, info, seen)
-            self._lean_rows(layer, info, query, key, attention_mask)
+            if not again:
+                self._lean_rows(layer, info, query, key, attention_mask)
         else:
             call = partial(own, module), (query, key, value), attention_mask, args, kwargs
-            output = self._own_rows(layer, info is not None, *call)
-        if self._observe is not None:
+            output = self._own_rows(layer, info is not None, *call, per_query=per_query, taken=not again)
+        if self._observe is not None and not again:
             window = kwargs.get("sliding_window")
             sinks = next((kwargs[word] for word in sorted(PER_HEAD_TENSORS) if kwargs.get(word) is not None), None)
             self._observe(
@@ -181,8 +196,9 @@ class AttentionTap:
                     sink_values=sinks,
                     output=output,
                     float_weights=partial(
-                        _in_float, partial(own, module), query, key, value, attention_mask, args, kwargs
+                        self._in_float, partial(own, module), query, key, value, attention_mask, args, kwargs
                     ),
+                    per_query=per_query,
                 )
             )
         return output, None
@@ -230,8 +246,14 @@ class AttentionTap:
         mask: Tensor | None,
         args: tuple[Any, ...],
         kwargs: Mapping[str, Any],
+        *,
+        per_query: Sequence[str],
+        taken: bool,
     ) -> Tensor:
-        """Runs the model's own function block by block; returns the output (1, query, head, feature)."""
+        """Runs the model's own function block by block; returns the output (1, query, head, feature).
+
+        `taken`: hand on the weights of the blocks.
+        """
         query, key, value = qkv
         n_row, n_key, seen = query.shape[2], key.shape[2], self._tracker.seen
         spans = list(self._spans(query, n_key, 0))
@@ -244,9 +266,9 @@ class AttentionTap:
                 (query[:, :, low:high], key[:, :, :columns], value[:, :, :columns]),
                 _cut(mask, low, high, n_row, columns),
                 self._tracker.name(layer),
-                partial(Block, layer=layer, first_query=seen - n_row + low, first_key=seen - n_key),
+                partial(Block, layer=layer, first_query=seen - n_row + low, first_key=seen - n_key) if taken else None,
                 args,
-                kwargs,
+                {**kwargs, **{word: _cut(kwargs[word], low, high, n_row, columns) for word in per_query}},
             )
             if len(spans) == 1:
                 return part
@@ -273,13 +295,15 @@ class AttentionTap:
         qkv: tuple[Tensor, Tensor, Tensor],
         mask: Tensor | None,
         name: str,
-        block: Callable[..., Block],
+        block: Callable[..., Block] | None,
         args: tuple[Any, ...],
         kwargs: Mapping[str, Any],
     ) -> Tensor:
         """Runs some rows, hands on the `block` of their weights if it is wanted, returns their output."""
         query, key, value = qkv
         output, weights = own(query, key, value, mask, *args, **kwargs)
+        if block is None:
+            return output
         if weights is None or weights.shape != (1, query.shape[1], query.shape[2], key.shape[2]):
             found = "nothing" if weights is None else f"shape {tuple(weights.shape)}"
             raise ModelError(
@@ -289,12 +313,57 @@ class AttentionTap:
         taken = block(weights=weights[0])
         if taken.first_query >= self._wanted_from:
             if weights.dtype != torch.float32 and not self._native:
-                taken = block(weights=_in_float(own, query, key, value, mask, args, kwargs))
+                taken = block(weights=self._in_float(own, query, key, value, mask, args, kwargs))
+            elif self._has_late_sinks(kwargs):
+                taken = block(weights=weights[0] * _kept_by_sinks(own, query, key, value, mask, weights, args, kwargs))
             self._receive(taken)
         return output
 
+    def _has_late_sinks(self, kwargs: Mapping[str, Any]) -> bool:
+        return self._late_sinks and any(kwargs.get(word) is not None for word in PER_HEAD_TENSORS)
+
+    def _in_float(
+        self,
+        own: Callable[..., tuple[Tensor, Tensor | None]],
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        mask: Tensor | None,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+    ) -> Tensor:
+        """The weights (head, query, key) that the model's function gives in float32, its sinks included."""
+        weights = _in_float(own, query, key, value, mask, args, kwargs)
+        if self._has_late_sinks(kwargs):
+            weights = weights * _kept_by_sinks(own, query, key, value, mask, weights[None], args, kwargs)
+        return weights
+
+    def _is_again(self, layer: int, query: Tensor, key: Tensor) -> bool:
+        """Whether the layer's last call had the very same queries and keys, and so the same weights.
+
+        A model that has values of twice the width may mix them in two calls.
+        """
+        latest = self._latest
+        self._latest = (layer, weakref.ref(query), weakref.ref(key))
+        return latest is not None and latest[0] == layer and latest[1]() is query and latest[2]() is key
+
+    def _check_growth(self, name: str, layer: int, n_key: int) -> None:
+        """With a cache, keys are all tokens so far, or a window of a constant number of the last ones."""
+        seen, before = self._tracker.seen, self._tracker.seen - self._tracker.n_new
+        last, self._n_key[layer] = self._n_key.get(layer), n_key
+        if last is None or before == 0 or (n_key == seen and last == before):
+            return
+        from_prompt = last == before and self._prompt == before
+        if n_key > seen or (n_key != last and not from_prompt):
+            raise ModelError(
+                f"{name}: {n_key} keys for {seen} tokens, and {last} keys for {before} tokens before; its keys are "
+                "not the last tokens of the text, so its rows cannot be stored"
+            )
+
     def _check_axes(self, name: str, n_row: int, n_key: int, mask: Tensor | None) -> None:
         seen, n_new = self._tracker.seen, self._tracker.n_new
+        if n_new == seen:
+            self._prompt = seen
         if n_row != n_new or n_key > seen or (n_new == seen and n_key != seen):
             raise ModelError(
                 f"{name}: attention with {n_row} queries and {n_key} keys for {n_new} new tokens of {seen}; its axes "
@@ -355,21 +424,52 @@ def _number(value: object) -> float | None:
     return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
 
 
-def refuse_unknown(name: str, kwargs: Mapping[str, Any], n_head: int) -> None:
-    """Refuses, by name, any argument with tensors in it whose effect on single rows is not known.
+def _kept_by_sinks(
+    own: Callable[..., tuple[Tensor, Tensor | None]],
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    weights: Tensor,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+) -> Tensor:
+    """What a function that scales its output by sinks leaves of each row (head, query, 1) of `weights`.
+
+    Values of 1 make the output the sum of the weights that were really used.
+    """
+    query, key = query.to(weights.dtype), key.to(weights.dtype)
+    ones = torch.ones_like(value[..., :1], dtype=weights.dtype)
+    floating = mask.to(weights.dtype) if mask is not None and mask.is_floating_point() else mask
+    total, _ = own(query, key, ones, floating, *args, **kwargs)
+    return (total.transpose(1, 2) / weights.sum(dim=-1, keepdim=True))[0]
+
+
+def known_tensors(name: str, kwargs: Mapping[str, Any], *, n_head: int, n_row: int, n_key: int) -> tuple[str, ...]:
+    """Names of the arguments that have to be cut with the rows; refuses, by name, any with tensors whose effect on
+    single rows is not known.
 
     Raises:
         ModelError: as said.
     """
+    per_query = []
     for word, value in kwargs.items():
         if word in HARMLESS_TENSORS or not _has_tensor(value):
             continue
         if word in PER_HEAD_TENSORS and isinstance(value, Tensor) and value.numel() == n_head:
             continue
+        if (
+            word in PER_QUERY_TENSORS
+            and isinstance(value, Tensor)
+            and value.shape in {(1, n_head, n_row, n_key), (1, n_head, n_row, 1)}
+        ):
+            per_query.append(word)
+            continue
         raise ModelError(
             f"{name}: its attention takes the tensor argument {word!r}, which attnlens does not know how to store; "
             "this model cannot be captured"
         )
+    return tuple(per_query)
 
 
 def _has_tensor(value: object) -> bool:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -11,6 +12,7 @@ from attnlens.commands.options import Json, Quiet
 
 if TYPE_CHECKING:
     from attnlens.capture.batch.many import ManyReport
+    from attnlens.capture.run import CaptureOptions
     from attnlens.capture.session import CaptureReport
 
 MODEL, PROMPT, STORE = "Model", "Prompt (one of -p, --prompt-file, --messages, --prompts)", "Store"
@@ -217,6 +219,7 @@ def capture(
 
     Needs pip install 'attnlens\\[capture]'. Ctrl-C keeps what was committed: the store opens and can be drawn.
     """
+    chosen = dict(locals())
     from attnlens.capture.batch.launch import read_launch
     from attnlens.capture.extra import require_capture_extra
     from attnlens.console import open_progress
@@ -228,43 +231,9 @@ def capture(
     with open_progress(quiet or follower, process=process) as progress:
         progress.stage("loading")
         from attnlens.capture.batch.run import run_many
-        from attnlens.capture.run import CaptureOptions, run
+        from attnlens.capture.run import run
 
-        options = CaptureOptions(
-            model=model,
-            prompt=prompt,
-            prompt_file=prompt_file,
-            messages=messages,
-            prompts=prompts,
-            system=system,
-            raw=raw,
-            output=output,
-            overwrite=overwrite,
-            append=append,
-            resume=resume,
-            max_new_tokens=max_new_tokens,
-            temperature=temperature,
-            top_p=top_p,
-            seed=seed,
-            completion=completion,
-            token_ids=token_ids,
-            dtype=dtype,
-            device=device,
-            quantize=quantize,
-            trust_remote_code=trust_remote_code,
-            revision=revision,
-            tensor_parallel=tensor_parallel,
-            top_k=top_k,
-            attention=attention,
-            lens=not no_lens,
-            lenses=tuple(lens or ("logit",)),
-            lens_points=lens_points,
-            lens_tokens=lens_tokens,
-            track=(*(track or ()), *(track_id or ())),
-            residuals=residuals,
-            value_norm=not no_value_norm,
-            buffer_mib=buffer,
-        )
+        options = options_of(chosen)
         if prompts is None:
             one = run(options, progress)
         else:
@@ -275,6 +244,47 @@ def capture(
         _tell_one(one, json)
     else:
         _tell_many(many, json)
+
+
+def options_of(chosen: Mapping[str, Any]) -> CaptureOptions:
+    """The options of a capture from what was chosen on the command line, by the names of `capture`'s parameters."""
+    from attnlens.capture.run import CaptureOptions
+
+    return CaptureOptions(
+        model=chosen["model"],
+        prompt=chosen["prompt"],
+        prompt_file=chosen["prompt_file"],
+        messages=chosen["messages"],
+        prompts=chosen["prompts"],
+        system=chosen["system"],
+        raw=chosen["raw"],
+        output=chosen["output"],
+        overwrite=chosen["overwrite"],
+        append=chosen["append"],
+        resume=chosen["resume"],
+        max_new_tokens=chosen["max_new_tokens"],
+        temperature=chosen["temperature"],
+        top_p=chosen["top_p"],
+        seed=chosen["seed"],
+        completion=chosen["completion"],
+        token_ids=chosen["token_ids"],
+        dtype=chosen["dtype"],
+        device=chosen["device"],
+        quantize=chosen["quantize"],
+        trust_remote_code=chosen["trust_remote_code"],
+        revision=chosen["revision"],
+        tensor_parallel=chosen["tensor_parallel"],
+        top_k=chosen["top_k"],
+        attention=chosen["attention"],
+        lens=not chosen["no_lens"],
+        lenses=tuple(chosen["lens"] or ("logit",)),
+        lens_points=chosen["lens_points"],
+        track=(*(chosen["track"] or ()), *(chosen["track_id"] or ())),
+        residuals=chosen["residuals"],
+        value_norm=not chosen["no_value_norm"],
+        lens_tokens=chosen["lens_tokens"],
+        buffer_mib=chosen["buffer"],
+    )
 
 
 def _tell_one(report: CaptureReport, json: bool) -> None:

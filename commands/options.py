@@ -14,5 +14,6 @@ Step = Annotated[int, typer.Option("--step", metavar="N", help="Columns from one
 Theme = Annotated[str, typer.Option("--theme", metavar="NAME", help="light or dark.")]
 Dpi = Annotated[int, typer.Option("--dpi", metavar="N", help="Resolution.")]
 Store = Annotated[
-    str, typer.Argument(help="A store: run.zarr, or one that is packed, run.zarr.zip.", show_default=False)
+    str,
+    typer.Argument(metavar="STORE", help="A store: run.zarr, or one that is packed, run.zarr.zip.", show_default=False),
 ]

@@ -143,8 +143,9 @@ def render(
     if again is None and animate is None and engine is None and not queries.isdecimal():
         prepare(workers)
 
-    from attnlens.console import one_line, open_progress, to_json
+    from attnlens.console import human_bytes, one_line, open_progress, to_json
     from attnlens.render.options import RenderOptions, select_theme
+    from attnlens.render.pictures import RenderReport
     from attnlens.render.pictures import render as draw
     from attnlens.store.places import stem_of
 
@@ -197,6 +198,8 @@ def render(
         return
     kept = f", {report.kept} were there" if resume else ""
     typer.echo(f"{report.folder}: {report.count} pictures in {report.seconds:.1f} s{kept}")
+    if isinstance(report, RenderReport) and report.requests:
+        typer.echo(f"fetched {human_bytes(report.fetched_bytes)} in {report.requests} requests", err=True)
     for note in report.notes:
         typer.echo(f"note: {one_line(note)}", err=True)
     if report.missing_characters:

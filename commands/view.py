@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -16,7 +15,7 @@ EXAMPLES = (
 
 
 def view(
-    stores: Annotated[list[Path], typer.Argument(metavar="STORE", help="One store, or several to compare.")],
+    stores: Annotated[list[str], typer.Argument(metavar="STORE", help="One store, or several to compare.")],
     capture: Annotated[
         str | None, typer.Option("--capture", metavar="ID", help="Which capture to begin with.", show_default="first")
     ] = None,

@@ -26,6 +26,7 @@ from attnlens.render.views.open import open_view
 from attnlens.render.views.view import View
 from attnlens.schemas.errors import AbsentError, InputError
 from attnlens.store.places import file_time
+from attnlens.store.places.fetch import traffic
 
 if TYPE_CHECKING:
     from attnlens.store.reader import Capture, Store
@@ -39,7 +40,8 @@ class RenderReport:
     """What was drawn: number of pictures, where, how long it took in seconds.
 
     `kept` counts the pictures that were there already and were not drawn again. `missing_characters` counts the
-    different characters that no font here has and that were drawn as code points. `notes` are lines a person should
+    different characters that no font here has and that were drawn as code points. `requests`, `fetched_bytes`: what was
+    taken from a network. `notes` are lines a person should
     read: captures left out, columns that no window shows.
     """
 
@@ -49,6 +51,8 @@ class RenderReport:
     seconds: float
     missing_characters: int
     notes: tuple[str, ...]
+    requests: int = 0
+    fetched_bytes: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,7 +117,7 @@ def render(
         AbsentError: what was asked for was never captured.
         StoreError: `store_path` is not a store, or is damaged.
     """
-    began = time.monotonic()
+    began, at_first = time.monotonic(), (traffic.requests, traffic.bytes)
     options, progress = options or RenderOptions(), progress or Silent()
     if n_workers is not None and n_workers < 1:
         raise InputError(f"--workers {n_workers}: at least 1 process has to draw")
@@ -125,9 +129,11 @@ def render(
     work = (job for plan in plans for job in plan.jobs(store_path, kept.left if kept else _all))
     drawn = engine or _here(n_workers or cores())
     count, missing = 0, frozenset[str]()
+    requests, fetched = traffic.requests - at_first[0], traffic.bytes - at_first[1]
     for outcome in drawn(work, total):
         count += outcome.count
         missing |= outcome.missing
+        requests, fetched = requests + outcome.fetched[0], fetched + outcome.fetched[1]
         progress.advance(outcome.count)
     if gallery:
         _write_gallery(Path(out_dir), plans)
@@ -139,6 +145,8 @@ def render(
         seconds=time.monotonic() - began,
         missing_characters=len(missing),
         notes=notes,
+        requests=requests,
+        fetched_bytes=fetched,
     )
 
 

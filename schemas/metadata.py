@@ -104,6 +104,23 @@ class SelfCheck(Record):
     detail: str = ""
 
 
+class CropInfo(Record):
+    """What a store lacks that its original had. Runs are [start, stop) in the numbering of both; None: all is there.
+
+    `dropped` names arrays. `redacted`: tokens of which no trace was to stay. `errors`: array → the most by which a
+    weight differs from the original's. `origin`: digest of the original, if the
+    default pictures of what is there are still those of the original.
+    """
+
+    tokens: list[list[int]] | None = None
+    layers: list[list[int]] | None = None
+    heads: list[list[int]] | None = None
+    dropped: list[str] = Field(default_factory=list)
+    redacted: list[list[int]] = Field(default_factory=list)
+    errors: dict[str, float] = Field(default_factory=dict)
+    origin: str | None = None
+
+
 class CaptureMetadata(Record):
     """Everything about one capture that is not an array.
 
@@ -137,6 +154,7 @@ class CaptureMetadata(Record):
     absent: dict[str, str] = Field(default_factory=dict)
     tracked: list[int] = Field(default_factory=list)
     residual: ResidualInfo | None = None
+    crop: CropInfo | None = None
     sampling: Sampling
     versions: dict[str, str]
     device: str

@@ -126,6 +126,8 @@ def _expected_now(about: CaptureMetadata, spec: ArraySpec, complete: bool) -> bo
     """A planned capture may lack any array: it may have been cut short while they were made. So may a failed one."""
     if about.status in ("planned", "failed"):
         return False
+    if about.crop is not None and spec.name in about.crop.dropped:
+        return False
     return wanted(spec, mode=about.attention, lens=about.lens is not None, complete=complete, evidence=about.evidence)
 
 
@@ -223,7 +225,21 @@ def _disagreements(about: CaptureMetadata, where: str) -> list[str]:
         problems.append("attention is absent, but attention_absent does not say why")
     if about.lens is None and about.lens_absent is None:
         problems.append("lens is absent, but lens_absent does not say why")
-    return problems + _evidence_disagreements(about)
+    return problems + _evidence_disagreements(about) + _crop_problems(about)
+
+
+def _crop_problems(about: CaptureMetadata) -> list[str]:
+    if about.crop is None:
+        return []
+    problems = []
+    sizes = {"tokens": about.n_token, "layers": about.model.n_layer, "heads": about.model.n_head,
+             "redacted": about.n_token}  # fmt: skip
+    for name, size in sizes.items():
+        runs = getattr(about.crop, name) or []
+        edges = [edge for run in runs for edge in run]
+        if any(len(run) != 2 for run in runs) or edges != sorted(set(edges)) or not all(0 <= e <= size for e in edges):
+            problems.append(f"crop.{name} is {_short(runs)}, expected growing runs [start, stop) inside 0 … {size}")
+    return problems
 
 
 def _evidence_disagreements(about: CaptureMetadata) -> list[str]:

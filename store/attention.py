@@ -44,6 +44,7 @@ class Attention:
                                  zip((layers, heads, queries, None), weight.shape, strict=True))  # fmt: skip
         if len(query) == 0:
             raise InputError("attention rows: no query was named")
+        _check_kept(self._capture, layer=layer, head=head)
         parts = [weight[layer, head, run] for run in _runs(query)]
         rows = parts[0] if len(parts) == 1 else np.concatenate(parts, axis=2)
         return rows.astype(np.float32)
@@ -112,6 +113,7 @@ class ReplayedAttention(Attention):
         head = _within(_listed(heads, model.n_head), model.n_head, "head")
         if len(query) == 0:
             raise InputError("attention rows: no query was named")
+        _check_kept(self._capture, layer=layer, head=head)
         return self._replayed.rows(query, layer, head)
 
     def rounded(
@@ -146,10 +148,28 @@ class ReplayedAttention(Attention):
 
 
 def _over_heads(name: Reduction, weights: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Weights (layer, head, query, key) → (layer, query, key), rounded as a store keeps it."""
-    values = weights.max(axis=1) if name == "max" else weights.mean(axis=1, dtype=np.float32)
+    """Weights (layer, head, query, key) → (layer, query, key), rounded as a store keeps it. NaN is no head."""
+    if name == "max":
+        values = np.fmax.reduce(weights, axis=1)
+    else:
+        there = ~np.isnan(weights[..., :1]).all(axis=(2, 3), keepdims=True)
+        total = np.where(there, weights, np.float32(0)).sum(axis=1, dtype=np.float32)
+        count = there.sum(axis=1)
+        values = np.divide(total, count, out=np.full_like(total, np.nan), where=count > 0)
     rounded: NDArray[np.float32] = values.astype(np.float16).astype(np.float32)
     return rounded
+
+
+def _check_kept(capture: Capture, **asked: NDArray[np.intp]) -> None:
+    """Refuse layers and heads that a crop took away."""
+    for axis, positions in asked.items():
+        kept = capture.kept.get(axis)
+        inside = positions[(positions >= 0) & (positions < len(kept))] if kept is not None else positions[:0]
+        if kept is not None and not kept[inside].all():
+            there = ", ".join(map(str, np.flatnonzero(kept)[:20].tolist()))
+            raise AbsentError(
+                f"capture {capture.id}: {axis} {int(inside[~kept[inside]][0])} was cropped away; there are {there}"
+            )
 
 
 def attention_of(capture: Capture) -> Attention:

@@ -157,7 +157,7 @@ def check_batch(
     target = _target(path)
     refuse_busy(target, run)
     batch = _existing(target, wanted, settings, mode=mode, run=run)
-    if batch is None:
+    if batch is None or batch.run == run:  # what other processes of this run have done was not there before
         return []
     return [prompt.prompt_id for prompt in batch.prompts if _state(target / prompt.capture)[0] == "complete"]
 

@@ -47,17 +47,22 @@ def check_attention(capture: Capture, findings: Findings, progress: Progress) ->
         for layer in range(lanes.start, lanes.stop):
             info = capture.metadata.model.layers[layer]
             if info.kind != "none":
-                values = block[layer - lanes.start].astype(np.float32)
-                _check_layer(weight, info, rows.start, values, findings)
-                for name, found in reduced.items():
+                values = block[layer - lanes.start, : info.n_head].astype(np.float32)
+                _check_no_heads(weight, info, rows.start, block[layer - lanes.start, info.n_head :], findings)
+                gone = _gone(capture, layer, rows, values.shape)
+                if gone is not None:
+                    _check_gone(weight, layer, rows.start, ~np.isnan(values) & gone, findings)
+                    values = np.where(gone, np.float32(0), values)
+                _check_layer(weight, info, rows.start, values, gone is not None, findings)
+                for name, found in reduced.items() if gone is None else ():
                     check_reduction(capture, name, layer, found[:, layer - lanes.start], values, rows.stop, findings)
-                findings.count("attention rows", (rows.stop - rows.start) * weight.shape[1])
+                findings.count("attention rows", (rows.stop - rows.start) * info.n_head)
 
 
 def _check_layer(
-    weight: NamedArray, info: LayerInfo, start: int, values: NDArray[np.float32], findings: Findings
+    weight: NamedArray, info: LayerInfo, start: int, values: NDArray[np.float32], cut: bool, findings: Findings
 ) -> None:
-    """Values (head, query, key) of one layer, queries from `start` on."""
+    """Values (head, query, key) of one layer, queries from `start` on; some are gone if it was `cut`."""
     path = weight.path
 
     def tell(head: int, row: int, key: int = -1) -> tuple[str, str]:
@@ -75,14 +80,58 @@ def _check_layer(
     if info.kind == "chunked" and info.window is not None:
         outside = key < query // info.window * info.window
         findings.cells(path, f"looks out of its chunk of {info.window}", (values != 0) & outside, tell)
-    findings.cells(path, "row does not sum to 1", wrong_sums(info, values), tell)
+    more = _rounding(weight, values.shape[2])
+    findings.cells(path, "row does not sum to 1", wrong_sums(info, values, cut=cut, more=more), tell)
 
 
-def wrong_sums(info: LayerInfo, values: NDArray[np.float32]) -> NDArray[np.bool_]:
-    """Which rows (head, query) of weights (head, query, key) do not sum to 1, or with sinks to more than 1."""
+def wrong_sums(
+    info: LayerInfo, values: NDArray[np.float32], *, cut: bool = False, more: float = 0.0
+) -> NDArray[np.bool_]:
+    """Which rows (head, query) of weights (head, query, key) do not sum to 1, or with sinks, or cut, to more than 1.
+
+    `more`: how far a sum may be off because weights were rounded.
+    """
     sums = values.sum(axis=-1)
-    tolerance = SUM_TOLERANCE + values.shape[2] * SUBNORMAL
-    return np.asarray(sums > 1 + tolerance if info.sinks else ~(np.abs(sums - 1) <= tolerance))
+    tolerance = SUM_TOLERANCE + values.shape[2] * SUBNORMAL + more
+    return np.asarray(sums > 1 + tolerance if info.sinks or cut else ~(np.abs(sums - 1) <= tolerance))
+
+
+def _gone(capture: Capture, layer: int, rows: slice, shape: tuple[int, ...]) -> NDArray[np.bool_] | None:
+    """Which cells (head, query, key) of a layer a crop took away, None if it took none."""
+    kept = capture.kept
+    if not kept:
+        return None
+    n_head, _, n_key = shape
+    there = np.full(shape, bool(kept.get("layer", np.ones(layer + 1, bool))[layer]))
+    there &= kept.get("head", np.ones(n_head, bool))[:n_head, None, None]
+    there &= kept.get("query", np.ones(rows.stop, bool))[rows][None, :, None]
+    there &= kept.get("key", np.ones(n_key, bool))[None, None, :]
+    return None if there.all() else ~there
+
+
+def _check_gone(weight: NamedArray, layer: int, start: int, bad: NDArray[np.bool_], findings: Findings) -> None:
+    def tell(head: int, row: int, key: int) -> tuple[str, str]:
+        where = f"{weight.path}/{weight.chunk_key((layer, head, start + row, key))}"
+        return where, f"layer {layer}, head {head}, query {start + row}, key {key}"
+
+    findings.cells(weight.path, "is there although it was cropped away", bad, tell)
+
+
+def _rounding(weight: NamedArray, n_key: int) -> float:
+    """How far a row of 8-bit square roots may be from its sum: Σ √w ≤ √n where Σ w = 1."""
+    return float(np.sqrt(n_key) / 254 + n_key / 508**2 + n_key * 2.0**-12 / 254) if weight.encoding else 0.0
+
+
+def _check_no_heads(
+    weight: NamedArray, info: LayerInfo, start: int, values: NDArray[np.float16], findings: Findings
+) -> None:
+    """Values (head, query, key) of the heads that other layers have and this one does not: nothing may be there."""
+
+    def tell(head: int, row: int, key: int) -> tuple[str, str]:
+        where = f"{weight.path}/{weight.chunk_key((info.index, info.n_head + head, start + row, key))}"
+        return where, f"layer {info.index}, head {info.n_head + head}, query {start + row}"
+
+    findings.cells(weight.path, f"weight of a head beyond the layer's {info.n_head}", ~np.isnan(values), tell)
 
 
 def _reductions(capture: Capture, lanes: slice, rows: slice) -> dict[str, NDArray[np.float16]]:
@@ -111,7 +160,9 @@ def check_reduction(
         return where, f"layer {layer}, query {start + row}, key {key}"
 
     expected = REDUCTIONS[name](values[:, values.shape[1] - len(found) :])
-    bad = ~(np.abs(found.astype(np.float32) - expected) <= REDUCTION_TOLERANCE)
+    rounded = capture["attention_weight"].max_error if "attention_weight" in capture else 0.0
+    tolerance = REDUCTION_TOLERANCE + array.max_error + rounded
+    bad = ~(np.abs(found.astype(np.float32) - expected) <= tolerance)
     findings.cells(array.path, "differs from the heads' weights", bad, tell)
     findings.count("reduced rows", len(found))
 

@@ -26,6 +26,8 @@ def check_evidence(capture: Capture, findings: Findings, progress: Progress) -> 
         return
     for lens in capture.lens_names[1:]:
         names = {name: reading(name, lens) for name in (*READINGS, *TRACKED_READINGS)}
+        if names["lens_token"] not in capture:
+            continue
         _by_blocks(capture, names["lens_token"], findings, progress, lambda tokens, names=names: check_readings(  # type: ignore[misc]
             capture, names, tokens, findings, last_is_the_models=True
         ))  # fmt: skip
@@ -58,7 +60,7 @@ def _by_blocks(
 
 
 def _tracked(capture: Capture, names: Names, findings: Findings, progress: Progress) -> None:
-    if names["tracked_rank"] not in capture:
+    if not {names["tracked_rank"], names["tracked_probability"]} <= set(capture.names):
         return
     ids = np.asarray(capture["tracked_id"][:])
     if ids.tolist() != capture.metadata.tracked:
@@ -69,9 +71,12 @@ def _tracked(capture: Capture, names: Names, findings: Findings, progress: Progr
         cells = Cells(capture, tokens.start, findings)
         rank, probability = capture[names["tracked_rank"]][:, tokens], capture[names["tracked_probability"]][:, tokens]
         size = capture.metadata.model.vocabulary_size
-        cells(names["tracked_rank"], "outside the vocabulary", (rank < 0) | (rank >= size))
-        outside = ~((probability >= 0) & (probability <= 1 + PROBABILITY_TOLERANCE))
+        cut = capture.metadata.crop is not None  # then a fill value is what was taken away
+        cells(names["tracked_rank"], "outside the vocabulary", ((rank < 0) & ~((rank == -1) & cut)) | (rank >= size))
+        outside = ~((probability >= 0) & (probability <= 1 + PROBABILITY_TOLERANCE)) & ~(np.isnan(probability) & cut)
         cells(names["tracked_probability"], "outside 0 … 1", outside)
+        if names["lens_token"] not in capture or names["lens_probability"] not in capture:
+            return
         listed, likely = capture[names["lens_token"]][:, tokens], capture[names["lens_probability"]][:, tokens]
         same = listed[:, :, None, :] == ids[None, None, :, None]
         apart = np.abs(likely[:, :, None, :] - probability[..., None]) > PROBABILITY_TOLERANCE
@@ -95,5 +100,7 @@ def _norms(capture: Capture, keys: slice, findings: Findings) -> None:
         where = f"{array.path}/{array.chunk_key((layer, head, keys.start + key))}"
         return where, f"layer {layer}, head {head}, key {keys.start + key}"
 
+    if capture.metadata.crop is not None:
+        bad &= ~np.isnan(values)  # taken away
     findings.cells(array.path, "is negative or no number", bad, tell)
     findings.count("value norms", values.size)

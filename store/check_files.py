@@ -60,7 +60,7 @@ def check_manifest(place: Place, capture: Capture, findings: Findings, progress:
         return
     expected = dict(zip(names, hashes, strict=True))
     if manifest_hash(expected) != about.manifest:
-        findings.add(f"{capture.id}/manifest_sha256", "manifest", "is not the manifest that the metadata name")
+        _check_manifest_files(place, capture, findings)
     here = [path.removeprefix(f"{capture.id}/") for path in place.files(capture.id)]
     present = set(covered(here))
     for name in sorted(present - expected.keys()):
@@ -82,6 +82,17 @@ def check_manifest(place: Place, capture: Capture, findings: Findings, progress:
             continue
         if found != digest:
             findings.add(f"{capture.id}/{name}", "manifest", "its bytes are not those that were written")
+
+
+def _check_manifest_files(place: Place, capture: Capture, findings: Findings) -> None:
+    """The manifest is not the one that was written: name the files that it is in, and those that are not there."""
+    for name in MANIFEST_ARRAYS:
+        array = capture[name]
+        for cell in range(0, array.shape[0], array.files[0]):
+            where = f"{array.path}/{array.chunk_key((cell,))}"
+            gone = not place.exists(where)
+            message = "is missing" if gone else "this or its partner is not the manifest that the metadata name"
+            findings.add(where, "manifest", message)
 
 
 def check_chunks(array: zarr.Array[Any], findings: Findings, progress: Progress) -> bool:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from attnlens.progress import Progress
-from attnlens.schemas.arrays import READINGS
+from attnlens.schemas.arrays import ARRAY, READINGS
 from attnlens.schemas.errors import StoreError
 from attnlens.store.findings import Findings
 from attnlens.store.reader import Capture
@@ -66,31 +67,36 @@ def check_readings(
     """
     start, stop = tokens.start, tokens.stop
     where = np.arange(capture[names["lens_token"]].shape[0]) if lanes is None else lanes
-    ids, probability = (capture[names[name]][where, tokens] for name in ("lens_token", "lens_probability"))
-    entropy, rank = (capture[names[name]][where, tokens] for name in ("lens_entropy", "next_rank"))
-    following = capture[names["next_probability"]][where, tokens]
+    ids, probability, entropy, rank, following = (
+        _read(capture, names, name, where, tokens)
+        for name in ("lens_token", "lens_probability", "lens_entropy", "next_rank", "next_probability")
+    )
+    cut = capture.metadata.crop is not None  # then a fill value is what was taken away
     known = np.asarray(capture["vocabulary_id"][:])
     size = capture.metadata.model.vocabulary_size
     cells = Cells(capture, start, findings, where)
 
     def check(name: str, fault: str, bad: NDArray[np.bool_]) -> None:
-        cells(names[name], fault, bad)
+        if names[name] in capture:
+            cells(names[name], fault, bad)
 
-    check("lens_token", "id outside the vocabulary", (ids < 0) | (ids >= size))
+    check("lens_token", "id outside the vocabulary", ((ids < 0) & ~((ids == -1) & cut)) | (ids >= size))
     check("lens_token", "id is not listed in vocabulary_id", (ids >= 0) & (ids < size) & ~np.isin(ids, known))
-    check("lens_probability", "outside 0 … 1", ~((probability >= 0) & (probability <= 1 + PROBABILITY_TOLERANCE)))
+    wrong = ~((probability >= 0) & (probability <= 1 + PROBABILITY_TOLERANCE)) & ~_taken(probability, cut)
+    check("lens_probability", "outside 0 … 1", wrong)
     check("lens_probability", "ranks are not in descending order", np.diff(probability, axis=-1) > 0)
     check("lens_probability", "top ranks sum to more than 1", probability.sum(-1) > 1 + PROBABILITY_TOLERANCE)
     highest = np.log(size) + 1e-3
-    check("lens_entropy", "outside 0 … log(vocabulary)", ~((entropy >= -1e-3) & (entropy <= highest)))
+    wrong = ~((entropy >= -1e-3) & (entropy <= highest)) & ~_taken(entropy, cut)
+    check("lens_entropy", "outside 0 … log(vocabulary)", wrong)
     after = np.full(stop - start, -1, np.int64)
     tail = capture.token_id[start + 1 : stop + 1]
     after[: len(tail)] = tail
-    has_next = np.broadcast_to(after >= 0, rank.shape)
+    has_next = np.broadcast_to(after >= 0, rank.shape) & ~((rank == -1) & cut)
     check("next_rank", "outside the vocabulary", (has_next & (rank < 0)) | (rank < -1) | (rank >= size))
     given = ~np.isnan(following)
     outside = (following < 0) | (following > 1 + PROBABILITY_TOLERANCE)
-    check("next_probability", "outside 0 … 1", (has_next & ~given) | (given & outside))
+    check("next_probability", "outside 0 … 1", (has_next & ~given & (not cut)) | (given & outside))
     listed = (ids == after[None, :, None]) & has_next[..., None]
     apart = np.abs(probability - following[..., None]) > PROBABILITY_TOLERANCE
     check("next_probability", f"differs from {names['lens_probability']} of the same token", (listed & apart).any(-1))
@@ -103,10 +109,25 @@ def check_readings(
     findings.count("lens tokens", stop - start)
 
 
+def _read(
+    capture: Capture, names: Mapping[str, str], name: str, lanes: NDArray[np.intp], tokens: slice
+) -> NDArray[Any]:
+    """A block of a lens array (lane, token[, rank]); fill values where a crop left the array out."""
+    if names[name] in capture or capture.metadata.crop is None:
+        return capture[names[name]][lanes, tokens]
+    ranks = capture[names["lens_token"]].shape[2]
+    spec = ARRAY[name]
+    return np.full((len(lanes), tokens.stop - tokens.start, ranks)[: len(spec.axes)], spec.fill, spec.dtype)
+
+
+def _taken(values: NDArray[Any], cut: bool) -> NDArray[np.bool_]:
+    return np.asarray(np.isnan(values) & cut, np.bool_)
+
+
 def _check_unread(capture: Capture, findings: Findings) -> None:
     """Tokens that the lens was not asked to read have no readings."""
     stop = min(capture.lens_start, capture.committed)
-    for name in READINGS if stop else ():
+    for name in (name for name in READINGS if stop and name in capture):
         values = capture[name].isel(token=slice(0, stop))
         Cells(capture, 0, findings)(
             name, f"a reading of a token before lens_first, {capture.metadata.lens_first}",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -10,8 +11,11 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 
+from attnlens.schemas.errors import StoreError
+from attnlens.store.descriptions import default_limits
 from attnlens.store.faults import DECODE_ERRORS, damaged
 from attnlens.store.places import Place
+from attnlens.store.places.zarr_store import PlaceStore
 
 Selection = tuple[slice | NDArray[np.intp], ...]
 
@@ -26,12 +30,30 @@ def read(array: zarr.Array[Any], selection: Selection) -> NDArray[Any]:
     Raises:
         StoreError: a chunk is damaged; it is named.
     """
+    _check_size(array, selection)
     try:
         plain = all(isinstance(part, slice) for part in selection)
         values = array[selection] if plain else array.oindex[selection]
     except DECODE_ERRORS as error:
         raise damaged(array.path, first_damaged(array, selection), error) from error
     return np.asarray(values)
+
+
+def _check_size(array: zarr.Array[Any], selection: Selection) -> None:
+    """Refuse to fill memory with what is not there: a shape costs a store nothing."""
+    limits = default_limits()
+    counts = (len(range(*part.indices(size))) if isinstance(part, slice) else len(part)
+              for part, size in zip(selection, array.shape, strict=True))  # fmt: skip
+    wanted = math.prod(counts) * max(1, array.dtype.itemsize)
+    if wanted <= limits.read_bytes:
+        return
+    store = array.store_path.store
+    files = store.sizes(array.path) if isinstance(store, PlaceStore) else 0
+    if wanted > files * limits.read_ratio:
+        raise StoreError(
+            f"{array.path}: {wanted} bytes would be read from files of {files} bytes; if you trust the store, "
+            "`lens --no-limits` reads it"
+        )
 
 
 def grid(array: zarr.Array[Any]) -> tuple[int, ...]:

@@ -70,6 +70,11 @@ class CaptureFile:
         """Bytes put into files of this capture, rewritten ones counted each time."""
         return self._store.written
 
+    @property
+    def held_bytes(self) -> int:
+        """Memory of rows that wait for others before they can be written."""
+        return sum(buffer.nbytes for sink in self._sinks for buffer in sink.buffers)
+
     # What the model's thread hands over, already in this thread.
 
     def tokens(self, ids: Sequence[int], texts: Sequence[str], raw: Sequence[bytes], special: Sequence[bool]) -> None:

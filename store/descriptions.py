@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from attnlens.schemas.validate import ArrayDescription
+from attnlens.schemas.version import NAMESPACE
+from attnlens.store.quantize import ENCODING, SQRT
 
 CODECS = frozenset(
-    {"bytes", "zstd", "gzip", "blosc", "crc32c", "transpose", "vlen-utf8", "sharding_indexed"},
+    {"bytes", "zstd", "crc32c", "vlen-utf8", "sharding_indexed"},
 )
 """Codecs that may run. zarr would import any that is installed, and some run what they read."""
 
@@ -19,12 +22,34 @@ ITEM_BYTES = {"bool": 1, "uint8": 1, "uint16": 2, "int32": 4, "float16": 2, "flo
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """The largest things a reader will touch. A store beyond them was not made by a capture."""
+    """The largest things a reader will touch. A store beyond them was not made by a capture, or is
+    read by `lens --no-limits`.
 
-    axis: int = 1 << 26
-    chunk_bytes: int = 1 << 30
-    shard_chunks: int = 1 << 22
-    chunks: int = 1 << 40
+    axis: entries of an axis, of bytes `byte_axis`. chunk_bytes: a chunk in memory. shard_chunks, chunks: in a file, in
+    an array. arrays: in a capture. A read of more than `read_bytes` is refused if the array's files have less than one
+    byte for `read_ratio` of them.
+    """
+
+    axis: int = 1 << 22
+    byte_axis: int = 1 << 28
+    chunk_bytes: int = 1 << 28
+    shard_chunks: int = 1 << 20
+    chunks: int = 1 << 32
+    arrays: int = 1 << 10
+    read_bytes: int = 1 << 27
+    read_ratio: int = 1 << 14
+
+
+WIDE = Limits(axis=1 << 40, byte_axis=1 << 40, chunk_bytes=1 << 33, shard_chunks=1 << 26, chunks=1 << 50,
+              arrays=1 << 20, read_bytes=1 << 60)  # fmt: skip
+"""For a store that is large and known."""
+NO_LIMITS = "ATTNLENS_NO_LIMITS"
+"""Environment variable that `lens --no-limits` sets, so that processes which draw have it too."""
+
+
+def default_limits() -> Limits:
+    """The limits, or none to speak of if they were lifted."""
+    return WIDE if os.environ.get(NO_LIMITS) else Limits()
 
 
 def raw_bytes(dtype: str, shape: Sequence[int]) -> int:
@@ -40,6 +65,8 @@ def describe_array(document: Mapping[str, Any], limits: Limits) -> ArrayDescript
     """
     if document.get("zarr_format") != 3 or document.get("node_type") != "array":
         raise ValueError("its zarr.json does not describe a Zarr 3 array")
+    if not isinstance(document.get("attributes", {}), Mapping):
+        raise ValueError("its attributes are no JSON object")
     shape = _sizes(document.get("shape"), "shape", least=0)
     dtype = document.get("data_type")
     if not isinstance(dtype, str):
@@ -54,9 +81,17 @@ def describe_array(document: Mapping[str, Any], limits: Limits) -> ArrayDescript
             chunk, shard = _sizes(_configuration(codec).get("chunk_shape"), "chunk_shape", least=1), outer
     names = document.get("dimension_names")
     axes = tuple(names) if isinstance(names, Sequence) and not isinstance(names, str) else (None,) * len(shape)
+    if dtype == "uint8" and _encoding(document) == SQRT:
+        dtype = "float16"  # which is what a reader makes of it
     description = ArrayDescription(shape=shape, dtype=dtype, axes=axes, chunk=chunk, shard=shard)
     _check_limits(description, limits)
     return description
+
+
+def _encoding(document: Mapping[str, Any]) -> object:
+    attributes = document.get("attributes")
+    ours = attributes.get(NAMESPACE) if isinstance(attributes, Mapping) else None
+    return ours.get(ENCODING) if isinstance(ours, Mapping) else None
 
 
 def _codecs(codecs: object) -> list[Mapping[str, Any]]:
@@ -94,8 +129,9 @@ def _sizes(value: object, name: str, *, least: int) -> tuple[int, ...]:
 
 
 def _check_limits(found: ArrayDescription, limits: Limits) -> None:
-    if max(found.shape, default=0) > limits.axis:
-        raise ValueError(f"shape {found.shape} has an axis longer than {limits.axis}")
+    most = limits.byte_axis if found.axes == ("byte",) else limits.axis
+    if max(found.shape, default=0) > most:
+        raise ValueError(f"shape {found.shape} has an axis longer than {most}")
     size = math.prod(found.chunk) * ITEM_BYTES.get(found.dtype, 8)
     if size > limits.chunk_bytes:
         raise ValueError(f"one chunk {found.chunk} of {found.dtype} is {size} bytes, more than {limits.chunk_bytes}")

@@ -54,7 +54,10 @@ def read_document(folder: Path) -> dict[str, Any]:
     path = folder / GROUP_DOCUMENT
     if path.stat().st_size > DOCUMENT_BYTES:
         raise ValueError(f"larger than {DOCUMENT_BYTES} bytes")
-    data = json.loads(path.read_bytes())
+    try:
+        data = json.loads(path.read_bytes())
+    except RecursionError:
+        raise ValueError("its lists lie too deep in one another") from None
     if not isinstance(data, dict):
         raise ValueError("not a JSON object")
     return data

@@ -90,6 +90,11 @@ class HeadsFile:
         """Bytes put into files of this capture."""
         return self._store.written
 
+    @property
+    def held_bytes(self) -> int:
+        """Bytes of rows handed over that wait for others before they are encoded."""
+        return 0 if self._attention is None else sum(buffer.nbytes for buffer in self._attention.buffers)
+
     def attention(self, layer: int, first_query: int, first_key: int, weights: NDArray[np.float16]) -> None:
         """Rows (head, query, key) of one layer, of this process's heads."""
         if self._attention is not None:

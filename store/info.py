@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+from contextlib import suppress
 from dataclasses import dataclass
 from os import PathLike
 from typing import Any
 
 from attnlens.schemas.arrays import ARRAYS, group_of, wanted
+from attnlens.schemas.errors import StoreError
 from attnlens.store.descriptions import raw_bytes
 from attnlens.store.places import Place
 from attnlens.store.reader import Capture, open_store
@@ -56,6 +58,7 @@ class CaptureDescription:
     self_checks: list[dict[str, Any]]
     arrays: list[ArrayInfo]
     absent: dict[str, str]
+    crop: dict[str, Any] | None
     raw_bytes: int
     stored_bytes: int
 
@@ -90,7 +93,10 @@ def describe(path: str | PathLike[str], capture: str | None = None) -> StoreDesc
     store = open_store(path)
     wanted = store.ids if capture is None else [store.find(capture)]
     captures = [_capture(store.place, store[name]) for name in wanted]
-    sizes = store.place.files().values()
+    try:
+        sizes = list(store.place.files().values())
+    except StoreError:  # a folder on a server that cannot list files
+        sizes = []
     about = store.metadata
     return StoreDescription(
         path=str(path),
@@ -109,9 +115,10 @@ def describe(path: str | PathLike[str], capture: str | None = None) -> StoreDesc
 def _capture(place: Place, capture: Capture) -> CaptureDescription:
     about = capture.metadata
     stored: dict[str, int] = {}
-    for path, size in place.files(capture.id).items():
-        array = path.split("/", 2)[1]
-        stored[array] = stored.get(array, 0) + size
+    with suppress(StoreError):
+        for path, size in place.files(capture.id).items():
+            array = path.split("/", 2)[1]
+            stored[array] = stored.get(array, 0) + size
     arrays = [_array(capture, name, stored.get(name, 0)) for name in capture.names]
     kinds = [layer.kind for layer in about.model.layers]
     return CaptureDescription(
@@ -142,6 +149,7 @@ def _capture(place: Place, capture: Capture) -> CaptureDescription:
         self_checks=[check.model_dump(mode="json") for check in about.self_checks],
         arrays=arrays,
         absent=_absent(capture),
+        crop=about.crop.model_dump(mode="json") if about.crop else None,
         raw_bytes=sum(array.raw_bytes for array in arrays),
         stored_bytes=sum(stored.values()),
     )

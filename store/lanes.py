@@ -39,6 +39,11 @@ class LaneSink:
         self._buffer = RowBuffer(name, array.shape[0], needed)
         self._written = np.zeros(array.shape[0], np.int64)
 
+    @property
+    def buffers(self) -> tuple[RowBuffer, ...]:
+        """Where rows wait."""
+        return (self._buffer,)
+
     def add(self, first: int, lanes: slice, values: NDArray[Any]) -> None:
         """Keep values (lane, …) of some lanes, rows from `first` on."""
         low, high, _ = lanes.indices(self._array.shape[0])

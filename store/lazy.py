@@ -87,14 +87,23 @@ class ReplayedWeights(LazyArray):
         return layer, head, max(1, min(query, BLOCK_BYTES // (4 * layer * head * key))), key
 
     def _read(self, places: Positions) -> NDArray[Any]:
-        layer, head, query, key = places
         found = np.full(tuple(map(len, places)), np.nan, np.float32)
-        known = np.flatnonzero(query < self._capture.committed)
-        step = max(1, BLOCK_BYTES // (4 * len(layer) * len(head) * self.shape[3]))
-        for block in np.split(known, range(step, len(known), step)):
-            if len(block):
-                found[:, :, block] = self._capture.attention.rows(query[block], layer, head)[..., key]
+        key = places[3]
+        layer, head, query = (self._known(axis, part) for axis, part in zip(self.axes[:3], places[:3], strict=True))
+        if len(layer) and len(head):
+            step = max(1, BLOCK_BYTES // (4 * len(layer) * len(head) * self.shape[3]))
+            for block in np.split(query, range(step, len(query), step))[: len(query)]:
+                rows = self._capture.attention.rows(places[2][block], places[0][layer], places[1][head])
+                found[np.ix_(layer, head, block)] = rows[..., key]
         return found
+
+    def _known(self, axis: str, part: NDArray[np.intp]) -> NDArray[np.intp]:
+        """Which of some positions along an axis there are: committed, and not cropped away."""
+        there = np.ones(self.shape[self.axes.index(axis)], np.bool_)
+        there &= self._capture.kept.get(axis, True)
+        if axis == "query":
+            there[self._capture.committed :] = False
+        return np.flatnonzero(there[part])
 
 
 def _state(capture: Capture) -> tuple[Any, ...]:

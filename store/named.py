@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from attnlens.schemas.arrays import FILL, LENS_ROWS
 from attnlens.schemas.errors import AbsentError, InputError
 from attnlens.store.bfloat16 import BFLOAT16, BITS, decode
+from attnlens.store.quantize import ENCODING, MAX_ERROR, SQRT, decode_sqrt
 
 if TYPE_CHECKING:
     import zarr
@@ -46,9 +47,10 @@ class NamedArray:
         about = _attributes(array)
         self.unit = str(about.get("unit", ""))
         self._spec = capture.specs.get(name)
+        self.encoding = SQRT if about.get(ENCODING) == SQRT and str(array.dtype) == "uint8" else None
         self._bits = about.get(BITS) == BFLOAT16 and str(array.dtype) == "uint16"
         text = self._spec is not None and self._spec.dtype == "string"
-        self.dtype = "string" if text else BFLOAT16 if self._bits else str(array.dtype)
+        self.dtype = "string" if text else BFLOAT16 if self._bits else "float16" if self.encoding else str(array.dtype)
         self._capture = capture
         self._array = array
         self._place = place
@@ -66,6 +68,24 @@ class NamedArray:
     def zarr(self) -> zarr.Array[Any]:
         """The array as zarr sees it: not cut to the timeline, uncommitted rows and all."""
         return self._array
+
+    @property
+    def raw_fill(self) -> Any:
+        """The fill value as it is stored."""
+        if self.dtype == "string":
+            return ""
+        return self._array.fill_value if self.encoding else self._fill()
+
+    @property
+    def max_error(self) -> float:
+        """The most by which a value may differ from what the model computed in float16."""
+        stated = _attributes(self._array).get(MAX_ERROR, 0.0)
+        return float(stated) if isinstance(stated, int | float) and 0 <= stated <= 1 else 0.0
+
+    @property
+    def far(self) -> bool:
+        """Whether a read asks a network, so that little should be read."""
+        return self._place.blocking
 
     @property
     def chunks(self) -> tuple[int, ...]:
@@ -114,6 +134,8 @@ class NamedArray:
             cells = self._cells(part, number, size)
             if number == row and not isinstance(part, slice) and max(cells, default=-1) >= committed:
                 raise AbsentError(self._absent(int(max(cells))))
+            if number == row and not isinstance(part, slice):
+                self._check_kept(self.axes[number], cells)
             if number == row and not isinstance(part, slice) and min(cells, default=self.first_row) < self.first_row:
                 raise AbsentError(self._unread(int(min(cells))))
             if not isinstance(part, slice) and np.ndim(part) == 0:
@@ -135,13 +157,13 @@ class NamedArray:
             if isinstance(part, slice):
                 known[row] = slice(part.start, max(part.start, min(part.stop, committed)), part.step)
         if 0 in (counts := tuple(_count(part) for part in known)):
-            return np.full(shape, self._fill(), self._array.dtype)
+            return np.full(shape, self._fill(), np.float16 if self.encoding else self._array.dtype)
         values = read(self._array, tuple(known))
-        if (
-            self._spec is not None
-            and (self._spec.base or self.name) in NEVER_FILL
-            and self._has_fill(values, known, row)
-        ):
+        if self.encoding:
+            values = decode_sqrt(values)
+        whole_rows = self._capture.metadata.crop is None  # what was cut away is a fill value, and the manifest tells
+        never = whole_rows and self._spec is not None and (self._spec.base or self.name) in NEVER_FILL
+        if never and self._has_fill(values, known, row):
             key = missing_chunk(self._array, self._place, tuple(known))
             raise damaged(self._array.path, key, reason="a committed row is missing from it")
         if counts == shape:
@@ -162,6 +184,7 @@ class NamedArray:
             part = selection[axis]
             chosen = np.arange(self.shape[axis])[part]
             values = values.compress(layers[chosen], axis=axis)
+            chosen = chosen[layers[chosen]]
         if self.axes[-1] == "key":
             part = selection[-1]
             columns = np.arange(self.shape[-1])[part]
@@ -170,8 +193,13 @@ class NamedArray:
         if self.axes[-1] == "head_feature":
             values = values[..., 0]
         if self._bits:
-            return bool((values == self._fill()).any())
-        return bool((np.isnan(values) if values.dtype.kind == "f" else values == -1).any())
+            missing = values == self._fill()
+        else:
+            missing = np.isnan(values) if values.dtype.kind == "f" else values == -1
+        if self.axes[:2] == ("layer", "head") and not self._capture.heads_there.all():
+            heads = self._capture.heads_there[chosen][:, np.arange(self.shape[1])[selection[1]]]
+            missing &= heads.reshape(*heads.shape, *(1,) * (missing.ndim - 2))
+        return bool(missing.any())
 
     def _row_axis(self) -> tuple[int | None, int]:
         """The axis along which rows are committed, and how many entries of it are."""
@@ -184,6 +212,16 @@ class NamedArray:
                     committed = max(0, committed - self._capture.n_prompt + 1)
                 return self.axes.index(axis), committed
         return None, 0
+
+    def _check_kept(self, axis: str, cells: NDArray[np.intp] | range) -> None:
+        """Refuse rows that a crop took away."""
+        kept = self._capture.kept.get(axis)
+        if kept is None:
+            return
+        gone = np.asarray(cells, np.intp)[~kept[np.asarray(cells, np.intp)]]
+        if len(gone):
+            position = int(gone[0]) + (self._capture.n_prompt - 1 if axis == "generated" else 0)
+            raise AbsentError(f"capture {self._capture.id}: {self.name} of token {position} was cropped away")
 
     @property
     def first_row(self) -> int:

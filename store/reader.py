@@ -13,12 +13,12 @@ from numpy.typing import NDArray
 
 from attnlens.schemas.arrays import ArraySpec, group_of, reading, specs
 from attnlens.schemas.errors import AbsentError, InputError, StoreError
-from attnlens.schemas.metadata import CaptureMetadata, Status, StoreMetadata
+from attnlens.schemas.metadata import CaptureMetadata, CropInfo, Status, StoreMetadata
 from attnlens.schemas.problems import Problem, summary
 from attnlens.schemas.validate import ArrayDescription, validate_capture
 from attnlens.schemas.version import NAMESPACE
 from attnlens.store.attention import Attention, attention_of
-from attnlens.store.descriptions import Limits, describe_array
+from attnlens.store.descriptions import Limits, default_limits, describe_array
 from attnlens.store.manifest import MANIFEST_ARRAYS, document_digest, manifest_hash
 from attnlens.store.named import NamedArray
 from attnlens.store.places import Place, open_place
@@ -48,7 +48,7 @@ def open_store(path: str | PathLike[str], *, limits: Limits | None = None, check
         StoreError: `path` is not a store, is damaged, or has another format version.
     """
     place = open_place(path)
-    return Store(place, read_root(place), limits or Limits(), checked=checked)
+    return Store(place, read_root(place), limits or default_limits(), checked=checked)
 
 
 class Store:
@@ -292,6 +292,12 @@ class Capture:
         return np.asarray([layer.kind != "none" for layer in self.metadata.model.layers], np.bool_)
 
     @cached_property
+    def heads_there(self) -> NDArray[np.bool_]:
+        """Which heads each layer has (layer, head); some models have fewer in some layers."""
+        model = self.metadata.model
+        return np.arange(model.n_head) < np.asarray([layer.n_head for layer in model.layers])[:, None]
+
+    @cached_property
     def key_layers(self) -> NDArray[np.bool_]:
         """Which layers have attention over keys of their own (layer)."""
         layers = self.metadata.model.layers
@@ -359,14 +365,37 @@ class Capture:
         import zarr
         from zarr.storage import StorePath
 
+        from attnlens.store.bounded import bounded
         from attnlens.store.faults import DECODE_ERRORS
 
         try:
-            document = {**self._documents[name], "storage_transformers": ()}
+            document = bounded(self._documents[name])
             array = zarr.Array.from_dict(StorePath(self._zarr_store, f"{self.id}/{name}"), document)
         except DECODE_ERRORS as error:
             raise StoreError(f"{self.id}/{name}: zarr.json is damaged ({error}); run `lens verify`") from error
         return NamedArray(self, name, array, self._place, self.shape_of(name))
+
+    @cached_property
+    def kept(self) -> Mapping[str, NDArray[np.bool_]]:
+        """Axis → which of its entries a cropped store kept, for the axes of which it kept some only."""
+        return {} if self.metadata.crop is None else self.kept_masks(self.metadata.crop)
+
+    def kept_masks(self, crop: CropInfo) -> dict[str, NDArray[np.bool_]]:
+        """The same for a crop of this capture."""
+        model, masks = self.metadata.model, {}
+        if crop.tokens is not None:
+            tokens = masks["token"] = _mask(crop.tokens, self.n_token)
+            masks |= {"query": tokens, "key": tokens, "generated": tokens[max(0, self.n_prompt - 1) :]}
+        if crop.layers is not None:
+            layers = masks["layer"] = _mask(crop.layers, model.n_layer)
+            masks["depth"] = np.append(layers, True)  # the last is the prediction, which belongs to no layer
+        if crop.heads is not None:
+            heads = masks["head"] = _mask(crop.heads, model.n_head)
+            if "kv_head" in self.descriptions:
+                size = self.descriptions["kv_head"].shape[0]
+                groups = np.minimum(np.arange(model.n_head) * size // model.n_head, size - 1)
+                masks["kv_head"] = np.bincount(groups, heads, size) > 0
+        return masks
 
     def shape_of(self, name: str) -> tuple[int, ...]:
         """Shape of an array of this capture, cut to the timeline."""
@@ -389,6 +418,8 @@ class Capture:
         """Why the capture does not have an array."""
         about = self.metadata
         spec = self.specs.get(name)
+        if about.crop is not None and name in about.crop.dropped:
+            return "it was left out when the store was cropped"
         if spec is None:
             return f"there is no such array; it has {', '.join(self.names)}"
         match spec.presence:
@@ -404,23 +435,29 @@ class Capture:
                 return f"the capture is {about.status}"
 
     @cached_property
-    def _zarr_store(self) -> PlaceStore:
-        """Where zarr reads; of a finished capture nothing that is not what was written.
+    def checked_place(self) -> Place:
+        """Where files are read from; of a finished capture none that is not what was written.
 
         Raises:
             StoreError: the capture's metadata or its manifest were changed.
         """
         from attnlens.store.places.checked import Checked
-        from attnlens.store.places.zarr_store import PlaceStore
 
         if not self._checked or self.status != "complete":
-            return PlaceStore(self._place)
+            return self._place
         if document_digest(self._group) != self.metadata.digest:
             raise StoreError(
                 f"{self._place}: {self.id}/{GROUP_DOCUMENT} was changed after it was written, it does not have its "
                 "digest; run `lens verify`"
             )
-        return PlaceStore(Checked(self._place, self.id, self.manifest()))
+        own = (GROUP_DOCUMENT, *(f"{name}/" for name in MANIFEST_ARRAYS))
+        return Checked(self._place, self.id, self.manifest(), own)
+
+    @cached_property
+    def _zarr_store(self) -> PlaceStore:
+        from attnlens.store.places.zarr_store import PlaceStore
+
+        return PlaceStore(self.checked_place)
 
     def manifest(self) -> dict[str, str]:
         """Sha256 of each of the files of a complete capture, by path inside it.
@@ -449,6 +486,13 @@ class Capture:
         return self["token_bytes"][: int(self._byte_offset[-1])]
 
 
+def _mask(runs: list[list[int]], size: int) -> NDArray[np.bool_]:
+    mask = np.zeros(size, np.bool_)
+    for start, stop in runs:
+        mask[start:stop] = True
+    return mask
+
+
 def read_capture(
     place: Place, name: str, limits: Limits
 ) -> tuple[dict[str, Any], dict[str, dict[str, Any]], list[Problem]]:
@@ -474,7 +518,11 @@ def read_capture(
             [Problem(where=f"{name}/{GROUP_DOCUMENT}", kind="metadata", message="is no group with attributes")],
         )
     found: dict[str, dict[str, Any]] = {}
-    for key, text in _array_documents(place, name, document):
+    listed = _array_documents(place, name, document)
+    if len(listed) > limits.arrays:
+        what = f"lists {len(listed)} arrays, more than {limits.arrays}"
+        return {}, {}, [Problem(where=f"{name}/{GROUP_DOCUMENT}", kind="metadata", message=what)]
+    for key, text in listed:
         try:
             if not ARRAY_NAME.fullmatch(key):
                 raise ValueError("is no name of an array")

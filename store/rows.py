@@ -34,10 +34,13 @@ class RowBuffer:
         self._lanes = lanes
         self._needed = np.asarray(needed, np.intp)
         self._blocks: list[Block] = []
+        self.nbytes = 0
+        """Memory that the blocks take; those that lie in a file take none."""
 
     def add(self, block: Block) -> None:
         """Keep a block. Its array is referenced, not copied."""
         self._blocks.append(block)
+        self.nbytes += _memory(block)
 
     def overlapping(self, start: int, stop: int, lanes: slice | None = None) -> list[Block]:
         """Blocks with a row in start … stop - 1 and a lane in `lanes`."""
@@ -68,3 +71,8 @@ class RowBuffer:
             for block in self._blocks
             if block.first + block.count > stop or (lane is not None and block.lane.start != lane)
         ]
+        self.nbytes = sum(map(_memory, self._blocks))
+
+
+def _memory(block: Block) -> int:
+    return block.values.nbytes if isinstance(block.values, np.ndarray) else 0

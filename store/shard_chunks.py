@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,6 +13,7 @@ from numcodecs.zstd import Zstd
 from numpy.typing import NDArray
 from zarr.codecs import BytesCodec, Crc32cCodec, ShardingCodec, ZstdCodec
 
+from attnlens.store.bounded import check_size
 from attnlens.store.encode import CRC_BYTES
 from attnlens.store.places.place import Place
 from attnlens.store.shards import ABSENT, ENTRY_BYTES
@@ -26,10 +28,14 @@ def is_plain(array: zarr.Array[Any]) -> bool:
         return False
     inner, index = codecs[0].codecs, codecs[0].index_codecs
     return (
-        [type(codec) for codec in inner] == [BytesCodec, ZstdCodec, Crc32cCodec]
-        and [type(codec) for codec in index] == [BytesCodec, Crc32cCodec]
+        _are(inner, (BytesCodec, ZstdCodec, Crc32cCodec))
+        and _are(index, (BytesCodec, Crc32cCodec))
         and all(_little(part[0], array) for part in (inner, index))
     )
+
+
+def _are(codecs: Sequence[object], kinds: Sequence[type]) -> bool:
+    return len(codecs) == len(kinds) and all(map(isinstance, codecs, kinds))
 
 
 def _little(codec: object, array: zarr.Array[Any]) -> bool:
@@ -59,7 +65,9 @@ def read_chunks(
         start, size = index[int(np.ravel_multi_index(position, inside))].tolist()
         if start == ABSENT:
             raise ValueError("a committed row is missing from it")
-        raw = _zstd.decode(_checked(data[start : start + size]))
+        frame = _checked(data[start : start + size])
+        check_size(frame, math.prod(array.chunks) * array.dtype.itemsize)
+        raw = _zstd.decode(frame)
         found.append(np.frombuffer(raw, array.dtype).reshape(array.chunks))
     return found
 

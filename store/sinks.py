@@ -34,6 +34,11 @@ class AttentionSink:
         self._buffer = RowBuffer("attention_weight", array.shape[0], layers)
         self._written = np.zeros(array.shape[0], np.int64)
 
+    @property
+    def buffers(self) -> tuple[RowBuffer, ...]:
+        """Where rows wait."""
+        return (self._buffer,)
+
     def add(self, layer: int, first_query: int, first_key: int, weights: NDArray[np.float16]) -> None:
         """Keep rows (head, query, key) of one layer; write the prompt's at once where layers are shards."""
         count = weights.shape[1]
@@ -89,12 +94,13 @@ class AttentionSink:
                 for block in blocks:
                     first, last = max(start, block.first), min(stop, block.first + block.count)
                     left, right = max(key, block.start), min(last_key, block.start + block.values.shape[2])
-                    seen[block.lane.start - lanes.start, first - start : last - start] = True
+                    lane, part = block.lane.start - lanes.start, slice(first - start, last - start)
+                    seen[lane, part] = True
+                    here = max(0, min(last_head, block.values.shape[0]) - head)
+                    region[lane, here:, part] = np.nan  # heads that this layer does not have
                     if left < right:
-                        region[
-                            block.lane.start - lanes.start, :, first - start : last - start, left - key : right - key
-                        ] = block.values[
-                            head:last_head,
+                        region[lane, :here, part, left - key : right - key] = block.values[
+                            head : head + here,
                             first - block.first : last - block.first,
                             left - block.start : right - block.start,
                         ]
@@ -111,6 +117,11 @@ class ReductionSink:
         self._origin = origin
         lanes = maximum.shape[1]
         self._buffers = (RowBuffer("attention_max", lanes, layers), RowBuffer("attention_mean", lanes, layers))
+
+    @property
+    def buffers(self) -> tuple[RowBuffer, ...]:
+        """Where rows wait."""
+        return self._buffers
 
     def add(self, layer: int, first_query: int, first_key: int, values: Sequence[NDArray[np.float16]]) -> None:
         """Keep rows (query, key) of one layer, in the order of the arrays."""
@@ -145,6 +156,11 @@ class DepthSink:
         self._array = array
         self._origin = origin
         self._buffer = RowBuffer(name, array.shape[0], range(array.shape[0]))
+
+    @property
+    def buffers(self) -> tuple[RowBuffer, ...]:
+        """Where rows wait."""
+        return (self._buffer,)
 
     def add(self, first_token: int, depths: slice, values: NDArray[Any]) -> None:
         """Keep values (depth, token[, rank]) of some depths."""

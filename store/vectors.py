@@ -35,6 +35,11 @@ class VectorSink:
         self._held = 0
         self._file: _Overflow | None = None
 
+    @property
+    def buffers(self) -> tuple[RowBuffer, ...]:
+        """Where rows wait."""
+        return (self._buffer,)
+
     def add(self, first_token: int, layers: Sequence[int], values: NDArray[Any]) -> None:
         """Keep values (layer, token, head, feature) of the layers named; layers that are not wanted are passed over."""
         for layer, rows in zip(layers, values, strict=True):

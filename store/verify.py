@@ -18,7 +18,7 @@ from attnlens.store.check_files import check_chunks, check_consolidated, check_d
 from attnlens.store.check_lens import check_lens
 from attnlens.store.check_tokens import check_tokens
 from attnlens.store.check_vectors import check_vectors
-from attnlens.store.descriptions import Limits, describe_array
+from attnlens.store.descriptions import default_limits, describe_array
 from attnlens.store.files import PARTIAL
 from attnlens.store.findings import Findings
 from attnlens.store.places import Place
@@ -86,7 +86,7 @@ def _check_root(place: Place, about: StoreMetadata, findings: Findings) -> None:
 
 def _check_capture(store: Store, name: str, findings: Findings, progress: Progress) -> str:
     """One capture; returns its status."""
-    limits = Limits()
+    limits = default_limits()
     document, documents, problems = read_capture(store.place, name, limits)
     descriptions = {key: describe_array(text, limits) for key, text in documents.items()}
     attributes = document.get("attributes", {})

@@ -92,7 +92,7 @@ class StoreWriter:
             metadata: Status "planned", `id` from `new_id`.
             capacity: Prompt and new tokens together; arrays are cut to the real length at the end.
             key_rows_hold: Bytes of prompt rows that may wait in memory for their last layer.
-            buffer_bytes: Bytes that may wait in the queue before the model has to.
+            buffer_bytes: Bytes of rows that may wait, in the queue and for other rows, before the model has to.
             share: Other processes write the attention of their own heads, by `write_heads`; this is the first of them.
 
         Raises:
@@ -188,6 +188,11 @@ class CaptureWriter:
     def queue_bytes(self) -> int:
         """Bytes that wait to be written."""
         return self._queue.bytes
+
+    @property
+    def fill(self) -> float:
+        """How much of the buffer is taken, 1 is all: by what waits to be written and by rows that wait for others."""
+        return self._queue.fill
 
     @property
     def metadata(self) -> CaptureMetadata:
@@ -324,6 +329,7 @@ class CaptureWriter:
                 # At multiples of 8, where chunks of several rows end, so that none is written twice.
                 if due or file.fed // COMMIT_ROWS > file.metadata.committed // COMMIT_ROWS:
                     file.commit()
+                self._queue.keep(file.held_bytes)
             self._index()
         except Exception as error:  # noqa: BLE001 - handed to the model's thread, whatever it is
             self._error = write_error(error, file.folder.parent, file.metadata.committed)

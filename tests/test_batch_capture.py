@@ -13,6 +13,7 @@ import attnlens
 from attnlens.capture import capture, probe
 from attnlens.capture.batch.asked import seed_of
 from attnlens.capture.settings import Settings
+from attnlens.info_page import print_page
 from attnlens.render.options import RenderOptions
 from attnlens.render.pictures import render
 from attnlens.schemas.errors import AbsentError, InputError
@@ -176,3 +177,16 @@ def test_the_model_is_probed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr("attnlens.capture.session.probe", counted)
     run(tmp_path / "run.zarr", prompts(3), max_new_tokens=1)
     assert len(probes) == 1
+
+
+def test_info_lists_many_captures_in_80_columns(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    asked = [{"id": f"question-{number}", "prompt": "why " * 9} for number in range(7)]
+    run(tmp_path / "run.zarr", [*asked, {"id": "too long", "prompt": "x" * 500}], max_new_tokens=1)
+    print_page(describe(tmp_path / "run.zarr"))
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert any(line.startswith("0003 ") and "question-3" in line and "complete" in line for line in lines)
+    assert any(line.startswith("0007 ") and "too long" in line and "failed" in line for line in lines)

@@ -17,7 +17,7 @@ from attnlens.capture import capture
 from attnlens.capture import tap as tap_module
 from attnlens.capture.override import tapped
 from attnlens.render.pictures import render
-from attnlens.schemas.errors import Interrupted, ModelError
+from attnlens.schemas.errors import Interrupted
 from attnlens.store.verify import verify
 from families import SMALL, byte_tokenizer, tiny_model
 
@@ -285,9 +285,3 @@ def test_layers_without_attention_are_absent_not_zero(tmp_path: Path) -> None:
     assert (data["lens_token"][:, :fed] >= 0).all()
     assert verify(tmp_path / "run.zarr").problems == []
     assert render(tmp_path / "run.zarr", tmp_path / "pictures").count > 0
-
-
-def test_two_attention_calls_a_layer_are_refused_by_the_models_name(tmp_path: Path) -> None:
-    model = transformers.DiffLlamaForCausalLM(transformers.DiffLlamaConfig(**SMALL)).eval()
-    with pytest.raises(ModelError, match=r"DiffLlamaForCausalLM: model\.layers\.0 computes attention more than once"):
-        run(tmp_path / "run.zarr", model)

@@ -24,7 +24,8 @@ PARTS = {
     "capture": {"__init__", "capture", "store", "schemas", "progress"},
     "console": {"console", "schemas", "progress"},
     "info_page": {"console", "store"},
-    "commands": {"commands", "console", "info_page", "capture", "render", "store", "schemas", "progress"},
+    "plan_page": {"console", "capture"},
+    "commands": {"commands", "console", "info_page", "plan_page", "capture", "render", "store", "schemas", "progress"},
     "cli": {"cli", "commands", "console", "schemas", "__init__"},
     "__init__": {"store", "schemas", "render", "__init__"},
     "__main__": {"cli"},
@@ -34,8 +35,8 @@ PARTS = {
 SEEN_THROUGH_BASE = {"google_crc32c", "numcodecs", "PIL", "typing_extensions"}
 """Import names that come with a dependency of the laptop half."""
 
-ASKED_FOR = {"av", "distributed", "xarray"}
-"""Import names of the extras `video`, `cluster` and `xarray`, imported where a missing extra is named."""
+ASKED_FOR = {"obstore", "av", "distributed", "xarray"}
+"""Import names of the extras `video`, `cluster`, `remote` and `xarray`, imported where a missing extra is named."""
 
 
 def sources() -> list[Path]:

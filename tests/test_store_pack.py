@@ -20,7 +20,7 @@ import attnlens
 from attnlens.render.pictures import render
 from attnlens.schemas.errors import AttnlensError, InputError, StoreError
 from attnlens.store.info import describe
-from attnlens.store.places import Archive, Folder, stem_of
+from attnlens.store.places import Folder, LocalArchive, stem_of
 from attnlens.store.tools.pack import pack, unpack
 from attnlens.store.verify import verify
 from store_sample import Sample, tree_hash
@@ -215,7 +215,7 @@ def test_a_damaged_file_is_not_unpacked(packed: Path, tmp_path: Path) -> None:
 
 
 def test_places_agree(store: Path, packed: Path) -> None:
-    folder, archive = Folder(store), Archive(packed)
+    folder, archive = Folder(store), LocalArchive(packed)
     assert folder.files() == archive.files()
     assert folder.folders("0000") == archive.folders("0000")
     for path, size in folder.files("0000").items():

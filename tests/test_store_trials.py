@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import shutil
 import zipfile
@@ -18,7 +19,7 @@ from attnlens.store.writer import StoreWriter
 from store_sample import Sample
 
 KINDS = ("flip", "cut", "delete", "swap")
-N_TRIAL = 48
+N_TRIAL = int(os.environ.get("ATTNLENS_TRIALS", "32"))
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import zarr
 
 import attnlens
 from attnlens import cli
@@ -370,4 +372,68 @@ def test_damage_is_told(browser: Any, tmp_path: Path) -> None:
         shard.unlink()
         page.js("() => { attnlens.stores.forget(); attnlens.side.store.bytes.forget(); return attnlens.reload(); }")
         assert "missing although it was committed: the store is damaged" in page.page.inner_text(".notice")
+        page.close()
+
+
+def test_the_panel_tells_what_the_store_holds(page: Page, store: Path) -> None:
+    group: Any = zarr.open_group(store / "0000", mode="r")
+    row, column = 1, 33
+    page.set(capture="0000", view="cells", query=38, heads="max", scale="raw", at=[row, column])
+    page.page.wait_for_selector(".cell ol.bars li")
+    later = group["attention_max"][:, row, column]  # queries 29 …
+    ranked = sorted(((value, 29 + place) for place, value in enumerate(later) if value > 0), reverse=True)[:8]
+    shown = page.js(
+        """() => [...document.querySelectorAll(".cell ol.bars li")].map((item) => {
+             const query = item.querySelector("button").textContent.split(" ")[0];
+             return [Number(item.querySelector("data").value), Number(query)]; })"""
+    )
+    assert [value for value, _ in shown] == [float(value) for value, _ in ranked]
+    assert {query for _, query in shown} == {query for _, query in ranked}
+    points = page.js(
+        """() => [...document.querySelectorAll(".cell circle title")]
+             .map((title) => title.textContent.match(/\\d+: (.*)/)[1])"""
+    )
+    stored = set(group["lens_probability"][:, column].ravel().tolist()) | {0.5}  # 0.5 is what next came
+    assert {np.float32(point) for point in points} <= stored
+    assert len(points) > 8
+
+
+def test_search_finds_where_a_token_first_appears(page: Page, store: Path) -> None:
+    group: Any = zarr.open_group(store / "0000", mode="r")
+    ids, last = group["lens_token"][...], 38
+    page.set(capture="0000", query=last, find="alice")  # word 1, " Alice"
+    page.page.wait_for_selector("aside table")
+    rows = page.js("() => [...document.querySelectorAll('aside tbody tr')].map((row) => row.innerText.split('\\t'))")
+    expected = {}
+    for column in range(last + 1):
+        depths = [depth for depth in range(4) if 1 in ids[depth, column]]
+        top = [depth for depth in range(4) if ids[depth, column, 0] == 1]
+        if depths:
+            first = top[0] if top and top[0] <= depths[0] else depths[0]
+            expected[column] = (first, top[0] if top else None)
+    assert {int(row[0].split()[0]) for row in rows} == set(expected)
+    for where, first, top in rows:
+        column = int(where.split()[0])
+        assert (int(first.split()[0]), None if top.strip() == "–" else int(top)) == expected[column]
+
+
+def test_a_difference_is_b_less_a_on_the_columns_that_both_have(browser: Any, tmp_path: Path) -> None:
+    a = make(tmp_path / "a.zarr", ids=[0, 1, 2, 3, 4, 5, 6, 7, 8, 9], n_prompt=6, n_generated=4)
+    b = make(tmp_path / "b.zarr", ids=[0, 1, 2, 9, 9, 3, 4, 5, 6, 7, 8], n_prompt=7, n_generated=4, seed=4)
+    with serving(tmp_path / "a.zarr", tmp_path / "b.zarr") as server:
+        page = Page(browser, f"{server.url}#view=compare&diff=true&query=7&with=b.zarr%230000")
+        columns = page.js("() => attnlens.view.first.scene.columns")
+        assert columns == [0, 1, 2, 3, 4, 5, 6, 7]
+        shown = page.js(
+            """() => { const { scene } = attnlens.view.first;
+              return [0, 1, 2].map((row) => scene.columns.map((_, column) => scene.value(row, column))); }"""
+        )
+        there = [0, 1, 2, 5, 6, 7, 8, 9]
+        before, after = a.weights.max(axis=1)[:, 7, columns], b.weights.max(axis=1)[:, 9, there]
+        assert shown == (after.astype(np.float32) - before.astype(np.float32)).astype(np.float64).tolist()
+        page.set(diff=False)
+        page.js("() => { attnlens.view.first.zoom(150); attnlens.view.first.pan(-99); attnlens.view.first.pan(4); }")
+        assert page.js("() => attnlens.view.second.x - attnlens.view.first.x") == pytest.approx(2)  # the same tokens
+        assert page.js("() => attnlens.controls.command()").startswith("lens diff a.zarr#0000 b.zarr#0000 --queries 7")
+        assert page.wrong == []
         page.close()

@@ -200,7 +200,15 @@ def test_tokens_are_spelled_as_render_spells_them(store: Path, page: Page) -> No
     rng = np.random.default_rng(5)
     characters = [chr(code) for code in rng.integers(0, 0x110000, 3000) if not 0xD800 <= code < 0xE000]
     characters += [chr(code) for code in range(0x500)]
+    emoji = [
+        "\U0001f469\u200d\U0001f469",
+        "a\U0001f1e9\U0001f1ea\U0001f1e9",
+        "1\ufe0f\u20e3",
+        "\u2764\ufe0f\u0301",
+        "x\u200dy",
+    ]
     texts = [
+        *emoji,
         *WORDS,
         *characters,
         *("".join(rng.choice(characters, 4)) for _ in range(500)),

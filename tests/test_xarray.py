@@ -18,6 +18,8 @@ import attnlens
 from attnlens.schemas.errors import MissingExtraError, StoreError
 from attnlens.store.attention import ReplayedAttention
 from attnlens.store.named import NamedArray
+from attnlens.store.tools.crop import crop
+from attnlens.store.tools.keep import Keep
 from attnlens.store.tools.pack import pack
 from attnlens.store.writer import StoreWriter
 from store_sample import Sample
@@ -184,6 +186,27 @@ def test_rows_that_are_not_committed_are_masked(tmp_path: Path, name: str) -> No
     assert np.isnan(weights[:, :, 6:]).all()
     assert np.isnan(data.attention_weight.isel(query=-1, key=0).values).all()
     assert (data.lens_token.isel(token=[0, -1]).values[:, 1] == data.lens_token.attrs["missing_value"]).all()
+
+
+@BOTH
+@pytest.mark.parametrize("name", ["dense", "qk"])
+def test_what_was_cropped_away_is_masked(
+    stores: dict[str, Path], wholes: dict[str, Any], name: str, dask: bool, tmp_path: Path
+) -> None:
+    keep = Keep(layers="0,2:", heads="1")
+    path = crop(stores[name], tmp_path / "part.zarr", keep=keep).path
+    found = attnlens.open(path)[0].to_xarray(dask=dask).attention_weight
+    expected = np.full_like(wholes[name], np.nan)
+    expected[np.ix_([0, *range(2, len(expected))], [1])] = wholes[name][np.ix_([0, *range(2, len(expected))], [1])]
+    np.testing.assert_allclose(found.values, expected, rtol=0, atol=0 if name == "dense" else 1e-6)
+    np.testing.assert_allclose(found.sel(layer=2, query=20).values, expected[2, :, 20], rtol=0, atol=1e-6)
+    assert np.isnan(found.sel(layer=1).values).all()
+    if name == "dense":
+        small = crop(stores[name], tmp_path / "small.zarr", keep=Keep(tokens="10:30"), dtype="uint8").path
+        weights = attnlens.open(small)[0].to_xarray(dask=dask).attention_weight
+        whole = wholes[name].copy()
+        whole[:, :, :10] = whole[:, :, 30:] = whole[..., :10] = whole[..., 30:] = np.nan
+        np.testing.assert_allclose(weights.values, whole, rtol=0, atol=0.005)
 
 
 def test_a_dataset_goes_to_another_process(stores: dict[str, Path], tmp_path: Path) -> None:

@@ -101,11 +101,13 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "gpt_neo": {"attention_types": [[["global", "local"], 2]]},
     "granitemoehybrid": {**HYBRID, "layer_types": ["mamba", "attention", "mamba", "attention"]},
     "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1, "expert_layer_period": 2, "expert_layer_offset": 1},
+    "kimi_linear": {"layer_types": ["linear_attention", "full_attention"] * 2},
     "laguna": {"layer_types": SLIDING_AND_FULL, "num_attention_heads_per_layer": [4, 2, 4, 2]},
     "lfm2": LFM,
     "lfm2_moe": LFM,
     "longcat_flash": {"head_dim": 4, "num_layers": 2},
     "mamba2": {"num_heads": 8, "head_dim": 8, "n_groups": 2},
+    "mllama": {"text_config": {"cross_attention_layers": [1]}},
     "moshi": {"audio_vocab_size": 300},
     "moss_transcribe_diarize": {"text_config": {PART: "qwen3"}},
     "musicgen": {CONFIG: "MusicgenDecoderConfig", "num_codebooks": 1},
@@ -136,3 +138,6 @@ NOT_BUILT = {
 
 NEEDS_POSITIONS = frozenset({"bamba"})
 """Model types that forget, with a cache, where the next token stands (most RoBERTa types must not be told)."""
+
+NEEDS_CACHE = frozenset({"blenderbot"})
+"""Model types whose own cache has the encoder's number of layers."""

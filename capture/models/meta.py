@@ -104,6 +104,33 @@ def load(request: Request, progress: Progress) -> LoadedModel:
     return LoadedModel(model, tokenizer, name)
 
 
+def outline(request: Request) -> tuple[Any, Any, str, Any]:
+    """Configuration, tokenizer, name and dtype. Shards that are there are located, not read; they need not be there.
+
+    Without them the vocabulary is the tokenizer's, head and embedding are two matrices, and the dtype is bfloat16.
+    """
+    import torch
+
+    request.refuse_revision("a local folder")
+    folder = _require_folder(request)
+    params = read_params(folder / "params.json")
+    tokenizer_file = _find_tokenizer(folder)
+    check_tokenizer(tokenizer_file)
+    tiktoken = is_tiktoken(tokenizer_file)
+    tokenizer = tiktoken_tokenizer(tokenizer_file) if tiktoken else sentencepiece_tokenizer(tokenizer_file)
+    vocabulary, tied, dtype = params.vocab_size if params.vocab_size > 0 else len(tokenizer), False, torch.bfloat16
+    if any(folder.glob("consolidated.*.pth")):
+        shards = open_shards(find_shards(folder))
+        vocabulary, tied = vocabulary_size(params, shards), "output.weight" not in shards[0]
+        tensors = plan(params, vocabulary, tied=tied, embedding_axis=_embedding_axis(params, shards))
+        check_names(tensors, shards)
+        check_ranks(tensors, shards)
+        dtype = shards[0]["layers.0.attention.wq.weight"].dtype
+    config = _config(params, vocabulary, tied=tied, tiktoken=tiktoken, tokenizer=tokenizer, dtype=dtype)
+    name = folder.resolve().parent.name if folder.name == SUBFOLDER else folder.resolve().name
+    return config, tokenizer, name, dtype
+
+
 def _embedding_axis(params: MetaParams, shards: list[dict[str, Any]]) -> int:
     """Llama 2 splits the embedding's features over the ranks, Llama 3 its vocabulary."""
     embedding = shards[0].get("tok_embeddings.weight")

@@ -28,7 +28,14 @@ def timeline(capture: Capture) -> Timeline:
         n_prompt=capture.n_prompt,
         n_token=capture.n_token,
         n_row=min(capture.committed, capture.n_fed),
+        kept=None if (kept := capture.kept.get("token")) is None else tuple(kept.tolist()),
     )
+
+
+def layers_kept(capture: Capture) -> list[bool] | None:
+    """Which layers a cropped store has, None if all."""
+    kept = capture.kept.get("layer")
+    return None if kept is None else kept.tolist()
 
 
 def check_source(capture: Capture, heads: Sequence[Heads], scale: Scale) -> None:

@@ -11,12 +11,20 @@ from attnlens.schemas.errors import AbsentError, InputError
 
 @dataclass(frozen=True, kw_only=True)
 class Timeline:
-    """How far a capture goes: tokens of the prompt, tokens in all, and rows that can be drawn (fed and committed)."""
+    """How far a capture goes: tokens of the prompt, tokens in all, and rows that can be drawn (fed and committed).
+
+    `kept`: of a cropped store, which tokens it has.
+    """
 
     capture: str
     n_prompt: int
     n_token: int
     n_row: int
+    kept: tuple[bool, ...] | None = None
+
+    def has(self, query: int) -> bool:
+        """Whether a cropped store kept the token."""
+        return self.kept is None or self.kept[query]
 
 
 QUERIES: Mapping[str, Callable[[Timeline], range]] = {
@@ -39,18 +47,21 @@ def select_queries(text: str, timeline: Timeline) -> tuple[int, ...]:
     if timeline.n_row == 0:
         raise AbsentError(f"capture {timeline.capture} holds no finished row, there is nothing to draw")
     if chosen := QUERIES.get(text):
-        if not (positions := chosen(timeline)):
+        if not (positions := tuple(filter(timeline.has, chosen(timeline)))):
             raise AbsentError(
                 f"capture {timeline.capture} has no {text} token that was fed to the model: "
                 f"{timeline.n_prompt} prompt tokens, {timeline.n_token - timeline.n_prompt} generated, "
                 f"{timeline.n_row} rows stored; try --queries all"
             )
-        return tuple(positions)
+        return positions
     _present(text, timeline)
     try:
-        return select(text, timeline.n_row, option="--queries", thing="query")
+        positions = select(text, timeline.n_row, option="--queries", thing="query")
     except InputError as error:
         raise InputError(f"{error}; or one of {', '.join(QUERIES)}") from None
+    if there := tuple(filter(timeline.has, positions)):
+        return there
+    raise AbsentError(f"--queries {text}: capture {timeline.capture} was cropped to other tokens")
 
 
 def _present(text: str, timeline: Timeline) -> None:

@@ -33,6 +33,8 @@ def identity(capture: Capture) -> str:
     A capture that may still grow has no digest; its beginning stands in, which stays.
     """
     about = capture.metadata
+    if about.crop is not None and about.crop.origin is not None:
+        return about.crop.origin  # what is there of it is drawn as from the original
     if about.digest is not None:
         return about.digest
     start = json.dumps([about.id, about.created, about.model.id, about.n_prompt, about.prompt])

@@ -22,6 +22,7 @@ from attnlens.render.scene import Scene
 from attnlens.render.views.open import open_view
 from attnlens.render.views.view import View
 from attnlens.store.places import file_version
+from attnlens.store.places.fetch import traffic
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,10 +53,13 @@ class Job:
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What became of a job: number of files written, and the characters that no font here could draw."""
+    """What became of a job: number of files written, the characters that no font here could draw, and what it
+    took from a network: requests, bytes.
+    """
 
     count: int
     missing: frozenset[str]
+    fetched: tuple[int, int] = (0, 0)
 
 
 def draw(job: Job) -> Iterator[tuple[str, bytes]]:
@@ -68,10 +72,12 @@ def draw(job: Job) -> Iterator[tuple[str, bytes]]:
 def write(job: Job) -> Outcome:
     """Draw a job into its folder, file by file, each whole or not at all."""
     folder, suffix, count = Path(job.folder), format_named(job.options.format).SUFFIX, 0
+    before = traffic.requests, traffic.bytes
     for name, data in draw(job):
         files.write(folder / f"{name}{suffix}", data)
         count += 1
-    return Outcome(count=count, missing=painter_of(job.options).missing_characters)
+    fetched = traffic.requests - before[0], traffic.bytes - before[1]
+    return Outcome(count=count, missing=painter_of(job.options).missing_characters, fetched=fetched)
 
 
 def scenes(job: Job) -> Iterator[tuple[str, Scene]]:

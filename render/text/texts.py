@@ -119,7 +119,8 @@ class Blocks:
         self._array, self._n_row, self._depths = array, n_row, depths
         self._cut: tuple[slice, ...] = () if ranks == 0 else (slice(0, ranks),)
         n_depth, n_rank = len(range(array.shape[0])[depths]), ranks or max(array.shape[2:], default=1)
-        self._size = max(1, min(_BLOCK, _BUDGET // (16 * n_depth * n_rank)))
+        most = array.chunks[1] if array.far else _BLOCK  # far away no more than a chunk has
+        self._size = max(1, min(most, _BUDGET // (16 * n_depth * n_rank)))
         self._block = lru_cache(maxsize=max(2, _BUDGET // (4 * n_depth * n_rank * self._size)))(self._read)
 
     def __getitem__(self, columns: tuple[int, ...]) -> Values:

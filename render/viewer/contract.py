@@ -11,6 +11,7 @@ import numpy as np
 
 from attnlens.render.attention.scales import FLOOR, LEFT_OVER, SCALES
 from attnlens.render.look.colour import GRID, ON_DARK, ON_LIGHT, THEMES
+from attnlens.render.text.emoji import SEQUENCE
 from attnlens.render.text.legible import LIMIT
 from attnlens.render.text.texts import TEXTS
 from attnlens.schemas.arrays import ARRAY, READINGS, TRACKED
@@ -44,6 +45,7 @@ def contract() -> str:
         "FLOOR": FLOOR,
         "LEFT_OVER": LEFT_OVER,
         "LIMIT": LIMIT,
+        "EMOJI": SEQUENCE.pattern,
         "MAPS": {name: _table(name) for name in MAPS},
         "THEMES": {
             name: {"paper": theme.paper, "ink": theme.ink, "faint": theme.faint, "hatch": theme.hatch}
@@ -53,7 +55,7 @@ def contract() -> str:
         "ON_LIGHT": ON_LIGHT,
         "ON_DARK": ON_DARK,
     }
-    lines = [f"export const {name} = {json.dumps(value, ensure_ascii=False)};" for name, value in values.items()]
+    lines = [f"export const {name} = {json.dumps(value)};" for name, value in values.items()]
     return "\n".join(["// Written by render/viewer/contract.py: `make viewer`.", *lines, ""])
 
 

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import webbrowser
 from collections.abc import Callable, Sequence
-from pathlib import Path
+from os import PathLike
+from pathlib import PurePath
 from urllib.parse import quote
 
 from attnlens.render.viewer.server import ViewServer
-from attnlens.store.places import Place
+from attnlens.store.places import Place, absolute
 from attnlens.store.reader import open_store
 
 
-def open_server(paths: Sequence[Path], port: int = 0) -> ViewServer:
+def open_server(paths: Sequence[str | PathLike[str]], port: int = 0) -> ViewServer:
     """A server for these stores, not yet running.
 
     Raises:
@@ -23,13 +24,13 @@ def open_server(paths: Sequence[Path], port: int = 0) -> ViewServer:
     places: list[Place] = []
     for path in paths:
         places.append(open_store(path).place)  # says in words what is wrong with it
-        name = path.resolve().name
+        name = PurePath(absolute(path)).name
         names.append(name if name not in names else f"{name} ({len(names) + 1})")
     return ViewServer(list(zip(names, places, strict=True)), port)
 
 
 def serve(
-    paths: Sequence[Path],
+    paths: Sequence[str | PathLike[str]],
     *,
     capture: str | None = None,
     port: int = 0,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from attnlens.render.attention.reduce import Floats
-from attnlens.render.attention.source import Source, timeline
+from attnlens.render.attention.source import Source, layers_kept, timeline
 from attnlens.render.choice.layers import select_rows
 from attnlens.render.choice.queries import select_queries, stem
 from attnlens.render.choice.windows import n_columns, window_starts, windows
@@ -29,7 +29,7 @@ class QueryView:
     def __init__(self, capture: Capture, options: RenderOptions) -> None:
         self._capture, self._options = capture, options
         self._n_layer = capture.metadata.model.n_layer
-        self._rows = select_rows(options.layers, self._n_layer)
+        self._rows = select_rows(options.layers, self._n_layer, layers_kept(capture))
         self._tokens = select_tokens(options.tokens, capture)
         self._settings = Settings(capture, options, heads=options.heads, text=options.text or "token")
         queries = select_queries(options.queries, timeline(capture))

@@ -16,6 +16,7 @@ from attnlens.render.scene import Subject
 from attnlens.render.text.cells import Cells, Tokens
 from attnlens.render.text.texts import check_text, select_text
 from attnlens.render.views.evidence import Style
+from attnlens.schemas.errors import AbsentError
 
 if TYPE_CHECKING:
     from attnlens.store.reader import Capture
@@ -90,9 +91,15 @@ class Settings:
 
 
 def select_tokens(text: str | None, capture: Capture) -> Sequence[int] | None:
-    """The columns that `--tokens` names, upwards; None for all.
+    """The columns that `--tokens` names, upwards; None for all. Of a cropped store those that it has.
 
     Raises:
         InputError: it names none.
     """
-    return None if text is None else select(text, timeline(capture).n_row, option="--tokens", thing="token")
+    line = timeline(capture)
+    if text is None and line.kept is None:
+        return None
+    chosen = range(line.n_row) if text is None else select(text, line.n_row, option="--tokens", thing="token")
+    if there := tuple(filter(line.has, chosen)):
+        return there
+    raise AbsentError(f"--tokens {text or 'all'}: capture {capture.id} was cropped to other tokens")

@@ -6,9 +6,11 @@ import os
 from collections.abc import Hashable
 from os import PathLike
 from pathlib import Path, PurePath
+from urllib.parse import unquote, urlsplit
 
 from attnlens.schemas.errors import StoreError
-from attnlens.store.places.archive import Archive, is_archive
+from attnlens.store.places.archive import Archive, LocalArchive, is_archive
+from attnlens.store.places.fetch import is_url
 from attnlens.store.places.folder import Folder
 from attnlens.store.places.place import Place
 
@@ -16,11 +18,20 @@ ZIP_SUFFIX = ".zarr.zip"
 
 
 def open_place(where: str | PathLike[str]) -> Place:
-    """The place that a path names. What is inside is not looked at.
+    """The place that a path or URL names. What is inside is not looked at.
 
     Raises:
+        InputError: a URL that is not understood.
+        MissingExtraError: a URL, and the extra `remote` is not installed.
         StoreError: nothing is there, or it is neither a folder nor a zip.
     """
+    name = os.fspath(where)
+    if is_url(name):
+        if name.lower().startswith("file://"):
+            return open_place(unquote(urlsplit(name).path))
+        from attnlens.store.places.far import far_place
+
+        return far_place(name)
     path = Path(where)
     if path.is_dir():
         return Folder(path)
@@ -28,12 +39,12 @@ def open_place(where: str | PathLike[str]) -> Place:
         raise StoreError(f"{where}: no such store")
     if not is_archive(path):
         raise StoreError(f"{where} is a file; a store is a folder with a zarr.json, or a {ZIP_SUFFIX}")
-    return Archive(path)
+    return LocalArchive(path)
 
 
 def stem_of(where: str | PathLike[str]) -> str:
     """The name of a store without what says that it is one: `run` of `a/run.zarr.zip`."""
-    name = PurePath(os.fspath(where).rstrip("/")).name
+    name = PurePath(unquote(os.fspath(where)).rstrip("/")).name
     return name.removesuffix(".zip").removesuffix(".zarr") or "store"
 
 
@@ -43,8 +54,9 @@ def file_version(where: str | PathLike[str], path: str) -> Hashable:
     Raises:
         OSError: there is no such file.
     """
-    place = Path(where)
-    about = (place if place.is_file() else place / path).stat()
+    if (local := _local(where)) is None:
+        return 0
+    about = (local if local.is_file() else local / path).stat()
     return about.st_ino, about.st_mtime_ns, about.st_size
 
 
@@ -54,13 +66,40 @@ def file_time(where: str | PathLike[str], path: str) -> int:
     Raises:
         OSError: there is no such file.
     """
-    place = Path(where)
-    return (place if place.is_file() else place / path).stat().st_mtime_ns
+    if (local := _local(where)) is None:
+        return 0
+    return (local if local.is_file() else local / path).stat().st_mtime_ns
+
+
+def beside(where: str | PathLike[str], name: str) -> Path:
+    """The path of that name beside a store on this machine, or here for one far away."""
+    local = _local(where)
+    return Path(name) if local is None else local.with_name(name)
 
 
 def absolute(where: str | PathLike[str]) -> str:
     """What names the same place from another working folder."""
-    return str(Path(where).resolve())
+    local = _local(where)
+    return os.fspath(where) if local is None else str(local.resolve())
 
 
-__all__ = ["Archive", "Folder", "Place", "absolute", "file_time", "file_version", "open_place", "stem_of"]
+def _local(where: str | PathLike[str]) -> Path | None:
+    """The path on this machine, None for what is far away."""
+    name = os.fspath(where)
+    if name.lower().startswith("file://"):
+        return Path(unquote(urlsplit(name).path))
+    return None if is_url(name) else Path(where)
+
+
+__all__ = [
+    "Archive",
+    "Folder",
+    "LocalArchive",
+    "Place",
+    "absolute",
+    "beside",
+    "file_time",
+    "file_version",
+    "open_place",
+    "stem_of",
+]

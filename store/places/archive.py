@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import io
+import json
 import os
 import struct
 import zipfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from attnlens.schemas.errors import StoreError
 from attnlens.store.places.place import GROUP_DOCUMENT, Place
@@ -26,6 +28,8 @@ LOCATOR_64 = struct.Struct("<4sLQL")
 LOCAL = struct.Struct("<4s5H3L2H")
 LOCAL_SIGNATURE = b"PK\x03\x04"
 COMMENT_BYTES = (1 << 16) - 1
+TAILS = ".attnlens-tails"
+"""An entry that is no file of the store: copies of the ends of its sharded files, which hold the places of chunks."""
 COMMENT = b"attnlens structure sha256 "
 """What the comment of a packed store begins with; the hash of the zip's structure follows, see `skeleton`."""
 
@@ -48,24 +52,21 @@ class Archive(Place):
         StoreError: it is no zip, has compressed entries, or entries that no store would have.
     """
 
-    def __init__(self, path: Path) -> None:
-        super().__init__(str(path))
-        self._number = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            with os.fdopen(os.dup(self._number), "rb") as file:
-                self._entries = entries_of(file, os.fstat(self._number).st_size, str(path))
-        except BaseException:
-            os.close(self._number)
-            raise
+    def __init__(self, name: str, part: Callable[[int, int], bytes], size: int) -> None:
+        """`part` gives bytes start … stop - 1 of the zip, which has `size`."""
+        super().__init__(name)
+        self._part, self._size = part, size
         self._start: dict[str, int] = {}
-
-    def __del__(self) -> None:
-        if hasattr(self, "_entries"):
-            os.close(self._number)
+        entries = entries_of(_File(part, size), size, name)
+        self._tails = _tails(entries.pop(TAILS, None), self._bytes)
+        self._entries = entries
+        self._packed_here = _comment(self._bytes(max(0, size - 1024), 1024)).startswith(COMMENT)
 
     def read(self, path: str, start: int = 0, stop: int | None = None) -> bytes:
         """See `Place.read`."""
         entry = self._entry(path)
+        if start < 0 and stop is None and len(tail := self._tails.get(path, b"")) == -start:
+            return tail
         low = max(0, entry.size + start) if start < 0 else min(start, entry.size)
         high = entry.size if stop is None else min(stop, entry.size)
         begin = self._begin(path, entry)
@@ -92,7 +93,7 @@ class Archive(Place):
 
         Only a zip that `lens pack` made can be vouched for; of any other nothing is said.
         """
-        size = os.fstat(self._number).st_size
+        size = self._size
         tail = self._bytes(max(0, size - END.size - COMMENT_BYTES), END.size + COMMENT_BYTES)
         at = tail.rfind(END_SIGNATURE)
         comment = tail[at + END.size :]
@@ -100,6 +101,9 @@ class Archive(Place):
             return None
         try:
             contents = [(self._begin(path, entry), entry.size) for path, entry in self._entries.items()]
+            for path, tail_of in self._tails.items():
+                if self.read(path, self._entries[path].size - len(tail_of)) != tail_of:
+                    return f"the copy of the end of {path} is not what it was"
         except OSError as error:
             return f"the zip is damaged at {error.filename}: {error.strerror}"
         found = skeleton(lambda start, count: self._bytes(start, count), size - len(comment) - 2, contents)
@@ -117,19 +121,94 @@ class Archive(Place):
     def _begin(self, path: str, entry: Entry) -> int:
         """Where the bytes of an entry begin: after its header, whose length only the header knows."""
         begin = self._start.get(path)
+        if begin is None and self.blocking and self._packed_here:
+            return entry.header + LOCAL.size + len(path.encode())  # as `lens pack` writes them; saves a read
         if begin is None:
             begin = self._start[path] = entry.header + header_length(self._bytes(entry.header, LOCAL.size), path)
         return begin
 
     def _bytes(self, start: int, count: int) -> bytes:
+        stop = min(start + count, self._size)
+        return self._part(start, stop) if start < stop else b""
+
+
+class LocalArchive(Archive):
+    """A `.zarr.zip` on this machine."""
+
+    def __init__(self, path: Path) -> None:
+        self._number = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        super().__init__(str(path), self._pread, os.fstat(self._number).st_size)
+
+    def __del__(self) -> None:
+        if hasattr(self, "_number"):
+            os.close(self._number)
+
+    def _pread(self, start: int, stop: int) -> bytes:
         parts = []
-        while count > 0:
-            data = os.pread(self._number, count, start)
+        while start < stop:  # one call gives no more than 2 GiB
+            data = os.pread(self._number, stop - start, start)
             if not data:
                 break
             parts.append(data)
-            start, count = start + len(data), count - len(data)
+            start += len(data)
         return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+class _File(io.RawIOBase):
+    """A file for `zipfile`, made of parts."""
+
+    def __init__(self, part: Callable[[int, int], bytes], size: int) -> None:
+        self._part, self._size, self._at = part, size, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._at
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        self._at = max(0, offset + (0, self._at, self._size)[whence])
+        return self._at
+
+    def readinto(self, buffer: Any) -> int:
+        stop = min(self._at + len(buffer), self._size)
+        data = self._part(self._at, stop) if self._at < stop else b""
+        buffer[: len(data)] = data
+        self._at += len(data)
+        return len(data)
+
+
+def _comment(tail: bytes) -> bytes:
+    at = tail.rfind(END_SIGNATURE)
+    return tail[at + END.size :] if at >= 0 else b""
+
+
+def tails_entry(tails: Mapping[str, bytes]) -> bytes:
+    """The content of the entry TAILS: a line of JSON with paths and lengths, then the bytes."""
+    head = json.dumps([[path, len(data)] for path, data in tails.items()], ensure_ascii=True)
+    return head.encode() + b"\n" + b"".join(tails.values())
+
+
+def _tails(entry: Entry | None, read: Callable[[int, int], bytes]) -> dict[str, bytes]:
+    """The ends of files that the zip has a copy of; none if that cannot be made out."""
+    if entry is None or entry.size > DIRECTORY_BYTES:
+        return {}
+    begin = entry.header + LOCAL.size + len(TAILS)
+    head, _, data = read(begin, entry.size).partition(b"\n")
+    try:
+        listed = [(str(path), int(length)) for path, length in json.loads(head)]
+    except (ValueError, TypeError, RecursionError):
+        return {}
+    found, at = {}, 0
+    for path, length in listed:
+        if length < 1 or at + length > len(data):
+            return {}
+        found[path] = data[at : at + length]
+        at += length
+    return found
 
 
 def is_archive(path: Path) -> bool:
@@ -144,7 +223,7 @@ def is_archive(path: Path) -> bool:
         return False
 
 
-def entries_of(file: BinaryIO, size: int, name: str, *, below_top: bool = True) -> dict[str, Entry]:
+def entries_of(file: BinaryIO | io.RawIOBase, size: int, name: str, *, below_top: bool = True) -> dict[str, Entry]:
     """The table of contents of a zip of `size` bytes, by path inside the store, sorted.
 
     Raises:
@@ -223,10 +302,10 @@ def _below_top(found: dict[str, Entry]) -> dict[str, Entry]:
     return {path[len(top) + 1 :]: entry for path, entry in found.items()}
 
 
-def _check_directory(file: BinaryIO, size: int, name: str) -> None:
+def _check_directory(file: BinaryIO | io.RawIOBase, size: int, name: str) -> None:
     """Refuse a table of contents that would take more memory than any store's."""
     file.seek(max(0, size - END.size - COMMENT_BYTES))
-    tail = file.read()
+    tail = file.read() or b""
     at = tail.rfind(END_SIGNATURE)
     if at < 0 or len(tail) - at < END.size:
         raise StoreError(f"{name}: the zip has no table of contents: it was cut short, or is no zip")
@@ -236,7 +315,7 @@ def _check_directory(file: BinaryIO, size: int, name: str) -> None:
     if length == 0xFFFFFFFF and at >= LOCATOR_64.size:
         offset = LOCATOR_64.unpack_from(tail, at - LOCATOR_64.size)[2]
         file.seek(min(offset, size))
-        end = file.read(END_64.size)
+        end = file.read(END_64.size) or b""
         length = END_64.unpack(end)[8] if len(end) == END_64.size and end.startswith(END_64_SIGNATURE) else 0
     if length > DIRECTORY_BYTES:
         raise StoreError(f"{name}: the zip's table of contents has {length} bytes, more than {DIRECTORY_BYTES}")

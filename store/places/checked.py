@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from attnlens.store.places.place import Place
 
 PIECE = 1 << 24
-FAR = 1 << 18
+FAR = 1 << 16
 """Largest file far away that is fetched whole to be compared; of larger ones only the parts that are asked for."""
 
 
@@ -19,19 +19,24 @@ class Checked(Place):
     A chunk has a checksum of its own, but two chunks that changed places still have theirs.
     """
 
-    def __init__(self, place: Place, capture: str, hashes: Mapping[str, str]) -> None:
+    def __init__(self, place: Place, capture: str, hashes: Mapping[str, str], own: tuple[str, ...]) -> None:
+        """`hashes`: path in the capture → sha256. `own`: how paths of files begin that it does not list."""
         super().__init__(place.name)
         self.blocking = place.blocking
         self._place = place
         self._prefix = f"{capture}/"
         self._hashes = hashes
+        self._own = own
         self._good: set[str] = set()
 
     def read(self, path: str, start: int = 0, stop: int | None = None) -> bytes:
         """See `Place.read`. OSError if the file is not the one that the manifest lists."""
         if path in self._good or not path.startswith(self._prefix):
             return self._place.read(path, start, stop)
-        wanted = self._hashes.get(path.removeprefix(self._prefix))
+        inside = path.removeprefix(self._prefix)
+        if inside.startswith(self._own) and inside not in self._hashes:
+            return self._place.read(path, start, stop)
+        wanted = self._hashes.get(inside)
         try:
             size = self._place.size(path)
         except FileNotFoundError:

@@ -68,7 +68,10 @@ class Place(ABC):
         path = join(folder, GROUP_DOCUMENT)
         if self.size(path) > DOCUMENT_BYTES:
             raise ValueError(f"larger than {DOCUMENT_BYTES} bytes")
-        data = json.loads(self.read(path))
+        try:
+            data = json.loads(self.read(path))
+        except RecursionError:
+            raise ValueError("its lists lie too deep in one another") from None
         if not isinstance(data, dict):
             raise ValueError("not a JSON object")
         return data

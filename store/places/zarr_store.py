@@ -15,6 +15,12 @@ if TYPE_CHECKING:
     from zarr.core.buffer import Buffer, BufferPrototype
 
 
+MOMENT = 0.002
+"""Seconds in which reads of one file far away are gathered."""
+GAP = 1 << 13
+"""Bytes between two parts that are fetched rather than asked for separately."""
+
+
 class PlaceStore(Store):
     """Reads a place. A file that cannot be read is an error; one that is not there is absent."""
 
@@ -26,6 +32,7 @@ class PlaceStore(Store):
         super().__init__(read_only=True)
         self._place = place
         self._is_open = True
+        self._waiting: dict[str, list[tuple[int, int, asyncio.Future[bytes]]]] = {}
 
     @property
     def place(self) -> Place:
@@ -38,19 +45,58 @@ class PlaceStore(Store):
     def __str__(self) -> str:
         return self._place.name
 
+    def sizes(self, array: str) -> int:
+        """Bytes of all files of an array; 1 TiB where that cannot be told without asking a network for each."""
+        return 1 << 40 if self._place.blocking else sum(self._place.files(array).values())
+
     async def get(
         self, key: str, prototype: BufferPrototype | None = None, byte_range: ByteRequest | None = None
     ) -> Buffer | None:
         """Bytes of a file, None if it is not there."""
         start, stop = _part(byte_range)
         try:
-            if self._place.blocking:
-                data = await asyncio.to_thread(self._place.read, key, start, stop)
-            else:
+            if not self._place.blocking:
                 data = self._place.read(key, start, stop)
+            elif start >= 0 and stop is not None:
+                data = await self._together(key, start, stop)
+            else:
+                data = await asyncio.to_thread(self._place.read, key, start, stop)
         except FileNotFoundError:
             return None
         return (prototype or default_buffer_prototype()).buffer.from_bytes(data)
+
+    async def _together(self, key: str, start: int, stop: int) -> bytes:
+        """A part of a file far away, fetched with others of the same file that are asked for at the same moment."""
+        answer: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+        waiting = self._waiting.setdefault(key, [])
+        waiting.append((start, stop, answer))
+        if len(waiting) == 1:
+            asyncio.get_running_loop().call_later(MOMENT, lambda: asyncio.ensure_future(self._fetch(key)))
+        return await answer
+
+    async def _fetch(self, key: str) -> None:
+        """Fetch what waits of a file, neighbours in one read, at the same time."""
+        runs: list[list[tuple[int, int, asyncio.Future[bytes]]]] = []
+        reach = 0
+        for part in sorted(self._waiting.pop(key), key=lambda part: part[:2]):
+            if runs and part[0] <= reach + GAP:
+                runs[-1].append(part)
+            else:
+                runs.append([part])
+                reach = 0
+            reach = max(reach, part[1])
+        await asyncio.gather(*(self._fetch_run(key, run) for run in runs))
+
+    async def _fetch_run(self, key: str, run: list[tuple[int, int, asyncio.Future[bytes]]]) -> None:
+        first = run[0][0]
+        try:
+            data = await asyncio.to_thread(self._place.read, key, first, max(stop for _, stop, _ in run))
+        except Exception as error:  # noqa: BLE001 - each that waits is told
+            for *_, answer in run:
+                answer.set_exception(error)
+            return
+        for start, stop, answer in run:
+            answer.set_result(data[start - first : stop - first])
 
     async def get_partial_values(
         self, prototype: BufferPrototype, key_ranges: Iterable[tuple[str, ByteRequest | None]]

@@ -11,7 +11,7 @@ from pathlib import Path
 from attnlens.schemas.errors import AttnlensError, InputError, StoreError
 from attnlens.store.faults import DISK_FULL
 from attnlens.store.files import PARTIAL
-from attnlens.store.places import Archive
+from attnlens.store.places import LocalArchive
 from attnlens.store.root import is_free, read_root, replaceable
 
 
@@ -43,7 +43,7 @@ def _may_replace(path: Path, overwrite: bool) -> None:
         replaceable(path)
         return
     try:
-        read_root(Archive(path))
+        read_root(LocalArchive(path))
     except (AttnlensError, OSError):
         raise InputError(f"will not overwrite {path}: it is not an attnlens store; give another -o") from None
 

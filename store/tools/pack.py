@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -12,9 +13,10 @@ from typing import BinaryIO
 
 from attnlens.progress import Progress, Silent
 from attnlens.schemas.errors import InputError, StoreError
+from attnlens.store.descriptions import Limits, describe_array
 from attnlens.store.files import PARTIAL
-from attnlens.store.places import ZIP_SUFFIX, Archive, Place, open_place, stem_of
-from attnlens.store.places.archive import COMMENT, END, entries_of, header_length, skeleton
+from attnlens.store.places import ZIP_SUFFIX, Archive, Place, beside, open_place, stem_of
+from attnlens.store.places.archive import COMMENT, END, TAILS, entries_of, header_length, skeleton, tails_entry
 from attnlens.store.places.place import GROUP_DOCUMENT
 from attnlens.store.root import read_root
 from attnlens.store.tools.output import new_store
@@ -22,6 +24,10 @@ from attnlens.store.tools.output import new_store
 PIECE = 1 << 24
 SMALL = 1 << 16
 """Files up to this many bytes lie together at the end of the zip, beside its table of contents: one read has them."""
+
+
+ENDS_BYTES = 1 << 15
+"""The most that copies of such indexes take."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,10 +61,10 @@ def pack(
     progress = progress or Silent()
     place = open_place(store)
     read_root(place)
-    path = Path(output) if output is not None else Path(store).with_name(stem_of(store) + ZIP_SUFFIX)
+    path = Path(output) if output is not None else beside(store, stem_of(store) + ZIP_SUFFIX)
     if path.suffix != ".zip":
         raise InputError(f"-o {path}: a packed store is named {stem_of(path)}{ZIP_SUFFIX}")
-    sizes = {name: size for name, size in place.files().items() if not name.endswith(PARTIAL)}
+    sizes = {name: size for name, size in place.files().items() if not name.endswith(PARTIAL) and name != TAILS}
     progress.stage("packing", len(sizes), "files")
     with new_store(path, overwrite=overwrite) as temporary:
         with temporary.open("xb") as file:
@@ -92,7 +98,7 @@ def unpack(
     if not isinstance(place, Archive):
         raise InputError(f"{store} is not packed")
     read_root(place)
-    path = Path(output) if output is not None else Path(store).with_name(f"{stem_of(store)}.zarr")
+    path = Path(output) if output is not None else beside(store, f"{stem_of(store)}.zarr")
     sizes = place.files()
     progress.stage("unpacking", len(sizes), "files")
     with new_store(path, overwrite=overwrite) as temporary:
@@ -145,16 +151,52 @@ def order(sizes: dict[str, int]) -> list[str]:
 def _write(file: BinaryIO, place: Place, sizes: dict[str, int], progress: Progress) -> None:
     with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
         for name in order(sizes):
-            info = zipfile.ZipInfo(name)  # dated 1980, so that equal stores give equal zips
-            info.external_attr = 0o100644 << 16
-            info.create_system = 3
+            info = _entry(name)
             info.file_size = sizes[name]
             with archive.open(info, "w") as entry:
                 for piece in checked_pieces(place, name):
                     entry.write(piece)
             progress.advance()
+        if ends := _ends(place, sizes):
+            archive.writestr(_entry(TAILS), tails_entry(ends))
     file.flush()
     _sign(file)
+
+
+def _entry(name: str) -> zipfile.ZipInfo:
+    info = zipfile.ZipInfo(name)  # dated 1980, so that equal stores give equal zips
+    info.external_attr = 0o100644 << 16
+    info.create_system = 3
+    return info
+
+
+def _ends(place: Place, sizes: dict[str, int]) -> dict[str, bytes]:
+    """The index at the end of every large sharded file, so that a reader far away need not ask for it."""
+    found: dict[str, bytes] = {}
+    lengths: dict[str, int] = {}
+    total = 0
+    for name in sorted(name for name, size in sizes.items() if size > SMALL and "/c/" in name):
+        array = name.partition("/c/")[0]
+        if array not in lengths:
+            lengths[array] = _index_bytes(place, array)
+        if not 0 < lengths[array] <= sizes[name]:
+            continue
+        total += lengths[array]
+        if total > ENDS_BYTES:
+            break
+        found[name] = place.read(name, -lengths[array])
+    return found
+
+
+def _index_bytes(place: Place, array: str) -> int:
+    """Bytes of the index of a sharded array's files, 0 if it has none."""
+    try:
+        about = describe_array(place.document(array), Limits())
+    except (OSError, ValueError):
+        return 0
+    if about.shard is None:
+        return 0
+    return 16 * math.prod(s // c for s, c in zip(about.shard, about.chunk, strict=True)) + 4
 
 
 def _sign(file: BinaryIO) -> None:
@@ -163,6 +205,8 @@ def _sign(file: BinaryIO) -> None:
     with Path(file.name).open("rb") as written:
         contents = []
         for path, entry in entries_of(written, size, file.name, below_top=False).items():
+            if path == TAILS:
+                continue  # counts as structure
             written.seek(entry.header)
             contents.append((entry.header + header_length(written.read(30), path), entry.size))
 

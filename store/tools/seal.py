@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from zarr.storage import LocalStore
 
+from attnlens.schemas.errors import StoreError
 from attnlens.schemas.metadata import CaptureMetadata, StoreMetadata
 from attnlens.schemas.version import NAMESPACE
 from attnlens.store import layout
@@ -42,7 +43,10 @@ def seal_capture(root: Path, metadata: CaptureMetadata, others: Mapping[str, Any
     values = clean(metadata.model_copy(update={"manifest": manifest}).model_dump(mode="json", exclude={"digest"}))
     attributes: dict[str, Any] = {"coordinates": COORDINATES, **(others or {}), NAMESPACE: values}
     arrays = sorted(path.name for path in folder.iterdir() if path.is_dir())
-    document = group_document(attributes, {name: read_document(folder / name) for name in arrays})
+    try:
+        document = group_document(attributes, {name: read_document(folder / name) for name in arrays})
+    except (OSError, ValueError) as error:
+        raise StoreError(f"{metadata.id}: the metadata of an array cannot be read ({error})") from error
     values["digest"] = document_digest(document)
     write_document(folder, document)
 

@@ -1,7 +1,8 @@
 // Legible text for any token: render/text.py, letter for letter.
 
-import { LIMIT } from "../contract.js";
+import { EMOJI, LIMIT } from "../contract.js";
 
+const SEQUENCE = new RegExp(EMOJI, "gu");
 const NAMED = { "\n": "\\n", "\t": "\\t", "\r": "\\r" };
 const MARK = /^[\p{Mn}\p{Me}]$/u;
 const WITHOUT_INK = /^[\p{Cc}\p{Cf}\p{Cs}\p{Co}\p{Cn}\p{Zs}\p{Zl}\p{Zp}]$/u;
@@ -44,8 +45,13 @@ function line(codes, escaped) {
   if (codes.every((code) => code === 32)) return codes.length === 1 ? "<space>" : `<space×${codes.length}>`;
   const parts = [];
   let marks = 2;
-  for (const code of codes.slice(0, LIMIT)) {
-    const letter = String.fromCodePoint(code);
+  for (const letter of clusters(codes.slice(0, LIMIT).map((code) => String.fromCodePoint(code)).join(""))) {
+    const code = letter.codePointAt(0);
+    if (String.fromCodePoint(code) !== letter) {
+      parts.push(letter);
+      marks = 2;
+      continue;
+    }
     if (MARK.test(letter) && !isInvisible(code)) {
       if (!parts.length) {
         parts.push("◌");
@@ -59,6 +65,17 @@ function line(codes, escaped) {
     parts.push(shown);
   }
   return parts.join("").replace(/^ +| +$| {2,}/g, dots) + (codes.length > LIMIT ? "…" : "");
+}
+
+/** Characters of a text, emoji of several characters whole. */
+function clusters(text) {
+  const found = [];
+  let at = 0;
+  for (const sequence of text.matchAll(SEQUENCE)) {
+    found.push(...text.slice(at, sequence.index), sequence[0]);
+    at = sequence.index + sequence[0].length;
+  }
+  return [...found, ...text.slice(at)];
 }
 
 function visible(code, letter, escaped) {

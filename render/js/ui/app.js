@@ -133,6 +133,9 @@ export class App {
       this.stage.setAttribute("aria-busy", "true");
       await this.view.show(serial, () => serial === this.#serial);
       if (serial !== this.#serial) return;
+      const title = lens.ensure(["lens_probability", "lens_token"], state.query, state.query + 1);
+      if (title) title.then(() => serial === this.#serial && this.retitle(), this.fail);
+      else this.retitle();
       this.controls.drawLegend();
       this.cell.show();
       this.overview.show();

@@ -83,9 +83,6 @@ export class QueryView {
     scene.half = state.scale === "raw" && (Boolean(heads.stored) || heads.name === "max" || heads.list?.length === 1) && !heads.rollout;
     this.follow(scene);
     if (!absent) this.#ahead(query, heads, state.scale);
-    const waiting = lens.ensure(["lens_probability", "lens_token"], query, query + 1);
-    if (waiting) waiting.then(() => current() && app.retitle(), app.fail);
-    else app.retitle();
   }
 
   follow(scene) {

@@ -1,0 +1,65 @@
+"""A model as its configuration and tokenizer describe it: no weight is loaded, and none is downloaded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from attnlens.capture.models import builtin, gguf, hub, meta
+from attnlens.capture.models.failure import one_line
+from attnlens.capture.models.quiet import quiet
+from attnlens.capture.models.request import Request
+from attnlens.schemas.errors import AttnlensError, ModelError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outline:
+    """`dtype` is the torch dtype that the weights would have; `generation` the checkpoint's generation settings."""
+
+    config: Any
+    tokenizer: Any
+    id: str
+    dtype: Any
+    generation: Any = None
+
+
+OUTLINES: tuple[tuple[Callable[[Request], bool], Callable[[Request], tuple[Any, Any, str, Any]]], ...] = (
+    (builtin.matches, builtin.outline),
+    (meta.matches, meta.outline),
+    (gguf.matches, gguf.outline),
+    (hub.matches, hub.outline),
+)
+"""In the order of `load.SOURCES`."""
+
+
+def outline(request: Request) -> Outline:
+    """Configuration and tokenizer of the model that `request` names.
+
+    Raises:
+        InputError: an option that cannot be used.
+        ModelError: there is no such model here, or it is no causal language model.
+    """
+    describe = next(describe for matches, describe in OUTLINES if matches(request))
+    try:
+        with quiet():
+            config, tokenizer, name, dtype = describe(request)
+            return Outline(
+                config=config,
+                tokenizer=tokenizer,
+                id=name,
+                dtype=request.torch_dtype() or dtype,
+                generation=_generation(request),
+            )
+    except AttnlensError:
+        raise
+    except Exception as error:  # a foreign checkpoint fails in any way a library knows; the cause is kept
+        raise ModelError(f"cannot plan for {request.name}: {one_line(error)}") from error
+
+
+def _generation(request: Request) -> Any:
+    """generation_config.json of a local folder, where there is one."""
+    from transformers import GenerationConfig
+
+    folder = request.path
+    return GenerationConfig.from_pretrained(folder) if (folder / "generation_config.json").is_file() else None

@@ -1,0 +1,41 @@
+"""The captures of a store, a line each."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from os import PathLike
+
+from attnlens.store.reader import open_store
+
+
+@dataclass(frozen=True, kw_only=True)
+class Line:
+    """One capture, in short."""
+
+    id: str
+    status: str
+    n_prompt: int
+    n_token: int
+    model: str
+    prompt: str
+    completion: str
+
+
+def listing(path: str | PathLike[str]) -> list[Line]:
+    """The captures that have begun in the store at `path`, in order.
+
+    Raises:
+        StoreError: it is not a store, is damaged, or has another format version.
+    """
+    return [
+        Line(
+            id=capture.id,
+            status=capture.status,
+            n_prompt=capture.n_prompt,
+            n_token=capture.n_token,
+            model=capture.metadata.model.id,
+            prompt=capture.metadata.prompt,
+            completion=capture.metadata.completion,
+        )
+        for capture in open_store(path)
+    ]
