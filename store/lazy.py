@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from xarray.backends.common import BackendArray
-from xarray.core.indexing import ExplicitIndexer, IndexingSupport, explicit_indexing_adapter
+from xarray.core.indexing import ExplicitIndexer, IndexingSupport, VectorizedIndexer, explicit_indexing_adapter
 
 from attnlens.schemas.errors import StoreError
 from attnlens.store.named import ROW_AXES
@@ -37,6 +37,8 @@ class LazyArray(BackendArray):
         self._capture = capture
 
     def __getitem__(self, key: ExplicitIndexer) -> Any:
+        if not isinstance(key, VectorizedIndexer):  # xarray's own way fails on an empty slice that goes backwards
+            return self._cells(key.tuple)
         return explicit_indexing_adapter(key, self.shape, IndexingSupport.OUTER, self._cells)
 
     def __reduce__(self) -> tuple[Callable[..., LazyArray], tuple[Any, ...]]:

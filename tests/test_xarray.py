@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import zarr
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 import attnlens
@@ -98,6 +98,7 @@ def picks(low: int, high: int) -> st.SearchStrategy[Any]:
 @given(
     index=st.tuples(picks(-3, 2), picks(-2, 1), picks(-47, 46), picks(-47, 46)), name=st.sampled_from(["dense", "qk"])
 )
+@example(index=(0, 0, 0, slice(0, 0, -1)), name="dense")
 def test_any_index_gives_what_numpy_gives(
     stores: dict[str, Path], wholes: dict[str, Any], index: tuple[Any, ...], name: str
 ) -> None:
