@@ -26,6 +26,8 @@ from attnlens.store.places.place import GROUP_DOCUMENT, join
 from attnlens.store.root import read_root
 
 if TYPE_CHECKING:
+    import xarray
+
     from attnlens.store.places.zarr_store import PlaceStore
 
 Viewer = Callable[..., Any]
@@ -102,6 +104,17 @@ class Store:
             self._captures[name] = Capture(self.place, name, self._limits, checked=self._checked)
             self._captures[name].viewer = self.viewer
         return self._captures[name]
+
+    def to_datatree(self, *, dask: bool | None = None) -> xarray.DataTree:
+        """The captures as an `xarray.DataTree`, each a node of its name; see `Capture.to_xarray`.
+
+        Raises:
+            MissingExtraError: xarray is not installed.
+            StoreError: metadata or coordinates of a capture are damaged.
+        """
+        from attnlens.store.dataset import datatree
+
+        return datatree(self, dask=dask)
 
     def find(self, key: str) -> str:
         """Name of the capture with this name or prompt id, as `store[key]` understands it.
@@ -184,6 +197,22 @@ class Capture:
         if self.viewer is None:
             raise InputError("a capture opened without a viewer cannot be shown: open its store with attnlens.open")
         return self.viewer(self, state, height)
+
+    def to_xarray(self, *, dask: bool | None = None) -> xarray.Dataset:
+        """The capture as an `xarray.Dataset`: every array by its name, with units, meaning, and texts of tokens as
+        coordinates. Coordinates are read, everything else when it is asked for. Of a capture in qk mode the variable
+        `attention_weight` makes its rows when it is indexed. What is absent is NaN, or -1; float16 comes as float32.
+
+        Args:
+            dask: Whether variables are dask arrays, in chunks as the files are; None: if dask is installed.
+
+        Raises:
+            MissingExtraError: xarray is not installed.
+            StoreError: coordinates are damaged. What is read later raises StoreError then.
+        """
+        from attnlens.store.dataset import dataset
+
+        return dataset(self, dask=dask)
 
     @property
     def status(self) -> Status:

@@ -35,9 +35,8 @@ PARTS = {
 SEEN_THROUGH_BASE = {"google_crc32c", "numcodecs", "PIL", "typing_extensions"}
 """Import names that come with a dependency of the laptop half."""
 
-ASKED_FOR = {"obstore", "av", "distributed", "h5py"}
-"""Import names of the extras `video`, `cluster`, `remote` and `hdf5`, imported where it is
-said which extra is missing."""
+ASKED_FOR = {"obstore", "av", "distributed", "h5py", "xarray"}
+"""Import names of the extras `video`, `cluster`, `remote`, `hdf5` and `xarray`, imported where a missing one is named."""
 
 
 def sources() -> list[Path]:
