@@ -36,7 +36,8 @@ SEEN_THROUGH_BASE = {"google_crc32c", "numcodecs", "PIL", "typing_extensions"}
 """Import names that come with a dependency of the laptop half."""
 
 ASKED_FOR = {"obstore", "av", "distributed", "h5py", "xarray"}
-"""Import names of the extras `video`, `cluster`, `remote`, `hdf5` and `xarray`, imported where a missing one is named."""
+"""Import names of the extras `video`, `cluster`, `remote`, `hdf5` and `xarray`, imported where a missing one
+is named."""
 
 
 def sources() -> list[Path]:
