@@ -24,6 +24,7 @@ from attnlens.commands import (
     info,
     ls,
     merge,
+    migrate,
     pack,
     plan,
     relens,
@@ -112,5 +113,6 @@ app.command()(verify.verify)
 app.command(epilog=crop.EXAMPLES)(crop.crop)
 app.command()(ls.ls)
 app.command(epilog=merge.EXAMPLES)(merge.merge)
+app.command(epilog=migrate.EXAMPLES)(migrate.migrate)
 app.command(epilog=pack.EXAMPLES)(pack.pack)
 app.command(epilog=unpack.EXAMPLES)(unpack.unpack)

@@ -75,11 +75,11 @@ def new_root() -> StoreMetadata:
     return StoreMetadata(created=created, writer=f"attnlens {__version__}", planned=[])
 
 
-def read_root(path: Place) -> StoreMetadata:
-    """The metadata of the store at a place.
+def root_attributes(path: Place) -> dict[str, Any]:
+    """The attributes of the store at a place, of whatever version.
 
     Raises:
-        StoreError: it is not a store of this version, or its metadata is damaged.
+        StoreError: it is not a store of ours, or its metadata is damaged.
     """
     try:
         document = path.document()
@@ -95,6 +95,16 @@ def read_root(path: Place) -> StoreMetadata:
     attributes = document.get("attributes")
     if not isinstance(attributes, dict) or NAMESPACE not in attributes:
         raise StoreError(f"{path} is a Zarr group, but not an attnlens store (it has no attribute {NAMESPACE!r})")
+    return attributes
+
+
+def read_root(path: Place) -> StoreMetadata:
+    """The metadata of the store at a place.
+
+    Raises:
+        StoreError: it is not a store of this version, or its metadata is damaged.
+    """
+    attributes = root_attributes(path)
     problems = validate_store(attributes)
     if problems:
         raise StoreError(f"{path}: {summary(problems)}")
