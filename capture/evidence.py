@@ -24,6 +24,8 @@ from attnlens.store.writer import CaptureWriter
 ROW_SUM_LIMIT = 1e-3
 ROWS_TOGETHER = 256
 """Rows (lane, token) of a prompt that are enough for one product with the unembedding; fewer wait for the next lane."""
+STEP_BYTES = 16 << 20
+"""Float32 rows of one token that wait for the next layer's; of a long text and a large model they go sooner."""
 VECTOR_BYTES = 16 << 20
 """Queries of one layer that are handed over at a time."""
 
@@ -51,26 +53,31 @@ class AttentionEvidence:
         self._sinks = sinks
         self._dense = mode == "dense"
         self._step: list[Block] = []
+        self._step_bytes = 0
         self._vectors: list[Vectors] = []
         self._finite: list[tuple[int, Tensor]] = []
         self._off: list[tuple[int, Tensor]] = []
         self.worst_row_sum = 0.0
 
     def receive(self, block: Block) -> None:
-        """Takes one block; rows of a single token wait for `end_pass`, so that all layers travel in one copy."""
-        total = block.weights.sum(dim=-1)
-        off = total - 1
-        self._off.append((block.layer, off.max() if self._sinks[block.layer] else off.abs().max()))
-        half = Block(
-            layer=block.layer,
-            first_query=block.first_query,
-            first_key=block.first_key,
-            weights=block.weights.to(torch.float16),
-        )
-        if half.weights.shape[1] == 1:
-            self._step.append(half)
-        else:
-            self._send([half])
+        """Takes one block; rows of a single token wait for `end_pass`, so that all layers are worked on together."""
+        if block.weights.shape[1] == 1:
+            self._step.append(block)
+            self._step_bytes += block.weights.nbytes
+            if self._step_bytes >= STEP_BYTES:
+                self._send_step()
+            return
+        off = self._off_by([block], block.weights[None])
+        self._off.append((block.layer, off[0]))
+        self._send([block], block.weights[None])
+
+    def _off_by(self, blocks: list[Block], weights: Tensor) -> Tensor:
+        """How far rows (layer, head, query, key) are from summing to 1, the furthest of each layer; sinks may lack."""
+        off = weights.sum(dim=-1).sub_(1).flatten(1)
+        sinks = [self._sinks[block.layer] for block in blocks]
+        if not any(sinks):
+            return off.abs_().amax(dim=1)
+        return torch.where(torch.tensor(sinks, device=off.device), off.amax(dim=1), off.abs().amax(dim=1))
 
     def receive_vectors(self, vectors: Vectors) -> None:
         """Takes queries and keys of one layer; those of a single token wait for `end_pass`, as rows do."""
@@ -120,12 +127,7 @@ class AttentionEvidence:
                     "damaged (another --dtype may help)"
                 )
         self._finite.clear()
-        by_place: dict[tuple[int, ...], list[Block]] = {}
-        for block in self._step:
-            by_place.setdefault((block.first_query, block.first_key, *block.weights.shape), []).append(block)
-        self._step.clear()
-        for blocks in by_place.values():
-            self._send(blocks)
+        self._send_step()
         device = self._off[0][1].device if self._off else torch.device("cpu")
         offs = torch.stack([off.to(device) for _, off in self._off]) if self._off else torch.empty(0)
         if self._parallel is not None and len(offs):
@@ -140,23 +142,30 @@ class AttentionEvidence:
         self.worst_row_sum = max([self.worst_row_sum, *worst])
         self._off.clear()
 
-    def _send(self, blocks: list[Block]) -> None:
-        """Sends blocks of equal shape and place: float16 (layer, head, query, key) in one copy."""
-        device = blocks[0].weights.device
-        stacked = torch.stack([block.weights.to(device) for block in blocks])
+    def _send_step(self) -> None:
+        """Sends the rows of a single token that wait, all layers of equal shape and place in one go."""
+        by_place: dict[tuple[int, ...], list[Block]] = {}
+        for block in self._step:
+            by_place.setdefault((block.first_query, block.first_key, *block.weights.shape), []).append(block)
+        self._step.clear()
+        self._step_bytes = 0
+        for blocks in by_place.values():
+            device = blocks[0].weights.device
+            weights = torch.stack([block.weights.to(device) for block in blocks])
+            self._off.extend(zip((block.layer for block in blocks), self._off_by(blocks, weights), strict=True))
+            self._send(blocks, weights)
+
+    def _send(self, blocks: list[Block], weights: Tensor) -> None:
+        """Sends blocks of equal shape and place, whose weights are float32 (layer, head, query, key), in one copy."""
+        half = weights.to(torch.float16)
         first_query, first_key = blocks[0].first_query, blocks[0].first_key
+        layers = [block.layer for block in blocks]
+        if self._dense:
+            self._writer.attention_of_layers(layers, first_query, first_key, _host(half))
         skip = max(0, self._first_generated - first_query)
-        reduced: tuple[Any, ...] | None = None
-        if skip < stacked.shape[2]:
-            rows = stacked[:, :, skip:]
-            reduced = tuple(map(_host, self._reduced(rows)))
-        weights = _host(stacked) if self._dense else None
-        for index, block in enumerate(blocks):
-            if weights is not None:
-                self._writer.attention(block.layer, first_query, first_key, weights[index])
-            if reduced is not None:
-                maximum, mean = reduced
-                self._writer.reductions(block.layer, first_query + skip, first_key, maximum[index], mean[index])
+        if skip < half.shape[2]:
+            maximum, mean = map(_host, self._reduced(half[:, :, skip:]))
+            self._writer.reductions_of_layers(layers, first_query + skip, first_key, maximum, mean)
 
     def _reduced(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Maximum and mean over heads, float16 (layer, query, key), of rows (layer, head, query, key)."""

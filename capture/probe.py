@@ -137,6 +137,7 @@ def _probe(model: nn.Module, prompt: Tensor, *, lens: bool) -> Probed:
         ),
     )
     checks.append(_check_attentions(rows, plain, expected.dtype, tracker, late_sinks=late_sinks))
+    found, absent = _find_lens(model, path, layers, ids, style) if lens else (None, "not asked for")
     proof = prove(layer_table(model, path, layers, calls), calls)
     lean, fused = _lean_layers(model, path, layers, ids, style, expected, proof)
     checks.extend([fused] if fused is not None else [])
@@ -145,10 +146,6 @@ def _probe(model: nn.Module, prompt: Tensor, *, lens: bool) -> Probed:
     checks.append(check)
     if refusal is None:
         checks.append(SelfCheck(name="probe: replay", passed=True, value=proof.worst, limit=REPLAY_LIMIT))
-    found: LogitLens | None = None
-    absent: str | None = "not asked for"
-    if lens:
-        found, absent = _find_lens(model, path, layers, ids, style)
     return Probed(
         path=path,
         layers=layers,
@@ -431,6 +428,11 @@ def _find_lens(
 
     try:
         with eager_configuration(model):
-            return find_logit_lens(model, path, layers, run, ids, ids.flip(1)), None
+            lens = find_logit_lens(model, path, layers, run, ids, ids.flip(1))
     except ModelError as error:
         return None, str(error)
+    parameters = [parameter for part in lens.modules for parameter in part.parameters()]
+    # Elsewhere the thread could meet offloading, or the exchanges of several processes.
+    if all(parameter.device.type == "cpu" and not hasattr(parameter, "full_tensor") for parameter in parameters):
+        lens.hash_soon()
+    return lens, None

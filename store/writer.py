@@ -219,6 +219,20 @@ class CaptureWriter:
         """
         self._put(lambda file: file.attention(layer, first_query, first_key, weights), weights.nbytes)
 
+    def attention_of_layers(
+        self, layers: Sequence[int], first_query: int, first_key: int, weights: NDArray[np.float16]
+    ) -> None:
+        """As `attention`, of several layers at once: `weights` (layer, head, query, key).
+
+        One call wakes the writing thread once; the two threads have but one Python to share.
+        """
+
+        def job(file: CaptureFile | HeadsFile) -> None:
+            for layer, rows in zip(layers, weights, strict=True):
+                file.attention(layer, first_query, first_key, rows)
+
+        self._put(job, weights.nbytes)
+
     def vectors(self, first_token: int, layers: Sequence[int], queries: NDArray[Any], keys: NDArray[Any]) -> None:
         """Queries and keys of the tokens first_token … in the layers named, each (layer, token, head, feature).
 
@@ -243,6 +257,22 @@ class CaptureWriter:
         """Maximum and mean over heads (query, key), float16, of queries ≥ n_prompt - 1."""
         size = maximum.nbytes + mean.nbytes
         self._put(lambda file: file.reductions(layer, first_query, first_key, maximum, mean), size)
+
+    def reductions_of_layers(
+        self,
+        layers: Sequence[int],
+        first_query: int,
+        first_key: int,
+        maximum: NDArray[np.float16],
+        mean: NDArray[np.float16],
+    ) -> None:
+        """As `reductions`, of several layers at once: each (layer, query, key)."""
+
+        def job(file: CaptureFile | HeadsFile) -> None:
+            for layer, highest, middle in zip(layers, maximum, mean, strict=True):
+                file.reductions(layer, first_query, first_key, highest, middle)
+
+        self._put(job, maximum.nbytes + mean.nbytes)
 
     def lens(self, first_token: int, depths: slice, arrays: Mapping[str, NDArray[Any]]) -> None:
         """What the lens reads: lens_token, lens_probability (depth, token, rank), lens_entropy, next_rank,

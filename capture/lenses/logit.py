@@ -6,7 +6,8 @@ nostalgebraist, "interpreting GPT: the logit lens", 2020. Which modules make up 
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -28,6 +29,13 @@ class LogitLens:
     vocabulary_size: int
     scale: float = 1.0
     softcap: float | None = None
+    _hashed: list[Future[str]] = field(default_factory=list, repr=False, compare=False)
+
+    def hash_soon(self) -> None:
+        """Begins the hash of the weights, which takes a while, in a thread beside what comes before `info`."""
+        thread = ThreadPoolExecutor(1, "attnlens-hash")
+        self._hashed[:] = [thread.submit(_hash, self.modules)]
+        thread.shutdown(wait=False)
 
     def read(self, residual: Tensor, following: Tensor, top_k: int, tracked: Tensor | None = None) -> Readout:
         """Readings of residuals (row, feature); `following` int64 (row): what came next, -1 for unknown.
@@ -76,7 +84,7 @@ class LogitLens:
             scale=self.scale,
             softcap=self.softcap,
             top_k=top_k,
-            hash=_hash(self.modules),
+            hash=self._hashed[0].result() if self._hashed else _hash(self.modules),
         )
 
 
@@ -87,6 +95,7 @@ def _first(output: Any) -> Tensor:
     return tensor
 
 
+@torch.no_grad()
 def _hash(modules: tuple[nn.Module, ...]) -> str:
     """sha256 over the tail's weights, so that another lens can tell whether it was made for them."""
     digest = hashlib.sha256()
