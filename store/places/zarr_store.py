@@ -27,6 +27,7 @@ class PlaceStore(Store):
     supports_writes = False
     supports_deletes = False
     supports_listing = True
+    supports_partial_writes = False  # zarr 3.1.1 wants this and set_partial_values of every store, 3.1.6 does not
 
     def __init__(self, place: Place) -> None:
         super().__init__(read_only=True)
@@ -109,6 +110,10 @@ class PlaceStore(Store):
         return self._place.exists(key)
 
     async def set(self, key: str, value: Buffer) -> None:
+        """Not for a place that is read."""
+        self._check_writable()
+
+    async def set_partial_values(self, key_start_values: Iterable[tuple[str, int, bytes]]) -> None:
         """Not for a place that is read."""
         self._check_writable()
 
