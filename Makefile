@@ -27,7 +27,7 @@ demo: $(READY)
 	@$(BIN)/lens demo -o demo
 
 test: $(READY)
-	@$(BIN)/python -m pytest -q
+	@$(BIN)/python -m pytest -q -n 2 --dist loadfile
 
 check: $(READY)
 	@$(BIN)/ruff check .

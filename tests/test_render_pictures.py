@@ -172,7 +172,7 @@ def test_several_captures_get_a_folder_each(tmp_path: Path) -> None:
         ({"queries": "11"}, "--queries 11 is out of range"),
         ({"cmap": "cool_warm"}, "did you mean coolwarm"),
         ({"dpi": 5}, "--dpi 5"),
-        ({"capture": "0007"}, "--capture 0007: there is none, the store holds 0000"),
+        ({"capture": "0007"}, "has no capture '0007'; it has 0000"),
     ],
 )
 def test_bad_options_are_told_in_one_line_and_nothing_is_written(
