@@ -8,8 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import zarr
 
+from attnlens.capture import capture
+from attnlens.capture.forecast.forecast import forecast
 from attnlens.capture.models import load
+from attnlens.capture.run import CaptureOptions
+from attnlens.progress import Silent
 from attnlens.schemas.errors import InputError, ModelError
 from tiny import TEMPLATE, byte_level_tokenizer, llama
 
@@ -144,3 +149,24 @@ def test_which_file(tmp_path: Path) -> None:
     (tmp_path / "m-00001-of-00002.gguf").write_bytes(b"GGUF")
     with pytest.raises(ModelError, match="is one part of a split GGUF file"):
         load(str(tmp_path / "m-00001-of-00002.gguf"))
+
+
+@pytest.mark.parametrize(("quantized", "dtype"), [(None, "float32"), ("Q8_0", "float32"), ("F16", "float16")])
+def test_a_plan_is_that_of_the_loaded_model(tmp_path: Path, quantized: str | None, dtype: str) -> None:
+    write_gguf(tmp_path / "tiny.gguf", quantized=quantized)
+    options = CaptureOptions(
+        model=str(tmp_path / "tiny.gguf"), prompt="Hi", completion="a b c", output=tmp_path / "x.zarr", device="cpu"
+    )
+    found = forecast(options, Silent())
+    loaded = load(options.model, device="cpu")
+    report = capture(loaded.model, loaded.tokenizer, "Hi", tmp_path / "run.zarr", completion="a b c")
+    assert (found.model, found.dtype, found.n_prompt) == ("tiny.gguf", dtype, report.n_prompt)
+    assert found.n_parameters == sum(weight.numel() for weight in loaded.model.parameters())
+    held = sum(weight.nbytes for weight in (*loaded.model.parameters(), *loaded.model.buffers()))
+    assert found.memory["host"]["weights"] == held
+    group: Any = zarr.open_group(tmp_path / "run.zarr", mode="r")["0000"]
+    shapes = {name: array.shape for name, array in group.arrays()}
+    arrays = {array.name: tuple(array.axes.values()) for array in found.modes[0].arrays}
+    for name in ("attention_weight", "attention_max", "lens_token", "value_norm", "token_id"):
+        assert arrays[name] == shapes[name], name
+    assert not (tmp_path / "x.zarr").exists()

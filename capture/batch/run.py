@@ -21,7 +21,7 @@ def run_many(options: CaptureOptions, progress: Progress) -> ManyReport:
     """
     if options.prompts is None:
         raise InputError("no prompts; give them with --prompts FILE")
-    _refuse_single(options)
+    refuse_single(options)
     if options.buffer_mib < 1:
         raise InputError(f"--buffer is {options.buffer_mib} MiB, expected 1 or more")
     settings, generation = options.settings, options.generation
@@ -59,8 +59,12 @@ def run_many(options: CaptureOptions, progress: Progress) -> ManyReport:
     )
 
 
-def _refuse_single(options: CaptureOptions) -> None:
-    """Options of a single prompt have no meaning beside many."""
+def refuse_single(options: CaptureOptions) -> None:
+    """Options of a single prompt have no meaning beside many.
+
+    Raises:
+        InputError: one was given.
+    """
     single = {
         "--prompt": options.prompt,
         "--prompt-file": options.prompt_file,

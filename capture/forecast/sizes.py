@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from attnlens.schemas.arrays import LENS_ROWS
 from attnlens.schemas.metadata import CaptureMetadata, LayerInfo
 from attnlens.store.planned import PlannedArray, planned_arrays
 
@@ -23,7 +24,7 @@ ON_DISK: Mapping[str, tuple[float, float]] = {
     "residual": (0.70, 0.96),
 }
 """Array → bytes on disk by its bytes in memory, least and most. Of attention only what a query can see is counted: the
-rest are zeros, which take no room."""
+rest are zeros, which take no room; of lenses only the tokens that they read: the rest are fill values."""
 OTHER = (0.30, 1.00)
 
 
@@ -51,8 +52,9 @@ class ModeSize:
 def mode_size(about: CaptureMetadata, *, capacity: int, key_rows_hold: int) -> ModeSize:
     """The arrays of a capture that fills its `capacity`, in the order of their size."""
     seen = visible_share(about.model.layers, capacity)
+    n_read = capacity - about.lens_first
     planned = planned_arrays(about, capacity=capacity, key_rows_hold=key_rows_hold)
-    arrays = [_size(array, seen, capacity, about.model.n_layer) for array in planned]
+    arrays = [_size(array, seen, n_read, capacity, about.model.n_layer) for array in planned]
     arrays.sort(key=lambda array: -(array.raw_bytes or 0))
     return ModeSize(
         mode=about.attention or "none",
@@ -76,20 +78,20 @@ def visible_share(layers: list[LayerInfo], capacity: int) -> float:
     return seen / (len(layers) * capacity * capacity)
 
 
-def _size(array: PlannedArray, seen: float, capacity: int, n_layer: int) -> ArraySize:
+def _size(array: PlannedArray, seen: float, n_read: int, capacity: int, n_layer: int) -> ArraySize:
     spec = array.spec
     name = spec.base or spec.name
     cells = math.prod(array.shape)
     if array.itemsize and not TEXT_AXES & set(spec.axes):
         raw = cells * array.itemsize
         low, high = ON_DISK.get(name, OTHER)
-        filled = raw * (seen if name == "attention_weight" else 1.0)
+        filled = raw * (seen if name == "attention_weight" else n_read / capacity if name in LENS_ROWS else 1.0)
         disk = (int(filled * low), int(filled * high))
+    elif array.itemsize:
+        raw, disk = None, (0, 16 * capacity)
     else:
-        raw, depths = None, n_layer + 1 if "entry" in spec.axes else 1
-        disk = (
-            (TEXT_BYTES[0] * capacity, TEXT_BYTES[1] * capacity * depths) if array.itemsize == 0 else (0, 16 * capacity)
-        )
+        raw, most = None, n_read * (n_layer + 1) if "entry" in spec.axes else capacity
+        disk = (TEXT_BYTES[0] * min(most, capacity), TEXT_BYTES[1] * most)
     return ArraySize(
         name=spec.name,
         axes=dict(zip(map(str, spec.axes), array.shape, strict=True)),
