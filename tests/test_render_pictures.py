@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import os
 import signal
 import subprocess
@@ -17,12 +18,13 @@ from PIL import Image
 import attnlens
 from attnlens.render.look.caption import details, headline
 from attnlens.render.options import RenderOptions
-from attnlens.render.pictures import render
+from attnlens.render.pictures import ready_plans, render
 from attnlens.render.run import files
 from attnlens.render.scene import Scene
 from attnlens.render.text.legible import legible
 from attnlens.render.views.open import open_view
 from attnlens.schemas.errors import AbsentError, AttnlensError, InputError
+from attnlens.store.reader import Capture
 from render_store import WORDS, Made, make
 
 
@@ -146,6 +148,19 @@ def test_partial_captures_are_drawn_as_far_as_they_go(tmp_path: Path) -> None:
         render(made.path, tmp_path / "out", options=RenderOptions(queries="9"))
 
 
+def test_plans_of_many_captures_hold_few_of_them_open(tmp_path: Path) -> None:
+    gc.collect()
+    before = {id(one) for one in gc.get_objects() if type(one) is Capture}
+    for number in range(9):
+        make(tmp_path / "run.zarr", n_prompt=3, n_generated=2, append=number > 0)
+    plans, _ = ready_plans(tmp_path / "run.zarr", tmp_path / "out", RenderOptions())
+    assert [plan.count() for plan in plans] == [plans[0].count()] * 9
+    gc.collect()
+    held = [one for one in gc.get_objects() if type(one) is Capture and id(one) not in before]
+    assert 0 < len(held) <= 4
+    assert [plan.capture.id for plan in plans] == [f"{number:04}" for number in range(9)]
+
+
 def test_several_captures_get_a_folder_each(tmp_path: Path) -> None:
     make(tmp_path / "run.zarr")
     make(tmp_path / "run.zarr", n_generated=1, append=True)
@@ -172,7 +187,7 @@ def test_several_captures_get_a_folder_each(tmp_path: Path) -> None:
         ({"queries": "11"}, "--queries 11 is out of range"),
         ({"cmap": "cool_warm"}, "did you mean coolwarm"),
         ({"dpi": 5}, "--dpi 5"),
-        ({"capture": "0007"}, "--capture 0007: there is none, the store holds 0000"),
+        ({"capture": "0007"}, "has no capture '0007'; it has 0000"),
     ],
 )
 def test_bad_options_are_told_in_one_line_and_nothing_is_written(
