@@ -35,6 +35,27 @@ Engine = Callable[[Iterable[Job], int], Iterable[Outcome]]
 """Draws jobs somewhere; the number says how many pictures they are. Outcomes may come in any order."""
 
 
+class Opened:
+    """Captures of a store with what is drawn of them; only the last few stay open."""
+
+    def __init__(self, store: Store, options: RenderOptions) -> None:
+        self._store, self._options = store, options
+        self._kept: dict[str, tuple[Capture, View]] = {}
+
+    def __call__(self, name: str) -> tuple[Capture, View]:
+        """A capture by name, opened if it is not open."""
+        if name not in self._kept:
+            while len(self._kept) >= _OPEN:
+                self._kept.pop(next(iter(self._kept)))
+            capture = self._store.open(name)
+            self._kept[name] = capture, open_view(capture, self._options)
+        return self._kept[name]
+
+
+_OPEN = 4
+"""Captures of plans that stay open."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class RenderReport:
     """What was drawn: number of pictures, where, how long it took in seconds.
@@ -57,27 +78,43 @@ class RenderReport:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """The pictures of one capture, checked and ready to draw."""
+    """The pictures of one capture, checked and ready to draw.
 
-    capture: Capture
-    view: View
+    It holds names only: the capture is opened when it is asked for, and the last few stay open, so that a store of
+    thousands takes no more memory than one of a few.
+    """
+
+    opened: Opened
+    name: str
     folder: Path
     options: RenderOptions
 
+    @property
+    def capture(self) -> Capture:
+        """The capture, open."""
+        return self.opened(self.name)[0]
+
+    @property
+    def view(self) -> View:
+        """What is drawn of it."""
+        return self.opened(self.name)[1]
+
     def count(self) -> int:
         """Number of files."""
-        return sum(len(names(self.view, unit, self.options)) for unit in self.view.units)
+        view = self.view
+        return sum(len(names(view, unit, self.options)) for unit in view.units)
 
     def jobs(
         self, store: str | PathLike[str], left: Callable[[Plan, tuple[str, ...]], tuple[str, ...] | None]
     ) -> Iterator[Job]:
         """A job for every unit; `left` says which of its files are left to draw, None for all."""
-        for unit in self.view.units:
-            stems = left(self, names(self.view, unit, self.options))
+        view = self.view
+        for unit in view.units:
+            stems = left(self, names(view, unit, self.options))
             if stems is None or stems:
                 yield Job(
                     store=str(store),
-                    capture=self.capture.id,
+                    capture=self.name,
                     unit=unit,
                     stems=stems,
                     folder=str(self.folder),
@@ -154,7 +191,7 @@ def _write_gallery(folder: Path, plans: list[Plan]) -> None:
     for plan in plans:
         write_index(plan.folder, plan.capture, plan.view, plan.options)
     if plans[0].folder != folder:
-        write_contents(folder, [plan.capture for plan in plans])
+        write_contents(folder, (plan.capture for plan in plans))
 
 
 def _here(n_workers: int) -> Engine:
@@ -192,9 +229,6 @@ def ready_plans(
 ) -> tuple[list[Plan], tuple[str, ...]]:
     """`make_plans` of a store, with every option checked before the first folder is made."""
     plans, notes = make_plans(attnlens.open(store_path), Path(out_dir), options)
-    Colours(options.cmap)
-    for plan in plans:
-        lay_out(*plan.view.shape, options.dpi)
     for plan in plans:
         files.prepare(plan.folder)
     return plans, notes
@@ -205,17 +239,21 @@ def make_plans(store: Store, folder: Path, options: RenderOptions) -> tuple[list
     ids = _ids(store, options.capture)
     notes: list[str] = []
     plans: list[Plan] = []
+    opened, last = Opened(store, options), 0
     for name in ids:
         try:
-            capture, place = store[name], folder if len(ids) == 1 else folder / name
-            plans.append(Plan(capture=capture, view=open_view(capture, options), folder=place, options=options))
+            plan = Plan(opened=opened, name=name, folder=folder if len(ids) == 1 else folder / name, options=options)
+            Colours(options.cmap)
+            lay_out(*plan.view.shape, options.dpi)
+            last = max(last, plan.view.units[-1])
+            plans.append(plan)
         except AbsentError as error:
             if len(ids) == 1:
                 raise
             notes.append(f"left out: {error}")
     if not plans:
         raise AbsentError(f"none of the {len(ids)} captures holds anything to draw; {notes[0]}")
-    if options.step > options.window and any(plan.view.units[-1] >= options.window for plan in plans):
+    if options.step > options.window and last >= options.window:
         notes.append(f"--step {options.step} is larger than --window {options.window}: some columns are in no picture")
     return plans, tuple(notes)
 

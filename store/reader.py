@@ -101,9 +101,18 @@ class Store:
         else:
             raise AbsentError(f"{self.path} has {len(self.ids)} captures, there is no number {key}")
         if name not in self._captures:
-            self._captures[name] = Capture(self.place, name, self._limits, checked=self._checked)
-            self._captures[name].viewer = self.viewer
+            self._captures[name] = self.open(name)
         return self._captures[name]
+
+    def open(self, name: str) -> Capture:
+        """A capture by its name, not kept here: for going through thousands.
+
+        Raises:
+            StoreError: its metadata are damaged.
+        """
+        capture = Capture(self.place, name, self._limits, checked=self._checked)
+        capture.viewer = self.viewer
+        return capture
 
     def to_datatree(self, *, dask: bool | None = None) -> xarray.DataTree:
         """The captures as an `xarray.DataTree`, each a node of its name; see `Capture.to_xarray`.

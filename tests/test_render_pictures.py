@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import os
 import signal
 import subprocess
@@ -17,12 +18,13 @@ from PIL import Image
 import attnlens
 from attnlens.render.look.caption import details, headline
 from attnlens.render.options import RenderOptions
-from attnlens.render.pictures import render
+from attnlens.render.pictures import ready_plans, render
 from attnlens.render.run import files
 from attnlens.render.scene import Scene
 from attnlens.render.text.legible import legible
 from attnlens.render.views.open import open_view
 from attnlens.schemas.errors import AbsentError, AttnlensError, InputError
+from attnlens.store.reader import Capture
 from render_store import WORDS, Made, make
 
 
@@ -144,6 +146,19 @@ def test_partial_captures_are_drawn_as_far_as_they_go(tmp_path: Path) -> None:
     assert names(tmp_path / "out") == ["attn_0.png", "attn_1.png"]
     with pytest.raises(AbsentError, match="token 9 of capture 0000 has no row"):
         render(made.path, tmp_path / "out", options=RenderOptions(queries="9"))
+
+
+def test_plans_of_many_captures_hold_few_of_them_open(tmp_path: Path) -> None:
+    gc.collect()
+    before = {id(one) for one in gc.get_objects() if type(one) is Capture}
+    for number in range(9):
+        make(tmp_path / "run.zarr", n_prompt=3, n_generated=2, append=number > 0)
+    plans, _ = ready_plans(tmp_path / "run.zarr", tmp_path / "out", RenderOptions())
+    assert [plan.count() for plan in plans] == [plans[0].count()] * 9
+    gc.collect()
+    held = [one for one in gc.get_objects() if type(one) is Capture and id(one) not in before]
+    assert 0 < len(held) <= 4
+    assert [plan.capture.id for plan in plans] == [f"{number:04}" for number in range(9)]
 
 
 def test_several_captures_get_a_folder_each(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -33,7 +34,7 @@ def write_index(folder: Path, capture: Capture, view: View, options: RenderOptio
     files.write(folder / pages.NAME, pages.page(_title(capture), entries))
 
 
-def write_contents(folder: Path, captures: list[Capture]) -> None:
+def write_contents(folder: Path, captures: Iterable[Capture]) -> None:
     """Write the page over several captures, each of which has a folder of its name.
 
     Raises:
