@@ -8,7 +8,25 @@ import pytest
 import attnlens
 from attnlens import cli
 
-COMMANDS = ("demo", "capture", "render", "view", "diff", "export", "import", "info", "verify")
+COMMANDS = (
+    "demo",
+    "capture",
+    "plan",
+    "relens",
+    "render",
+    "view",
+    "diff",
+    "export",
+    "import",
+    "info",
+    "verify",
+    "crop",
+    "ls",
+    "merge",
+    "migrate",
+    "pack",
+    "unpack",
+)
 
 
 def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
