@@ -26,6 +26,9 @@ _RAW = -15
 _HEADER = b"\x78\x01"
 _MODULUS = 65521
 _KEPT = 1024
+_FIRST = 8
+"""Bytes that isal gets alone. It hashes the third byte of a longer first piece together with the address of its own
+state, so that now and then the same lines became other bytes; a piece this short takes another way through it."""
 
 
 class Squeezer:
@@ -57,7 +60,11 @@ class Squeezer:
                 pieces += [moving.compress(part), moving.flush(by.Z_FULL_FLUSH), piece]
             at = stop
         checksum = by.adler32(lines[at:].data, checksum)
-        pieces += [moving.compress(lines[at if self._cut else 0 :].data), moving.flush()]
+        rest = lines[at if self._cut else 0 :].reshape(-1)
+        if not self._cut:
+            pieces += [moving.compress(rest[:_FIRST].data), moving.flush(by.Z_SYNC_FLUSH)]
+            rest = rest[_FIRST:]
+        pieces += [moving.compress(rest.data), moving.flush()]
         return [*pieces, checksum.to_bytes(4, "big")]
 
     def _still(self, lines: Pixels, start: int, stop: int) -> tuple[bytes, int]:
