@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import zarr
-from zarr.codecs import Crc32cCodec, ZstdCodec
 from zarr.core.buffer import Buffer
 from zarr.storage import LocalStore
 
 from attnlens.schemas.arrays import ARRAY, MODEL_DTYPES, ArraySpec
 from attnlens.schemas.version import NAMESPACE
 from attnlens.store.bfloat16 import BFLOAT16, BITS, NAN
-from attnlens.store.encode import ZSTD_LEVEL
 from attnlens.store.layout import ChunkLayout
+from attnlens.store.packing import packing_for
 
 
 class CountingStore(LocalStore):
@@ -55,15 +55,18 @@ def create_array(
     spec = spec or ARRAY[name]
     bits = spec.dtype == "model" and model_dtype == BFLOAT16
     ours = {"unit": spec.unit, "meaning": spec.meaning} | ({BITS: BFLOAT16} if bits else {})
+    dtype = _dtype(spec, model_dtype)
+    packing = packing_for(name, dtype if isinstance(dtype, str) else "string", sharded=layout.shard is not None)
+    itemsize = 1 if dtype is str else np.dtype(dtype).itemsize
     return zarr.create_array(
         store,
         name=f"{group}/{name}",
         shape=shape,
-        dtype=_dtype(spec, model_dtype),
+        dtype=dtype,
         chunks=layout.chunk,
         shards=layout.shard,
-        filters=None,
-        compressors=[ZstdCodec(level=ZSTD_LEVEL), Crc32cCodec()],
+        filters=packing.filters(),
+        compressors=packing.compressors(layout.chunk, itemsize),
         fill_value=NAN if bits else spec.fill,
         attributes={NAMESPACE: ours},
         dimension_names=spec.axes,

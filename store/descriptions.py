@@ -13,8 +13,9 @@ from attnlens.schemas.version import NAMESPACE
 from attnlens.store.quantize import ENCODING, SQRT
 
 CODECS = frozenset(
-    {"bytes", "zstd", "crc32c", "vlen-utf8", "sharding_indexed"},
+    {"bytes", "zstd", "crc32c", "vlen-utf8", "sharding_indexed", "transpose"},
 )
+PLANES = "blosc (zstd, shuffle)"
 """Codecs that may run. zarr would import any that is installed, and some run what they read."""
 
 ITEM_BYTES = {"bool": 1, "uint8": 1, "uint16": 2, "int32": 4, "float16": 2, "float32": 4, "string": 8}
@@ -102,14 +103,20 @@ def _codecs(codecs: object) -> list[Mapping[str, Any]]:
     for codec in codecs:
         if not isinstance(codec, Mapping) or not isinstance(codec.get("name"), str):
             raise ValueError(f"codec {codec!r} has no name")
-        if codec["name"] not in CODECS:
-            raise ValueError(f"codec {codec['name']!r} is unknown; known: {', '.join(sorted(CODECS))}")
+        if codec["name"] not in CODECS and not _is_planes(codec):
+            raise ValueError(f"codec {codec['name']!r} is unknown; known: {', '.join([*sorted(CODECS), PLANES])}")
         found.append(codec)
         if codec["name"] == "sharding_indexed":
             inner = [*_codecs(_configuration(codec).get("codecs")), *_codecs(_configuration(codec).get("index_codecs"))]
             if any(item["name"] == "sharding_indexed" for item in inner):
                 raise ValueError("shards inside shards are not read")
     return found
+
+
+def _is_planes(codec: Mapping[str, Any]) -> bool:
+    """Whether a codec is the one kind of blosc that the format has."""
+    about = _configuration(codec)
+    return codec["name"] == "blosc" and (about.get("cname"), about.get("shuffle")) == ("zstd", "shuffle")
 
 
 def _configuration(part: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -162,8 +162,8 @@ class _Keys:
     """The keys of a capture, in slabs of tokens as long as a file, float32 (key, kv_head, feature) for each layer."""
 
     def __init__(self, capture: Capture) -> None:
+        from attnlens.store.packing import packing_of
         from attnlens.store.places.zarr_store import PlaceStore
-        from attnlens.store.shard_chunks import is_plain
 
         self._array = capture["attention_k"]
         self._step = self._array.files[0]
@@ -173,7 +173,9 @@ class _Keys:
         # Only near files are read whole, and only where one holds all heads and features of its layers.
         sizes = zip(self._array.files[1:], self._array.shape[1:], strict=True)
         whole = all(file >= size for file, size in sizes) and self._array.chunks[2:] == self._array.shape[2:]
-        direct = whole and is_plain(self._array.zarr) and self._place is not None and not self._place.blocking
+        direct = (
+            whole and packing_of(self._array.zarr) is not None and self._place is not None and not self._place.blocking
+        )
         self._read = self._direct if direct else self._by_zarr
         self._committed = capture.committed
         self._kept: dict[tuple[int, int], tuple[int, Floats]] = {}

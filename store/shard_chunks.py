@@ -2,57 +2,34 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
 import google_crc32c
 import numpy as np
 import zarr
-from numcodecs.zstd import Zstd
 from numpy.typing import NDArray
-from zarr.codecs import BytesCodec, Crc32cCodec, ShardingCodec, ZstdCodec
 
-from attnlens.store.bounded import check_size
 from attnlens.store.encode import CRC_BYTES
+from attnlens.store.packing import packing_of
 from attnlens.store.places.place import Place
 from attnlens.store.shards import ABSENT, ENTRY_BYTES
-
-_zstd = Zstd()
-
-
-def is_plain(array: zarr.Array[Any]) -> bool:
-    """Whether the array has the codecs that docs/format.md prescribes, and no others."""
-    codecs: tuple[Any, ...] = getattr(array.metadata, "codecs", ())
-    if len(codecs) != 1 or not isinstance(codecs[0], ShardingCodec) or codecs[0].index_location.value != "end":
-        return False
-    inner, index = codecs[0].codecs, codecs[0].index_codecs
-    return (
-        _are(inner, (BytesCodec, ZstdCodec, Crc32cCodec))
-        and _are(index, (BytesCodec, Crc32cCodec))
-        and all(_little(part[0], array) for part in (inner, index))
-    )
-
-
-def _are(codecs: Sequence[object], kinds: Sequence[type]) -> bool:
-    return len(codecs) == len(kinds) and all(map(isinstance, codecs, kinds))
-
-
-def _little(codec: object, array: zarr.Array[Any]) -> bool:
-    endian = getattr(codec, "endian", None)
-    return endian is None or endian.value == "little"
 
 
 def read_chunks(
     array: zarr.Array[Any], place: Place, shard: tuple[int, ...], wanted: Sequence[tuple[int, ...]]
 ) -> list[NDArray[Any]]:
-    """Chunks of one shard of a plain array, by their position inside it, each in the array's dtype and chunk shape.
+    """Chunks of one shard, by their position inside it, each in the array's dtype and chunk shape.
+
+    The array is one that `packing_of` knows.
 
     Raises:
         ValueError: a chunk is damaged or not there.
         OSError: the file cannot be read.
     """
+    packing = packing_of(array)
     assert array.shards is not None
+    assert packing is not None
     inside = tuple(size // chunk for size, chunk in zip(array.shards, array.chunks, strict=True))
     count = int(np.prod(inside))
     data = place.read(f"{array.path}/{array.metadata.encode_chunk_key(shard)}")
@@ -65,10 +42,7 @@ def read_chunks(
         start, size = index[int(np.ravel_multi_index(position, inside))].tolist()
         if start == ABSENT:
             raise ValueError("a committed row is missing from it")
-        frame = _checked(data[start : start + size])
-        check_size(frame, math.prod(array.chunks) * array.dtype.itemsize)
-        raw = _zstd.decode(frame)
-        found.append(np.frombuffer(raw, array.dtype).reshape(array.chunks))
+        found.append(packing.decode(_checked(data[start : start + size]), array.chunks, array.dtype))
     return found
 
 

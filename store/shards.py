@@ -13,8 +13,9 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 
-from attnlens.store.encode import CRC_BYTES, checksum, encode_numbers
+from attnlens.store.encode import CRC_BYTES, checksum
 from attnlens.store.files import write_atomic
+from attnlens.store.packing import packing_of
 
 ABSENT = np.uint64(2**64 - 1)
 ENTRY_BYTES = 16
@@ -32,7 +33,9 @@ class ShardedRows:
     ) -> None:
         """`keep_tail`: rows of a chunk that is not full stay in memory, so that they need not be decoded again."""
         assert array.shards is not None
-        self._array = array
+        packing = packing_of(array)
+        assert packing is not None
+        self._array, self._packing = array, packing
         self._folder = root / array.path
         self._axis = axis
         self._chunk, self._shard = array.chunks, array.shards
@@ -125,7 +128,7 @@ class ShardedRows:
             whole = np.full(self._chunk, self._array.fill_value, self._array.dtype)
             whole[tuple(map(slice, block.shape))] = block
             block = whole
-        return encode_numbers(block)
+        return self._packing.encode(block)
 
 
 def update_shard(path: Path, count: int, new: Mapping[int, bytes]) -> int:

@@ -18,9 +18,9 @@ import zarr
 import attnlens
 from attnlens.render.pictures import render
 from attnlens.schemas.errors import AttnlensError, StoreError
-from attnlens.store.bounded import content_size
 from attnlens.store.descriptions import NO_LIMITS, Limits, default_limits
 from attnlens.store.encode import checksum, encode_texts
+from attnlens.store.frames import content_size
 from attnlens.store.reader import open_store
 from attnlens.store.tools.crop import crop
 from attnlens.store.tools.pack import pack, unpack

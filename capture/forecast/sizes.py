@@ -19,9 +19,9 @@ ON_DISK: Mapping[str, tuple[float, float]] = {
     "attention_weight": (0.45, 0.95),
     "attention_max": (0.60, 1.00),
     "attention_mean": (0.60, 1.00),
-    "attention_q": (0.70, 0.96),
-    "attention_k": (0.70, 0.96),
-    "residual": (0.70, 0.96),
+    "attention_q": (0.60, 0.90),
+    "attention_k": (0.60, 0.90),
+    "residual": (0.60, 0.96),
 }
 """Array → bytes on disk by its bytes in memory, least and most. Of attention only what a query can see is counted: the
 rest are zeros, which take no room; of lenses only the tokens that they read: the rest are fill values."""

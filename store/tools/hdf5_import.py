@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import zarr
 from pydantic import ValidationError
-from zarr.codecs import Crc32cCodec, ZstdCodec
 from zarr.storage import LocalStore
 
 from attnlens.progress import Progress, Silent
@@ -28,6 +27,7 @@ from attnlens.schemas.version import FORMAT, NAMESPACE
 from attnlens.store.descriptions import Limits, check_limits, raw_bytes
 from attnlens.store.files import group_document, write_document
 from attnlens.store.manifest import MANIFEST_ARRAYS
+from attnlens.store.packing import packing_for
 from attnlens.store.places.place import DOCUMENT_BYTES
 from attnlens.store.quantize import ENCODING, SQRT
 from attnlens.store.reader import ARRAY_NAME
@@ -174,6 +174,8 @@ def _import_array(
     dataset: h5py.Dataset, store: LocalStore, path: str, found: ArrayDescription, exact: Mapping[str, str]
 ) -> None:
     text = found.dtype == "string"
+    name = "string" if text else str(dataset.dtype.name)
+    packing = packing_for(path.rpartition("/")[2], name, sharded=found.shard is not None)
     array = zarr.create_array(
         store,
         name=path,
@@ -181,8 +183,8 @@ def _import_array(
         dtype=str if text else dataset.dtype,
         chunks=found.chunk,
         shards=found.shard,
-        filters=None,
-        compressors=[ZstdCodec(level=PACKED_LEVEL), Crc32cCodec()],
+        filters=packing.filters(),
+        compressors=packing.compressors(found.chunk, 1 if text else dataset.dtype.itemsize, PACKED_LEVEL),
         fill_value="" if text else dataset.fillvalue,
         attributes=_json(dataset.attrs.get(ATTRIBUTES, "{}"), path),
         dimension_names=found.axes,

@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 import zarr
 from numpy.typing import NDArray
-from zarr.codecs import Crc32cCodec, ZstdCodec
 from zarr.storage import LocalStore
 
 from attnlens.schemas.version import NAMESPACE
 from attnlens.store.chunks import read
 from attnlens.store.files import PARTIAL
 from attnlens.store.named import NamedArray
+from attnlens.store.packing import packing_for
 from attnlens.store.places import Place
 from attnlens.store.tools.pack import checked_pieces
 
@@ -81,6 +81,8 @@ def rewrite(
     text = array.dtype == "string"
     kind: Any = str if text else dtype or old.dtype
     fill = 255 if dtype == "uint8" and old.dtype != np.uint8 else old.fill_value
+    name = "string" if text else np.dtype(kind).name
+    packing = packing_for(path.rpartition("/")[2], name, sharded=shards is not None)
     new = zarr.create_array(
         store,
         name=path,
@@ -88,8 +90,8 @@ def rewrite(
         dtype=kind,
         chunks=chunks,
         shards=shards,
-        filters=None,
-        compressors=[ZstdCodec(level=PACKED_LEVEL), Crc32cCodec()],
+        filters=packing.filters(),
+        compressors=packing.compressors(chunks, 1 if text else np.dtype(kind).itemsize, PACKED_LEVEL),
         fill_value=fill,
         attributes=attributes,
         dimension_names=array.axes,

@@ -124,7 +124,7 @@ export class Capture {
     });
     try {
       const array = await this.#open(name);
-      return (await zarr.get(array, parts)).data;
+      return inOrder(await zarr.get(array, parts));
     } catch (error) {
       if (error instanceof StoreError) throw error;
       const cause = error.cause?.message ? `: ${error.cause.message}` : "";
@@ -167,6 +167,24 @@ export class Capture {
     }
     return this.arrays.get(name);
   }
+}
+
+/** Numbers in the order of the axes: zarrita hands them over as their chunks hold them, which may be another. */
+function inOrder({ data, shape, stride }) {
+  const count = shape.reduce((a, b) => a * b, 1), plain = shape.map((_, axis) => shape.slice(axis + 1).reduce((a, b) => a * b, 1));
+  if (shape.every((size, axis) => size <= 1 || stride[axis] === plain[axis])) return data;
+  const found = new data.constructor(count), last = shape.length - 1, index = shape.map(() => 0);
+  for (let to = 0, from = 0; to < count; ) {
+    for (let i = 0, at = from; i < shape[last]; i++, at += stride[last]) found[to++] = data[at];
+    let axis = last - 1;
+    for (; axis >= 0 && ++index[axis] === shape[axis]; axis--) {
+      from -= stride[axis] * (shape[axis] - 1);
+      index[axis] = 0;
+    }
+    if (axis < 0) break;
+    from += stride[axis];
+  }
+  return found;
 }
 
 function parse(bytes, where) {
