@@ -5,9 +5,8 @@ Every capture is a group, every array a dataset of the same name, shape and dtyp
 
 from __future__ import annotations
 
-import itertools
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -19,7 +18,7 @@ import zarr
 from attnlens.progress import Progress, Silent
 from attnlens.schemas.errors import MissingExtraError
 from attnlens.schemas.version import FORMAT, NAMESPACE
-from attnlens.store.chunks import grid, read
+from attnlens.store.chunks import file_regions, grid, read
 from attnlens.store.files import clean
 from attnlens.store.manifest import MANIFEST_ARRAYS
 from attnlens.store.named import NamedArray
@@ -36,7 +35,6 @@ CHUNK, SHARD, ATTRIBUTES = "zarr_chunk", "zarr_shard", "zarr_attributes"
 NUL, NUL_SIGN = "\0", "\u2400"
 """A string of HDF5 ends at its first NUL: there the sign for it stands, and the document keeps the text."""
 GZIP_LEVEL = 4
-Region = tuple[slice, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,16 +171,6 @@ def _name_axes(group: h5py.Group, array: NamedArray) -> None:
 
 def _write_document(group: h5py.Group, document: dict[str, Any]) -> None:
     group.create_dataset(DOCUMENT, data=json.dumps(document, ensure_ascii=True), dtype=require_h5py().string_dtype())
-
-
-def file_regions(shape: Sequence[int], step: Sequence[int]) -> Iterator[Region]:
-    """Regions of an array that are a file each, in order."""
-    blocks = [range(-(-length // size)) for length, size in zip(shape, step, strict=True)]
-    for block in itertools.product(*blocks):
-        yield tuple(
-            slice(index * size, min((index + 1) * size, length))
-            for index, size, length in zip(block, step, shape, strict=True)
-        )
 
 
 def as_texts(values: np.ndarray[Any, Any]) -> list[str]:
