@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -73,7 +74,7 @@ class Passes:
             inside=equipment.inside_reader(),
             origin=rows.metadata.lens_first,
             residual=ResidualEvidence(rows, equipment.residual) if equipment.residual else None,
-            by_clock=parallel is None,
+            alone=parallel is None,
         )
         receive = self._readings.receive if self._readings.wants_depths else None
         self._tracker = LayerTracker(probed.path, probed.layers, receive, begun=self._layer_begun)
@@ -113,11 +114,14 @@ class Passes:
         tap = self._tap if isinstance(self._tap, ReportTap) else tapped(self._model, self._tap)
         with self._tracker, self._midpoints, tap:
             try:
-                self._passes()
-            except KeyboardInterrupt:
+                try:
+                    self._passes()
+                except KeyboardInterrupt:
+                    self._flush()
+                    raise
                 self._flush()
-                raise
-        self._flush()
+            finally:
+                self._readings.close()
 
     @property
     def n_token(self) -> int:
@@ -157,7 +161,8 @@ class Passes:
             self._given_probabilities(logits, text)
             self._complete(None)
             return
-        self._rows.rows(plan.n_prompt - 1)
+        self._rows.attention_rows(plan.n_prompt - 1)
+        self._readings.announce(partial(self._rows.rows, plan.n_prompt - 1))
         self._generate(logits[-1], cache)
 
     def _generate(self, logits: Tensor, cache: Any) -> None:
@@ -206,12 +211,14 @@ class Passes:
         """Lets every row be committed whose evidence is whole."""
         self._readings.flush()
         self._hand_over()
+        self._readings.wait()
 
     def _hand_over(self) -> None:
         """Sends the value norms that wait, and with them the rows so far are whole."""
         if self._norms is not None:
             self._norms.flush()
-        self._rows.rows(self._known)
+        self._rows.attention_rows(self._known)
+        self._readings.announce(partial(self._rows.rows, self._known))
 
     def _given_probabilities(self, logits: Tensor, text: Sequence[int]) -> None:
         """The model's own probabilities of given tokens, as far as the pass made their logits."""
