@@ -17,6 +17,7 @@ from attnlens.capture.equipment import Equipment
 from attnlens.capture.evidence import AttentionEvidence
 from attnlens.capture.forward import attempt, logits_of
 from attnlens.capture.layer_table import seen_window
+from attnlens.capture.memory import return_small_blocks
 from attnlens.capture.midpoint import MidpointTracker
 from attnlens.capture.override import tapped
 from attnlens.capture.parallel import Parallel
@@ -27,6 +28,7 @@ from attnlens.capture.reported import ReportTap
 from attnlens.capture.residual import LayerTracker
 from attnlens.capture.residual_evidence import ResidualEvidence
 from attnlens.capture.sampling import Sampler, end_tokens
+from attnlens.capture.slots import ends_group
 from attnlens.capture.tap import AttentionTap, Call
 from attnlens.capture.value_norm import ValueNorms
 from attnlens.capture.vocabulary import Vocabulary
@@ -199,6 +201,8 @@ class Passes:
         self._tap.forget_mask()
         self._attention.end_pass()
         self._readings.end_pass()
+        if len(tokens) > 1 or ends_group(first):
+            return_small_blocks()
         return logits_of(self._model, output)[0], getattr(output, "past_key_values", None)
 
     def _complete(self, following: int | None) -> None:
