@@ -19,7 +19,8 @@ from attnlens.schemas.validate import ArrayDescription, validate_capture
 from attnlens.schemas.version import NAMESPACE
 from attnlens.store.attention import Attention, attention_of
 from attnlens.store.descriptions import Limits, default_limits, describe_array
-from attnlens.store.manifest import MANIFEST_ARRAYS, document_digest, manifest_hash
+from attnlens.store.fronted import fronted
+from attnlens.store.manifest import MANIFEST_ARRAYS, OWN, document_digest, manifest_hash
 from attnlens.store.named import NamedArray
 from attnlens.store.places import Place, open_place
 from attnlens.store.places.place import GROUP_DOCUMENT, join
@@ -110,7 +111,8 @@ class Store:
         Raises:
             StoreError: its metadata are damaged.
         """
-        capture = Capture(self.place, name, self._limits, checked=self._checked)
+        place = fronted(self.place, name) if self._checked else self.place
+        capture = Capture(place, name, self._limits, checked=self._checked)
         capture.viewer = self.viewer
         return capture
 
@@ -459,8 +461,7 @@ class Capture:
                 f"{self._place}: {self.id}/{GROUP_DOCUMENT} was changed after it was written, it does not have its "
                 "digest; run `lens verify`"
             )
-        own = (GROUP_DOCUMENT, *(f"{name}/" for name in MANIFEST_ARRAYS))
-        return Checked(self._place, self.id, self.manifest(), own)
+        return Checked(self._place, self.id, self.manifest(), OWN)
 
     @cached_property
     def _zarr_store(self) -> PlaceStore:

@@ -7,6 +7,10 @@ from abc import ABC, abstractmethod
 from typing import Any
 
 GROUP_DOCUMENT = "zarr.json"
+FRONT = "front.bin"
+"""The file of a capture that has copies of what every reader needs first."""
+WHOLE = 1 << 17
+"""Files up to this size in a folder far away are fetched whole, of larger ones the parts that are asked for."""
 DOCUMENT_BYTES = 1 << 25
 """The largest JSON document that is read; as Python objects it may take twenty times as much."""
 
@@ -19,6 +23,10 @@ class Place(ABC):
 
     blocking = False
     """Whether a read may wait for a network, so that several should be under way at once."""
+    apart = False
+    """Whether every file costs a request of its own."""
+    whole = 0
+    """Size up to which a file is fetched whole, whatever part of it is asked for."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -40,6 +48,10 @@ class Place(ABC):
     @abstractmethod
     def files(self, under: str = "") -> dict[str, int]:
         """Every file below the folder `under`, by its path inside the store, sorted, with its size."""
+
+    def part(self, path: str, start: int, stop: int, size: int) -> bytes:
+        """Bytes start … stop - 1 of a file that has `size` bytes, as is known from elsewhere."""
+        return self.read(path, start, stop)
 
     def checksum(self, path: str) -> int | None:
         """The crc32 that the place itself keeps of a file, None if it keeps none."""
