@@ -15,17 +15,15 @@ from pathlib import Path
 from typing import Any
 
 from attnlens.store.descriptions import WIDE, describe_array
-from attnlens.store.encode import CRC_BYTES
 from attnlens.store.files import PARTIAL, read_document, walk, write_atomic
 from attnlens.store.places.place import FRONT, WHOLE
-from attnlens.store.shards import ENTRY_BYTES
 
-LISTS_BYTES = 3 << 15
+LISTS_BYTES = 9 << 13
 """The most that copies of lists take, the shortest first; of a longer list there is none."""
 ENDS_BYTES = 3 << 13
 """The most that copies of the ends of sharded files take, where their index is."""
 FRONT_BYTES = 1 << 20
-"""The largest front that is read; ours is at most 1/8 of that."""
+"""The largest front that is read; ours has at most WHOLE bytes, so that it comes in one piece."""
 LARGEST = 1 << 53
 """No file is said to be as large as this."""
 ENTRY_COST = 32
@@ -87,6 +85,9 @@ def index_bytes(document: Mapping[str, Any]) -> int:
     Raises:
         ValueError: it is not the zarr.json of an array that can be read.
     """
+    from attnlens.store.encode import CRC_BYTES
+    from attnlens.store.shards import ENTRY_BYTES
+
     about = describe_array(document, WIDE)
     if about.shard is None:
         return 0
@@ -103,10 +104,14 @@ def _ends(folder: Path) -> Iterator[tuple[str, End]]:
         if not chunk or path.endswith(PARTIAL):
             continue
         if array not in lengths:
-            lengths[array] = index_bytes(read_document(folder / array))
-        if not lengths[array]:
-            lists.append((file.stat().st_size, path))
-        elif file.stat().st_size > WHOLE:
+            try:
+                lengths[array] = index_bytes(read_document(folder / array))
+            except (OSError, ValueError):
+                lengths[array] = -1  # no array that can be read
+        size = file.stat().st_size
+        if lengths[array] == 0:
+            lists.append((size, path))
+        elif lengths[array] > 0 and size > WHOLE:
             indexed.setdefault(array, []).append(path)
     room = LISTS_BYTES
     for size, path in sorted(lists):

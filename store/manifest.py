@@ -12,12 +12,9 @@ from typing import Any
 from attnlens.schemas.version import NAMESPACE
 from attnlens.store.files import PARTIAL, walk
 from attnlens.store.places import Place
-from attnlens.store.places.place import FRONT, GROUP_DOCUMENT
+from attnlens.store.places.place import GROUP_DOCUMENT
 
 MANIFEST_ARRAYS = ("manifest_file", "manifest_sha256")
-FOLDERS = tuple(f"{name}/" for name in MANIFEST_ARRAYS)
-OWN = (GROUP_DOCUMENT, FRONT, *FOLDERS)
-"""How the paths of those files of a capture begin that its manifest does not list: they are made after it."""
 PIECE = 1 << 24
 THREADS = 4
 """hashlib lets other threads run, so files are hashed side by side."""
@@ -30,10 +27,9 @@ def listed(folder: Path) -> list[str]:
 
 def covered(files: Iterable[str]) -> list[str]:
     """Those of a capture's files that its manifest covers, sorted."""
+    own = tuple(f"{name}/" for name in MANIFEST_ARRAYS)
     return sorted(
-        name
-        for name in files
-        if name not in (GROUP_DOCUMENT, FRONT) and not name.startswith(FOLDERS) and not name.endswith(PARTIAL)
+        name for name in files if name != GROUP_DOCUMENT and not name.startswith(own) and not name.endswith(PARTIAL)
     )
 
 

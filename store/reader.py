@@ -20,7 +20,7 @@ from attnlens.schemas.version import NAMESPACE
 from attnlens.store.attention import Attention, attention_of
 from attnlens.store.descriptions import Limits, default_limits, describe_array
 from attnlens.store.fronted import fronted
-from attnlens.store.manifest import MANIFEST_ARRAYS, OWN, document_digest, manifest_hash
+from attnlens.store.manifest import MANIFEST_ARRAYS, document_digest, manifest_hash
 from attnlens.store.named import NamedArray
 from attnlens.store.places import Place, open_place
 from attnlens.store.places.place import GROUP_DOCUMENT, join
@@ -461,7 +461,8 @@ class Capture:
                 f"{self._place}: {self.id}/{GROUP_DOCUMENT} was changed after it was written, it does not have its "
                 "digest; run `lens verify`"
             )
-        return Checked(self._place, self.id, self.manifest(), OWN)
+        own = (GROUP_DOCUMENT, *(f"{name}/" for name in MANIFEST_ARRAYS))
+        return Checked(self._place, self.id, self.manifest(), own)
 
     @cached_property
     def _zarr_store(self) -> PlaceStore:

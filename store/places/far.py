@@ -15,15 +15,13 @@ from attnlens.store.places.place import GROUP_DOCUMENT, WHOLE, Place
 
 TAIL = 1 << 17
 """Bytes at the end of a packed store that are fetched first: its table of contents and what a reader needs at once."""
-SMALL = 1 << 16
-"""Files of a packed store up to this size are fetched whole; of longer ones the parts that are asked for."""
 
 
 class FarArchive(Archive):
     """A `.zarr.zip` behind a URL. Raises StoreError as `Archive` does, and where it cannot be had."""
 
     blocking = True
-    whole = SMALL
+    whole = WHOLE
 
     def __init__(self, url: str) -> None:
         remote = Remote(url)
@@ -41,7 +39,7 @@ class FarArchive(Archive):
     def read(self, path: str, start: int = 0, stop: int | None = None) -> bytes:
         """See `Place.read`. A small file comes whole."""
         entry = self._entry(path)
-        if entry.size <= SMALL and (start or stop is not None):
+        if entry.size <= WHOLE and (start or stop is not None):
             return super().read(path)[start:stop]
         return super().read(path, start, stop)
 

@@ -7,10 +7,12 @@ from abc import ABC, abstractmethod
 from typing import Any
 
 GROUP_DOCUMENT = "zarr.json"
-FRONT = "front.bin"
-"""The file of a capture that has copies of what every reader needs first."""
-WHOLE = 1 << 17
-"""Files up to this size in a folder far away are fetched whole, of larger ones the parts that are asked for."""
+FRONT = "manifest_file/front.bin"
+"""The file of a capture that has copies of what every reader needs first. Beside an array's chunks, because zarr-python
+warns of files in a group; and among what is made anew whenever a capture is sealed.
+"""
+WHOLE = 3 << 15
+"""Files up to this size are fetched whole when they are far away, of larger ones the parts that are asked for."""
 DOCUMENT_BYTES = 1 << 25
 """The largest JSON document that is read; as Python objects it may take twenty times as much."""
 

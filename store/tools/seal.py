@@ -20,7 +20,6 @@ from attnlens.store.files import clean, group_document, read_document, write_doc
 from attnlens.store.front import write_front
 from attnlens.store.manifest import MANIFEST_ARRAYS, document_digest, file_hashes, listed, manifest_hash
 from attnlens.store.places import Folder
-from attnlens.store.places.place import FRONT
 from attnlens.store.root import root_entries, write_root
 
 
@@ -42,7 +41,6 @@ def seal_capture(root: Path, metadata: CaptureMetadata, others: Mapping[str, Any
         array = create_array(store, metadata.id, name, (len(values),), layout.list_layout(len(values)))
         array[:] = np.asarray(values, dtype=np.dtypes.StringDType())
     manifest = manifest_hash(dict(zip(names, hashes, strict=True)))
-    (folder / FRONT).unlink(missing_ok=True)
     front = write_front(folder) if metadata.status == "complete" else None
     proof = {"manifest": manifest, "front": front}
     values = clean(metadata.model_copy(update=proof).model_dump(mode="json", exclude={"digest"}))
