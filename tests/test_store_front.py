@@ -120,9 +120,8 @@ def test_captures_beside_it_do_not_cost_more(store: Path, tmp_path: Path) -> Non
     far._opened.clear()
     with serve(Served(tmp_path)) as served:
         attnlens.open(f"{served.url}/run.zarr")[0].vocabulary  # noqa: B018
-    assert [path for path, _, _ in served.log] == [
-        f"/run.zarr/{name}" for name in ("zarr.json", "0000/zarr.json", FRONT)
-    ]
+    asked = [path.removeprefix("/run.zarr/") for path, _, _ in served.log]
+    assert asked == ["zarr.json", "0000/zarr.json", FRONT]
 
 
 def _crop(store: Path, out: Path) -> Path:
@@ -168,7 +167,7 @@ def test_a_capture_that_ended_early_has_none(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("damage", ["gone", "byte", "other", "lie", "size", "foreign"])
 def test_verify_finds_what_is_wrong_with_it_and_it_is_not_drawn(store: Path, tmp_path: Path, damage: str) -> None:
-    right, front = drawn(store, tmp_path / "right"), store / FRONT
+    front = store / FRONT
     data = front.read_bytes()
     if damage == "gone":
         front.unlink()
@@ -184,13 +183,13 @@ def test_verify_finds_what_is_wrong_with_it_and_it_is_not_drawn(store: Path, tmp
         }[damage]  # fmt: skip
         stated(store, encode(ends))
     assert FRONT in {problem.where for problem in verify(store).problems}
-    far._opened.clear()
+    right = drawn(store, tmp_path / "right")
     with serve(Served(tmp_path)) as served:
-        try:
+        if damage in ("lie", "size"):
+            with pytest.raises(StoreError, match="token_text: chunk c/0 is damaged"):
+                drawn(f"{served.url}/run.zarr", tmp_path / "there")
+        else:
             assert drawn(f"{served.url}/run.zarr", tmp_path / "there") == right
-        except StoreError as error:
-            assert damage in ("lie", "size"), error
-            assert "token_text" in str(error)
 
 
 def stated(store: Path, data: bytes) -> None:
@@ -221,12 +220,11 @@ def stated(store: Path, data: bytes) -> None:
     ],
 )
 def test_a_hostile_front_is_left_alone(store: Path, tmp_path: Path, data: bytes) -> None:
-    right = drawn(store, tmp_path / "right")
     stated(store, data)
     assert FRONT in {problem.where for problem in verify(store).problems}
-    far._opened.clear()
     with serve(Served(tmp_path)) as served:
-        assert drawn(f"{served.url}/run.zarr", tmp_path / "there") == right
+        there, here = attnlens.open(f"{served.url}/run.zarr")[0], attnlens.open(store)[0]
+        assert (there.token_text, there.vocabulary) == (here.token_text, here.vocabulary)
 
 
 def test_a_size_that_is_a_lie_is_an_error_of_one_line(store: Path, tmp_path: Path) -> None:
