@@ -5,15 +5,17 @@ All device → host traffic is here. The writer compresses and writes on its own
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from attnlens.capture.beside import Beside
 from attnlens.capture.entries import VocabularyEntries
-from attnlens.capture.lenses.reader import LaneReader
+from attnlens.capture.lenses.reader import Arrays, LaneReader
 from attnlens.capture.parallel import Parallel
 from attnlens.capture.slots import Slots, spread
 from attnlens.capture.tap import Block, Vectors
@@ -190,19 +192,27 @@ class LensEvidence:
     """Reads residuals through a lens: depth after depth for a prompt, all depths of some tokens for a generation.
 
     `reader` reads and names what it reads; the lanes are depths, or layers for the streams inside them. Tokens before
-    `origin` are not read.
+    `origin` are not read. `beside` is given what is to be read.
     """
 
-    def __init__(self, writer: CaptureWriter, reader: LaneReader, entries: VocabularyEntries, origin: int = 0) -> None:
+    def __init__(
+        self,
+        writer: CaptureWriter,
+        reader: LaneReader,
+        entries: VocabularyEntries,
+        beside: Beside,
+        origin: int = 0,
+    ) -> None:
         self._writer = writer
         self._reader = reader
         self._entries = entries
+        self._beside = beside
         self._origin = origin
         self._first = 0
         self._skip = 0
         self._following = torch.empty(0, dtype=torch.int64)
         self._held: dict[int, Tensor] = {}
-        self._read: list[dict[str, np.ndarray[Any, Any]]] = []
+        self._read: list[Arrays] = []
         self._last: dict[int, Tensor] = {}
         self._waiting: list[tuple[int, Tensor, int]] = []
         self._slots = Slots()
@@ -216,7 +226,7 @@ class LensEvidence:
         self._skip = min(len(following), max(0, self._origin - first_token))
         self._following = following
         self._held.clear()
-        self._read.clear()
+        self._read = []  # another one: readings of the last pass may still be made
         self._last.clear()
 
     def receive(self, lane: int, residual: Tensor) -> None:
@@ -230,20 +240,27 @@ class LensEvidence:
         self._last[lane] = residual[0, known:].clone()
 
     def end_pass(self) -> None:
-        """Sends the readings of all rows of the pass but the last."""
+        """Sends the readings of all rows of the pass but the last, once they are made."""
         self._read_held()
-        if self._read:
-            joined = {name: np.concatenate([arrays[name] for arrays in self._read]) for name in self._read[0]}
-            self._read.clear()
-            self.send(self._first + self._skip, joined)
+        if len(self._following) > self._skip:
+            self._beside.do(partial(self._send_read, self._first + self._skip, self._read), 0)
 
     def _read_held(self) -> None:
-        """Reads the streams of lanes that were received since, in the order of the lanes."""
+        """Has the streams read of lanes that were received since, in the order of the lanes."""
         if self._held:
             device = self._following.device
             streams = torch.stack([stream.to(device) for stream in self._held.values()])
-            self._read.append(self._reader.several(list(self._held), streams, self._following[self._skip :]))
+            lanes, following = list(self._held), self._following[self._skip :]
             self._held.clear()
+            self._beside.do(partial(self._read_streams, self._read, lanes, streams, following), streams.nbytes)
+
+    def _read_streams(self, read: list[Arrays], lanes: list[int], streams: Tensor, following: Tensor) -> None:
+        read.append(self._reader.several(lanes, streams, following))
+
+    def _send_read(self, first_token: int, read: list[Arrays]) -> None:
+        joined = {name: np.concatenate([arrays[name] for arrays in read]) for name in read[0]}
+        read.clear()
+        self.send(first_token, joined)
 
     def complete(self, following: int | None) -> None:
         """The last row of the pass is known to be followed by `following` (None: by nothing); it waits for `take`."""
@@ -252,24 +269,26 @@ class LensEvidence:
         self._last.clear()
         self._waiting.append((self._first + len(self._following), residual, -1 if following is None else following))
 
-    def take(self) -> tuple[int, dict[str, np.ndarray[Any, Any]]]:
-        """Reads what waits together: the first row, and arrays (lane, token, …) to be sent."""
+    def take(self) -> Waiting:
+        """What waits, to be read together."""
         first, count = self._waiting[0][0], len(self._waiting)
         residual = torch.stack([stream for _, stream, _ in self._waiting])
         following = torch.tensor([after for _, _, after in self._waiting], device=residual.device)
-        alone = self._waiting[-1][2] < 0
+        alone = self._waiting[-1][2] < 0  # the end of a given text, on its own every time
         self._waiting.clear()
-        if alone:  # the end of a given text, on its own every time
-            return first, self._reader.every(residual, following)
-        size, at = self._slots.place(first, count)
-        arrays = self._reader.every(spread(residual, size, at), spread(following, size, at))
-        return first, {name: values[:, at] for name, values in arrays.items()}
+        size, at = (count, slice(0, count)) if alone else self._slots.place(first, count)
+        return Waiting(first=first, residual=spread(residual, size, at), following=spread(following, size, at), at=at)
 
-    def use(self, arrays: Mapping[str, np.ndarray[Any, Any]], row: int) -> None:
+    def read(self, waiting: Waiting) -> Arrays:
+        """Readings (lane, token, …) of what waited."""
+        arrays = self._reader.every(waiting.residual, waiting.following)
+        return {name: values[:, waiting.at] for name, values in arrays.items()}
+
+    def use(self, arrays: Arrays, row: int) -> None:
         """Enters the ids of one row of `arrays` into the vocabulary."""
         self._entries.use(arrays[self._reader.token_array][:, row : row + 1])
 
-    def send(self, first_token: int, arrays: dict[str, np.ndarray[Any, Any]]) -> None:
+    def send(self, first_token: int, arrays: Arrays) -> None:
         """Sends arrays (lane, token, …) of all lanes."""
         self._entries.use(arrays[self._reader.token_array])
         start = 0
@@ -277,3 +296,16 @@ class LensEvidence:
             part = {name: values[start : start + lanes.stop - lanes.start] for name, values in arrays.items()}
             self._writer.lanes(first_token, lanes, part)
             start += lanes.stop - lanes.start
+
+
+@dataclass(frozen=True, kw_only=True)
+class Waiting:
+    """Generated rows, the first of them timeline position `first`, at the places `at` of a group.
+
+    residual: (token, lane, feature); following: int64 (token).
+    """
+
+    first: int
+    residual: Tensor
+    following: Tensor
+    at: slice

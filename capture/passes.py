@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from attnlens.capture.equipment import Equipment
 from attnlens.capture.evidence import AttentionEvidence
 from attnlens.capture.forward import attempt, logits_of
 from attnlens.capture.layer_table import seen_window
+from attnlens.capture.memory import return_small_blocks
 from attnlens.capture.midpoint import MidpointTracker
 from attnlens.capture.override import tapped
 from attnlens.capture.parallel import Parallel
@@ -26,6 +28,7 @@ from attnlens.capture.reported import ReportTap
 from attnlens.capture.residual import LayerTracker
 from attnlens.capture.residual_evidence import ResidualEvidence
 from attnlens.capture.sampling import Sampler, end_tokens
+from attnlens.capture.slots import ends_group
 from attnlens.capture.tap import AttentionTap, Call
 from attnlens.capture.value_norm import ValueNorms
 from attnlens.capture.vocabulary import Vocabulary
@@ -73,7 +76,7 @@ class Passes:
             inside=equipment.inside_reader(),
             origin=rows.metadata.lens_first,
             residual=ResidualEvidence(rows, equipment.residual) if equipment.residual else None,
-            by_clock=parallel is None,
+            alone=parallel is None,
         )
         receive = self._readings.receive if self._readings.wants_depths else None
         self._tracker = LayerTracker(probed.path, probed.layers, receive, begun=self._layer_begun)
@@ -113,11 +116,14 @@ class Passes:
         tap = self._tap if isinstance(self._tap, ReportTap) else tapped(self._model, self._tap)
         with self._tracker, self._midpoints, tap:
             try:
-                self._passes()
-            except KeyboardInterrupt:
+                try:
+                    self._passes()
+                except KeyboardInterrupt:
+                    self._flush()
+                    raise
                 self._flush()
-                raise
-        self._flush()
+            finally:
+                self._readings.close()
 
     @property
     def n_token(self) -> int:
@@ -157,7 +163,8 @@ class Passes:
             self._given_probabilities(logits, text)
             self._complete(None)
             return
-        self._rows.rows(plan.n_prompt - 1)
+        self._rows.attention_rows(plan.n_prompt - 1)
+        self._readings.announce(partial(self._rows.rows, plan.n_prompt - 1))
         self._generate(logits[-1], cache)
 
     def _generate(self, logits: Tensor, cache: Any) -> None:
@@ -194,6 +201,8 @@ class Passes:
         self._tap.forget_mask()
         self._attention.end_pass()
         self._readings.end_pass()
+        if len(tokens) > 1 or ends_group(first):
+            return_small_blocks()
         return logits_of(self._model, output)[0], getattr(output, "past_key_values", None)
 
     def _complete(self, following: int | None) -> None:
@@ -206,12 +215,14 @@ class Passes:
         """Lets every row be committed whose evidence is whole."""
         self._readings.flush()
         self._hand_over()
+        self._readings.wait()
 
     def _hand_over(self) -> None:
         """Sends the value norms that wait, and with them the rows so far are whole."""
         if self._norms is not None:
             self._norms.flush()
-        self._rows.rows(self._known)
+        self._rows.attention_rows(self._known)
+        self._readings.announce(partial(self._rows.rows, self._known))
 
     def _given_probabilities(self, logits: Tensor, text: Sequence[int]) -> None:
         """The model's own probabilities of given tokens, as far as the pass made their logits."""

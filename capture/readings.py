@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 from torch import Tensor
 
+from attnlens.capture.beside import Beside
 from attnlens.capture.entries import VocabularyEntries
-from attnlens.capture.evidence import LensEvidence
+from attnlens.capture.evidence import LensEvidence, Waiting
 from attnlens.capture.lenses.reader import LaneReader
 from attnlens.capture.residual_evidence import ResidualEvidence
 from attnlens.capture.slots import ends_group
@@ -23,7 +25,8 @@ class Readings:
 
     `at_depths` read the streams between layers, `inside` those inside them, both of the tokens from `origin` on;
     `residual` keeps the streams between layers.
-    `by_clock`: rows wait no longer than a second. Not where processes must do the same at the same time.
+    `alone`: no other process holds a part of the model, so that not all must do the same at the same time: rows wait
+    no longer than a second, and a processor reads them beside the model.
     """
 
     def __init__(
@@ -35,13 +38,15 @@ class Readings:
         inside: LaneReader | None = None,
         origin: int = 0,
         residual: ResidualEvidence | None = None,
-        by_clock: bool = True,
+        alone: bool = True,
     ) -> None:
-        self._depths = [LensEvidence(writer, reader, entries, origin) for reader in at_depths]
-        self._inside = LensEvidence(writer, inside, entries, origin) if inside else None
-        self._lenses = [*self._depths, *([self._inside] if self._inside else [])]
+        readers = [*at_depths, *([inside] if inside else [])]
+        self._beside = Beside(threaded=alone and bool(readers) and all(reader.can_walk for reader in readers))
+        self._lenses = [LensEvidence(writer, reader, entries, self._beside, origin) for reader in readers]
+        self._depths = self._lenses[: len(at_depths)]
+        self._inside = self._lenses[-1] if inside else None
         self._residual = residual
-        self._by_clock = by_clock
+        self._by_clock = alone
         self._waiting = 0
         self._waiting_since = 0.0
 
@@ -77,7 +82,7 @@ class Readings:
             self._residual.end_pass()
 
     def complete(self, row: int, following: int | None) -> bool:
-        """Row `row`, the last of the pass, is followed by `following` (None: by nothing). True once it was sent.
+        """Row `row`, the last of the pass, is followed by `following` (None: by nothing). True once it is being read.
 
         Rows of generated tokens wait for each other a moment.
         """
@@ -95,13 +100,29 @@ class Readings:
         return True
 
     def flush(self) -> None:
-        """Sends the rows that wait."""
-        if not self._waiting:
-            return
-        read = [(lens, *lens.take()) for lens in self._lenses]
-        for row in range(self._waiting):  # so that the order of the vocabulary does not depend on what met here
+        """Has the rows read and sent that wait."""
+        if self._waiting:
+            taken = [lens.take() for lens in self._lenses]
+            size = sum(waiting.residual.nbytes for waiting in taken)
+            count, self._waiting = self._waiting, 0
+            self._beside.do(partial(self._read, taken, count), size)
+
+    def announce(self, job: Callable[[], None]) -> None:
+        """Does `job` once all that was received so far is sent, or a later one in its place."""
+        self._beside.announce(job)
+
+    def wait(self) -> None:
+        """Waits until all that was received is sent and announced."""
+        self._beside.wait()
+
+    def close(self) -> None:
+        """Drops what is not sent."""
+        self._beside.close()
+
+    def _read(self, taken: Sequence[Waiting], count: int) -> None:
+        read = [(lens, waiting.first, lens.read(waiting)) for lens, waiting in zip(self._lenses, taken, strict=True)]
+        for row in range(count):  # so that the order of the vocabulary does not depend on what met here
             for lens, _, arrays in read:
                 lens.use(arrays, row)
         for lens, first, arrays in read:
             lens.send(first, arrays)
-        self._waiting = 0

@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from attnlens.commands.options import Dpi, Json, Quiet, Step, Theme, Window
+from attnlens.commands.lines import say_again, say_notes
+from attnlens.commands.options import Again, Dpi, Format, Json, Quiet, Resume, Step, Theme, Window, Workers
 
 EXAMPLES = (
     "[bold]Examples[/bold]\n\n"
@@ -54,15 +55,10 @@ def diff(
     cmap: Annotated[str, typer.Option("--cmap", metavar="NAME", help="A diverging colormap of matplotlib.")] = "RdBu_r",
     theme: Theme = "light",
     dpi: Dpi = 100,
-    workers: Annotated[
-        int | None, typer.Option("--workers", metavar="N", help="Processes that draw.", show_default="all processors")
-    ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Keep pictures that are there, whole and the same.")] = False,
-    again: Annotated[
-        Path | None,
-        typer.Option("--from", metavar="PICTURE", help="Draw this one picture again, from the recipe inside it."),
-    ] = None,
-    format: Annotated[str, typer.Option("--format", metavar="NAME", help="png, svg, pdf or webp.")] = "png",
+    workers: Workers = None,
+    resume: Resume = False,
+    format: Format = "png",
+    again: Again = None,
     quiet: Quiet = False,
     json: Json = False,
 ) -> None:
@@ -72,7 +68,7 @@ def diff(
     if again is None:
         prepare(workers)
 
-    from attnlens.console import one_line, open_progress, to_json
+    from attnlens.console import open_progress, to_json
     from attnlens.render.diff.diff import diff as compare
     from attnlens.render.diff.table import summary, table
     from attnlens.render.options import RenderOptions, select_theme
@@ -80,10 +76,7 @@ def diff(
     if again is not None:
         from attnlens.render.recipes.again import draw_diff_again
 
-        drawn = draw_diff_again(again, a, b, output)
-        typer.echo(to_json(drawn) if json else f"{drawn.path}: {'the same bytes as' if drawn.same else 'not'} {again}")
-        for note in drawn.notes:
-            typer.echo(f"note: {one_line(note)}", err=True)
+        say_again(draw_diff_again(again, a, b, output), again, json)
         return
     options = RenderOptions(
         queries=queries,
@@ -117,5 +110,4 @@ def diff(
         return
     for line in (*table(report), summary(report)):
         typer.echo(line)
-    for note in report.notes:
-        typer.echo(f"note: {one_line(note)}", err=True)
+    say_notes(report.notes)

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from attnlens.commands.lines import say_packed
 from attnlens.commands.options import Json, Overwrite, Quiet, Store
 
 EXAMPLES = (
@@ -27,9 +28,9 @@ def pack(
     json: Json = False,
 ) -> None:
     """Make one file of a store, to send it. Every command opens it in place."""
-    from attnlens.console import human_bytes, open_progress, to_json
+    from attnlens.console import open_progress
     from attnlens.store.tools.pack import pack as write
 
     with open_progress(quiet) as progress:
-        report = write(store, output, overwrite=overwrite, progress=progress)
-    typer.echo(to_json(report) if json else f"{report.path}: {report.files} files, {human_bytes(report.bytes)}")
+        made = write(store, output, overwrite=overwrite, progress=progress)
+    say_packed(made, json)

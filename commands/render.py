@@ -7,9 +7,23 @@ from typing import Annotated, Any
 
 import typer
 
-from attnlens.commands.options import Dpi, Json, Quiet, Step, Store, Theme, Window
+from attnlens.commands.lines import say_again, say_notes
+from attnlens.commands.options import (
+    FILES,
+    Again,
+    Dpi,
+    Format,
+    Json,
+    Quiet,
+    Resume,
+    Step,
+    Store,
+    Theme,
+    Window,
+    Workers,
+)
 
-SHOWN, FILES = "What is shown", "Files"
+SHOWN = "What is shown"
 HEADS = (
     "max, mean, min or median over all heads; over some: 0,3,7 or 0:4:mean; kv-group:N, top:N:entropy, "
     "top:N:induction, rollout; each for a picture a head."
@@ -93,17 +107,13 @@ def render(
     palette: Annotated[
         bool, typer.Option("--palette", help="PNGs of 256 colours: smaller, drawn faster, fills a little off.")
     ] = False,
-    workers: Annotated[
-        int | None, typer.Option("--workers", metavar="N", help="Processes that draw.", show_default="all processors")
-    ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Keep pictures that are there, whole and the same.")] = False,
+    workers: Workers = None,
+    resume: Resume = False,
     engine: Annotated[
         str | None,
         typer.Option("--engine", metavar="dask://HOST:PORT", help="Draw on a Dask cluster; dask://local starts one."),
     ] = None,
-    format: Annotated[
-        str, typer.Option("--format", metavar="NAME", rich_help_panel=FILES, help="png, svg, pdf or webp.")
-    ] = "png",
+    format: Format = "png",
     sheet: Annotated[
         bool,
         typer.Option(
@@ -125,15 +135,7 @@ def render(
     gallery: Annotated[
         bool, typer.Option("--gallery/--no-gallery", rich_help_panel=FILES, help="index.html beside the pictures.")
     ] = True,
-    again: Annotated[
-        Path | None,
-        typer.Option(
-            "--from",
-            metavar="PICTURE",
-            rich_help_panel=FILES,
-            help="Draw this one picture again, from the recipe inside it.",
-        ),
-    ] = None,
+    again: Again = None,
     quiet: Quiet = False,
     json: Json = False,
 ) -> None:
@@ -143,7 +145,7 @@ def render(
     if again is None and animate is None and engine is None and not queries.isdecimal():
         prepare(workers)
 
-    from attnlens.console import human_bytes, one_line, open_progress, to_json
+    from attnlens.console import human_bytes, open_progress, to_json
     from attnlens.render.options import RenderOptions, select_theme
     from attnlens.render.pictures import RenderReport
     from attnlens.render.pictures import render as draw
@@ -172,10 +174,7 @@ def render(
     if again is not None:
         from attnlens.render.recipes.again import draw_again
 
-        drawn = draw_again(again, store, folder)
-        typer.echo(to_json(drawn) if json else f"{drawn.path}: {'the same bytes as' if drawn.same else 'not'} {again}")
-        for note in drawn.notes:
-            typer.echo(f"note: {one_line(note)}", err=True)
+        say_again(draw_again(again, store, folder), again, json)
         return
     with open_progress(quiet) as progress:
         if animate is not None:
@@ -200,8 +199,7 @@ def render(
     typer.echo(f"{report.folder}: {report.count} pictures in {report.seconds:.1f} s{kept}")
     if isinstance(report, RenderReport) and report.requests:
         typer.echo(f"fetched {human_bytes(report.fetched_bytes)} in {report.requests} requests", err=True)
-    for note in report.notes:
-        typer.echo(f"note: {one_line(note)}", err=True)
+    say_notes(report.notes)
     if report.missing_characters:
         typer.echo(f"note: {report.missing_characters} of the characters are in no font here: drawn as U+…", err=True)
 

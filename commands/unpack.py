@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from attnlens.commands.lines import say_packed
 from attnlens.commands.options import Json, Overwrite, Quiet, Store
 
 EXAMPLES = (
@@ -26,9 +27,9 @@ def unpack(
     json: Json = False,
 ) -> None:
     """Make a folder of a packed store: the files that were packed, byte for byte."""
-    from attnlens.console import human_bytes, open_progress, to_json
+    from attnlens.console import open_progress
     from attnlens.store.tools.pack import unpack as write
 
     with open_progress(quiet) as progress:
-        report = write(store, output, overwrite=overwrite, progress=progress)
-    typer.echo(to_json(report) if json else f"{report.path}: {report.files} files, {human_bytes(report.bytes)}")
+        made = write(store, output, overwrite=overwrite, progress=progress)
+    say_packed(made, json)

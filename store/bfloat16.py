@@ -17,3 +17,8 @@ NAN = 0x7FC0
 def decode(bits: NDArray[Any]) -> NDArray[np.float32]:
     """The numbers that bits of bfloat16 stand for, exactly: bfloat16 is the upper half of float32."""
     return (bits.astype(np.uint32) << 16).view(np.float32)
+
+
+def encode(numbers: NDArray[np.float32]) -> NDArray[np.uint16]:
+    """The bits of numbers that are bfloat16 already, exactly: what `decode` was given."""
+    return (numbers.view(np.uint32) >> 16).astype(np.uint16)

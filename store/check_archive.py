@@ -6,7 +6,7 @@ import zlib
 
 from attnlens.store.findings import Findings
 from attnlens.store.places import Archive, Place
-from attnlens.store.tools.pack import PIECE
+from attnlens.store.tools.copy import PIECE
 
 
 def check_archive(place: Place, findings: Findings) -> None:

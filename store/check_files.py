@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,6 +11,7 @@ from attnlens.progress import Progress
 from attnlens.schemas.errors import AttnlensError
 from attnlens.schemas.metadata import CaptureMetadata
 from attnlens.schemas.version import NAMESPACE
+from attnlens.store.chunks import file_regions, grid
 from attnlens.store.faults import DECODE_ERRORS
 from attnlens.store.files import PARTIAL
 from attnlens.store.findings import Findings
@@ -124,19 +124,15 @@ def check_front(place: Place, capture: Capture, findings: Findings) -> None:
 
 def check_chunks(array: zarr.Array[Any], findings: Findings, progress: Progress) -> bool:
     """Does every file of an array decode? One file at a time is in memory."""
-    step = array.shards or array.chunks
+    step = grid(array)
     whole = True
-    blocks = [range(-(-length // size)) for length, size in zip(array.shape, step, strict=True)]
-    for block in itertools.product(*blocks):
+    for region in file_regions(array.shape, step):
         progress.advance()
         findings.count("files decoded")
-        part = tuple(
-            slice(index * size, min((index + 1) * size, length))
-            for index, size, length in zip(block, step, array.shape, strict=True)
-        )
         try:
-            array[part]
+            array[region]
         except DECODE_ERRORS as error:
+            block = tuple(part.start // size for part, size in zip(region, step, strict=True))
             key = array.metadata.encode_chunk_key(block)
             reason = " ".join(str(error).split()) or type(error).__name__
             findings.add(f"{array.path}/{key}", "chunk", f"cannot be decoded ({reason})")

@@ -18,6 +18,7 @@ from attnlens.store.places import Place
 from attnlens.store.places.zarr_store import PlaceStore
 
 Selection = tuple[slice | NDArray[np.intp], ...]
+Region = tuple[slice, ...]
 
 
 def read(array: zarr.Array[Any], selection: Selection) -> NDArray[Any]:
@@ -61,6 +62,20 @@ def grid(array: zarr.Array[Any]) -> tuple[int, ...]:
     return array.shards or array.chunks
 
 
+def region_of(block: Sequence[int], step: Sequence[int], shape: Sequence[int]) -> Region:
+    """The cells of one block of a grid of blocks `step`."""
+    return tuple(
+        slice(index * size, min((index + 1) * size, length))
+        for index, size, length in zip(block, step, shape, strict=True)
+    )
+
+
+def file_regions(shape: Sequence[int], step: Sequence[int]) -> Iterator[Region]:
+    """Regions of an array that are a file each, in order."""
+    blocks = [range(-(-length // size)) for length, size in zip(shape, step, strict=True)]
+    return (region_of(block, step, shape) for block in itertools.product(*blocks))
+
+
 def regions(array: zarr.Array[Any], selection: Selection, step: Sequence[int]) -> Iterator[tuple[int, ...]]:
     """Coordinates, in a grid of blocks `step`, of the blocks that the selection touches."""
     axes = []
@@ -74,10 +89,7 @@ def first_damaged(array: zarr.Array[Any], selection: Selection) -> str | None:
     """Key of the first file that the selection touches and that cannot be decoded, as "c/0/0/3/0"."""
     step = grid(array)
     for block in itertools.islice(regions(array, selection, step), 4096):
-        cells = tuple(
-            slice(index * size, min((index + 1) * size, length))
-            for index, size, length in zip(block, step, array.shape, strict=True)
-        )
+        cells = region_of(block, step, array.shape)
         part = tuple(_within(cell, axis) for cell, axis in zip(cells, selection, strict=True))
         try:
             array[part]

@@ -58,6 +58,8 @@ class CaptureFile:
         self._others = Others(self.folder, share) if share is not None else None
         self.fed = 0
         self.oldest: float | None = None
+        self.attended = self.ahead = 0
+        """Rows whose attention was handed over, and how many of these are in the files, committed or not."""
         self._store = CountingStore(root)
         self._capacity = capacity
         self.folder.mkdir(exist_ok=claimed)
@@ -137,7 +139,18 @@ class CaptureFile:
             self.oldest = self.oldest or time.monotonic()
             self.fed = count
 
+    def attention_rows(self, count: int) -> None:
+        """Attention of the first `count` rows, and what comes with it, has been handed over."""
+        self.attended = max(self.attended, count)
+
     # What this thread does with it.
+
+    def write_ahead(self) -> None:
+        """Write attention of rows whose readings are still to come, so that it need not wait in memory."""
+        if self._share is None and self.attended > self.ahead:
+            for sink in self._attention_sinks:
+                sink.commit(self.ahead, self.attended)
+            self.ahead = self.attended
 
     def commit(self) -> None:
         """Write every row handed over, then say so in the capture's zarr.json."""
@@ -151,7 +164,10 @@ class CaptureFile:
         for column in self._columns:
             column.flush()
         for sink in self._sinks:
-            sink.commit(start, stop)
+            begin = max(start, self.ahead) if sink in self._attention_sinks else start
+            if stop > begin:
+                sink.commit(begin, stop)
+        self.ahead = max(self.ahead, stop)
         self._model_probability.commit()
         self._update(status="partial", committed=stop, n_fed=stop, n_token=max(len(self._token_id), stop))
         self.oldest = None if stop == self.fed else time.monotonic()
@@ -234,6 +250,7 @@ class CaptureFile:
         self._columns = [self._token_id, self._token_text, self._token_special, self._bytes, self._offset]
         self._model_probability = ValueSink(arrays["model_probability"])
         self._sinks: list[AttentionSink | ReductionSink | DepthSink | LaneSink | VectorSink] = []
+        self._attention_sinks: list[AttentionSink | ReductionSink | LaneSink | VectorSink]
         if about.attention == "dense":
             rows = self._sharded("attention_weight", 2, keep_tail=False)
             if self._share is not None:
@@ -258,6 +275,11 @@ class CaptureFile:
             self._columns += [self._vocabulary_id, self._vocabulary_text]
         self._lanes = {spec.name: self._lane_sink(spec, layers) for spec in self._specs.values() if _in_lanes(spec)}
         self._sinks.extend(self._lanes.values())
+        self._attention_sinks = [
+            sink for sink in self._sinks if isinstance(sink, AttentionSink | ReductionSink | VectorSink)
+        ]
+        if "value_norm" in self._lanes:
+            self._attention_sinks.append(self._lanes["value_norm"])
 
     def _lane_sink(self, spec: ArraySpec, layers: Sequence[int]) -> LaneSink:
         axis = next(number for number, axis in enumerate(spec.axes) if axis in TIMELINE)

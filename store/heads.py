@@ -72,6 +72,7 @@ class HeadsFile:
         self.folder = root / metadata.id
         self.fed = 0
         self.oldest: float | None = None
+        self.attended = self.ahead = 0
         self._store = CountingStore(root)
         self._share = share
         self._attention: AttentionSink | None = None
@@ -105,6 +106,12 @@ class HeadsFile:
         if count > self.fed:
             self.oldest = self.oldest or time.monotonic()
             self.fed = count
+
+    def attention_rows(self, count: int) -> None:
+        """Nothing: rows here wait for no readings."""
+
+    def write_ahead(self) -> None:
+        """Nothing, either."""
 
     def commit(self) -> None:
         """Write every row handed over, then leave the mark."""

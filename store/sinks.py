@@ -15,7 +15,7 @@ from attnlens.store.layout import AttentionOrder
 from attnlens.store.rows import Block, RowBuffer
 from attnlens.store.shards import ShardedRows
 
-REGION_BYTES = 1 << 25
+REGION_BYTES = 1 << 23
 """About the most memory that one write of many small rows takes."""
 
 

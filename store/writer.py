@@ -297,6 +297,10 @@ class CaptureWriter:
         """The probability (token) that the model's own output gave to the token that came next."""
         self._put(lambda file: file.model_probability(first_token, values), values.nbytes)
 
+    def attention_rows(self, count: int) -> None:
+        """Attention, queries, keys and value norms of rows < `count` have been handed over, readings maybe not yet."""
+        self._put(lambda file: file.attention_rows(count), 0)
+
     def rows(self, count: int) -> None:
         """Everything of rows < `count` has been handed over; they may be committed."""
         self._put(lambda file: file.rows(count), 0)
@@ -359,6 +363,8 @@ class CaptureWriter:
                 # At multiples of 8, where chunks of several rows end, so that none is written twice.
                 if due or file.fed // COMMIT_ROWS > file.metadata.committed // COMMIT_ROWS:
                     file.commit()
+                if file.attended // COMMIT_ROWS > file.ahead // COMMIT_ROWS:
+                    file.write_ahead()
                 self._queue.keep(file.held_bytes)
             self._index()
         except Exception as error:  # noqa: BLE001 - handed to the model's thread, whatever it is

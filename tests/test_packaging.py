@@ -35,9 +35,9 @@ PARTS = {
 SEEN_THROUGH_BASE = {"google_crc32c", "numcodecs", "PIL", "typing_extensions"}
 """Import names that come with a dependency of the laptop half."""
 
-ASKED_FOR = {"obstore", "av", "distributed", "h5py", "xarray"}
-"""Import names of the extras `video`, `cluster`, `remote`, `hdf5` and `xarray`, imported where a missing one
-is named."""
+ASKED_FOR = {"obstore", "av", "distributed", "h5py", "pyarrow", "xarray"}
+"""Import names of the extras `video`, `cluster`, `remote`, `hdf5`, `parquet` and `xarray`, imported where a missing
+one is named."""
 
 
 def sources() -> list[Path]:

@@ -338,9 +338,9 @@ def test_the_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: A
     check_same(ARCHIVED, tmp_path / "back.zarr")
     assert lens("export", str(ARCHIVED), "-o", "run.doc") == 1
     said = capsys.readouterr().err
-    assert (
-        said
-        == "lens: run.doc ends in neither .html nor .h5; say --html or --hdf5, or name a file with such an ending\n"
+    assert said == (
+        "lens: the ending of run.doc says no form; say --format NAME, or name a file that ends in .html, .h5, "
+        ".parquet, .npz, .safetensors, .inif.json\n"
     )
     assert lens("import", "none.h5") == 1
     assert capsys.readouterr().err == "lens: none.h5: no such file\n"

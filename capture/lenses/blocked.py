@@ -11,8 +11,8 @@ wait for each other at its end, and for whoever else has one of the cores.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 import torch
@@ -40,11 +40,14 @@ def can_walk(head: nn.Module) -> bool:
         type(head) is nn.Linear
         and head.weight.device.type == "cpu"
         and head.weight.dtype == torch.float32
-        and not head._forward_hooks
-        and not head._forward_pre_hooks
-        and not hasattr(head, "_hf_hook")
+        and not has_hooks(head)
         and "forward" not in vars(head)  # a tensor-parallel head, of which only a part is here
     )
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Whether more happens than the module says when it is called."""
+    return bool(module._forward_hooks or module._forward_pre_hooks or hasattr(module, "_hf_hook"))
 
 
 def read_through(
@@ -64,11 +67,11 @@ def read_through(
     tracked = following[:0] if tracked is None else tracked
     target = torch.cat([following[:, None], tracked.expand(len(stream), -1)], dim=1)
     product = _Product(head, scale, softcap)
-    crew = _crew()
-    aim = crew.submit(product.own, stream, following.clamp(min=0), tracked).result()
+    threads = crew()
+    aim = threads.one(product.own, stream, following.clamp(min=0), tracked)
     walk = _Walk(stream, product, target, aim, top_k)
     runs = iter(range(0, walk.n_block, BLOCKS_KEPT))
-    best = _Best.joined(list(crew.map(walk.take, [runs] * crew._max_workers)))
+    best = _Best.joined(threads.all(lambda: walk.take(runs)))
     total, entropy = walk.distribution()
     known = target >= 0
     rank = torch.where(known, walk.beaten.sum(dim=0).T.int(), -1)
@@ -141,19 +144,62 @@ class _Walk:
         return total, (total - mean).clamp(min=0)
 
 
-_threads: ThreadPoolExecutor | None = None
-
-
-def _crew() -> ThreadPoolExecutor:
+class _Crew:
     """A thread for each that torch would use, in which torch uses no more."""
-    global _threads
-    count = torch.get_num_threads()
-    if _threads is None or _threads._max_workers != count:
-        _threads = ThreadPoolExecutor(count, "attnlens-lens", initializer=torch.set_num_threads, initargs=(1,))
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+        self.held = 0
+        """Who counts on these threads: no others are made meanwhile."""
+        self._beside = False
+        self._lock = threading.Lock()
+        self._joining: Callable[[], None] | None = None
+        self._threads = ThreadPoolExecutor(count, "attnlens-lens", initializer=torch.set_num_threads, initargs=(1,))
         ready = threading.Barrier(count)
-        list(_threads.map(lambda _: ready.wait(), range(count)))
+        list(self._threads.map(lambda _: ready.wait(), range(count)))
         torch.set_num_threads(count)  # a setting of every thread, whose default for later ones is the last made
-    return _threads
+
+    @property
+    def beside(self) -> bool:
+        """Whether the model computes at the same time: then one core is left to it. Counts at once for what runs."""
+        return self._beside
+
+    @beside.setter
+    def beside(self, value: bool) -> None:
+        with self._lock:
+            if self._beside and not value and self.count > 1 and self._joining is not None:
+                self._joining()
+            self._beside = value
+
+    def one(self, work: Callable[..., Tensor], *given: Tensor) -> Tensor:
+        """What `work` returns, computed by one of the threads."""
+        return self._threads.submit(work, *given).result()
+
+    def all(self, work: Callable[[], _Best]) -> list[_Best]:
+        """What `work` returns in each thread; they share it among themselves, and another may join at any time."""
+        began: list[Future[_Best]] = []
+        with self._lock:
+            for _ in range(max(1, self.count - self._beside)):
+                began.append(self._threads.submit(work))
+            self._joining = lambda: began.append(self._threads.submit(work))
+        done: list[_Best] = []
+        while len(done) < len(began):
+            done.append(began[len(done)].result())
+        with self._lock:
+            self._joining = None
+        return done + [late.result() for late in began[len(done) :]]
+
+
+_made: _Crew | None = None
+
+
+def crew() -> _Crew:
+    """The threads that walk."""
+    global _made
+    count = torch.get_num_threads()
+    if _made is None or (_made.count != count and not _made.held):
+        _made = _Crew(count)
+    return _made
 
 
 def _width(n_row: int) -> int:

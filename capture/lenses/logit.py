@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from attnlens.capture.lenses.blocked import BLOCK_ROWS, can_walk, read_through
+from attnlens.capture.lenses.blocked import BLOCK_ROWS, can_walk, has_hooks, read_through
 from attnlens.capture.lenses.readout import Readout, joined, read_logits, rows_at_a_time
 from attnlens.schemas.errors import ModelError
 from attnlens.schemas.metadata import LensInfo
@@ -30,6 +30,11 @@ class LogitLens:
     scale: float = 1.0
     softcap: float | None = None
     _hashed: list[Future[str]] = field(default_factory=list, repr=False, compare=False)
+
+    @property
+    def can_walk(self) -> bool:
+        """Whether the head can be walked through, and what is before it has no hooks, which may mind the thread."""
+        return can_walk(self.modules[-1]) and not any(has_hooks(module) for module in self.modules)
 
     def hash_soon(self) -> None:
         """Begins the hash of the weights, which takes a while, in a thread beside what comes before `info`."""

@@ -34,6 +34,11 @@ class LaneReader:
     tracked: Tensor | None = None
 
     @property
+    def can_walk(self) -> bool:
+        """Whether it reads by threads of its own, and runs nothing but plain modules."""
+        return self.lens.can_walk
+
+    @property
     def token_array(self) -> str:
         """Name of the array that holds ids of the vocabulary."""
         return self.names["lens_token"]

@@ -21,10 +21,11 @@ from attnlens.store.files import remove_partials
 from attnlens.store.manifest import MANIFEST_ARRAYS
 from attnlens.store.places import stem_of
 from attnlens.store.reader import Capture, open_store
+from attnlens.store.tools.copy import copy_files
 from attnlens.store.tools.keep import Keep, Kept, kept
 from attnlens.store.tools.output import new_store
 from attnlens.store.tools.redact import Redaction, redaction
-from attnlens.store.tools.rewrite import Cells, Change, copy_files, part_of, rewrite
+from attnlens.store.tools.rewrite import Cells, Change, part_of, rewrite
 from attnlens.store.tools.seal import seal_capture, seal_store
 
 

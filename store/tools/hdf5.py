@@ -5,10 +5,8 @@ Every capture is a group, every array a dataset of the same name, shape and dtyp
 
 from __future__ import annotations
 
-import itertools
 import json
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,13 +15,13 @@ import numpy as np
 import zarr
 
 from attnlens.progress import Progress, Silent
-from attnlens.schemas.errors import MissingExtraError
 from attnlens.schemas.version import FORMAT, NAMESPACE
-from attnlens.store.chunks import grid, read
+from attnlens.store.chunks import file_regions, grid, read
 from attnlens.store.files import clean
 from attnlens.store.manifest import MANIFEST_ARRAYS
 from attnlens.store.named import NamedArray
 from attnlens.store.reader import Capture, open_store
+from attnlens.store.tools.exports import NUL, NUL_SIGN, ExportReport, chosen, require
 from attnlens.store.tools.output import new_file
 
 if TYPE_CHECKING:
@@ -33,19 +31,7 @@ DOCUMENT = "document"
 """Dataset of JSON text: what the zarr.json of a capture or the store says. An attribute would hold 64 KiB at most."""
 CHUNK, SHARD, ATTRIBUTES = "zarr_chunk", "zarr_shard", "zarr_attributes"
 """Attributes of a dataset from which the array is made again as it was."""
-NUL, NUL_SIGN = "\0", "\u2400"
-"""A string of HDF5 ends at its first NUL: there the sign for it stands, and the document keeps the text."""
 GZIP_LEVEL = 4
-Region = tuple[slice, ...]
-
-
-@dataclass(frozen=True, kw_only=True)
-class ExportReport:
-    """What was written: where, how many bytes, which captures."""
-
-    path: Path
-    bytes: int
-    captures: list[str]
 
 
 def require_h5py() -> Any:
@@ -54,11 +40,7 @@ def require_h5py() -> Any:
     Raises:
         MissingExtraError: it is not installed.
     """
-    try:
-        import h5py
-    except ImportError as error:
-        raise MissingExtraError("HDF5 needs h5py, which is not installed: pip install 'attnlens[hdf5]'") from error
-    return h5py
+    return require("h5py", "HDF5", "hdf5")
 
 
 def export_hdf5(
@@ -86,20 +68,20 @@ def export_hdf5(
     """
     progress, h5 = progress or Silent(), require_h5py()
     opened = open_store(store)
-    chosen = [opened[name] for name in captures or opened.ids]
-    progress.stage("exporting", sum(len(_names(capture)) for capture in chosen), "arrays")
+    there = chosen(opened, captures)
+    progress.stage("exporting", sum(len(_names(capture)) for capture in there), "arrays")
     path = Path(output)
     with new_file(path, overwrite=overwrite) as temporary:
         with h5.File(temporary, "w") as file:
             file.attrs["format"] = FORMAT
             about = opened.metadata.model_dump(mode="json", exclude={"digest", "index"})
-            about["planned"] = [capture.id for capture in chosen] if captures else opened.metadata.planned
+            about["planned"] = [capture.id for capture in there] if captures else opened.metadata.planned
             _write_document(file, {NAMESPACE: about})
-            for capture in chosen:
+            for capture in there:
                 _write_capture(file.create_group(capture.id), capture, progress)
         size = temporary.stat().st_size
     progress.end()
-    return ExportReport(path=path, bytes=size, captures=[capture.id for capture in chosen])
+    return ExportReport(path=path, bytes=size, captures=[capture.id for capture in there])
 
 
 def _names(capture: Capture) -> list[str]:
@@ -173,16 +155,6 @@ def _name_axes(group: h5py.Group, array: NamedArray) -> None:
 
 def _write_document(group: h5py.Group, document: dict[str, Any]) -> None:
     group.create_dataset(DOCUMENT, data=json.dumps(document, ensure_ascii=True), dtype=require_h5py().string_dtype())
-
-
-def file_regions(shape: Sequence[int], step: Sequence[int]) -> Iterator[Region]:
-    """Regions of an array that are a file each, in order."""
-    blocks = [range(-(-length // size)) for length, size in zip(shape, step, strict=True)]
-    for block in itertools.product(*blocks):
-        yield tuple(
-            slice(index * size, min((index + 1) * size, length))
-            for index, size, length in zip(block, step, shape, strict=True)
-        )
 
 
 def as_texts(values: np.ndarray[Any, Any]) -> list[str]:

@@ -25,6 +25,7 @@ from attnlens.schemas.metadata import CaptureMetadata, StoreMetadata
 from attnlens.schemas.problems import summary
 from attnlens.schemas.validate import CAPTURE_NAME, ArrayDescription, validate_capture, validate_store
 from attnlens.schemas.version import FORMAT, NAMESPACE
+from attnlens.store.chunks import file_regions
 from attnlens.store.descriptions import Limits, check_limits, raw_bytes
 from attnlens.store.files import group_document, write_document
 from attnlens.store.manifest import MANIFEST_ARRAYS
@@ -37,7 +38,6 @@ from attnlens.store.tools.hdf5 import (
     DOCUMENT,
     SHARD,
     as_texts,
-    file_regions,
     require_h5py,
 )
 from attnlens.store.tools.output import new_store

@@ -15,8 +15,8 @@ from attnlens.schemas.version import NAMESPACE
 from attnlens.store.files import clean, group_document, write_document
 from attnlens.store.manifest import document_digest
 from attnlens.store.reader import Capture, open_store
+from attnlens.store.tools.copy import copy_files
 from attnlens.store.tools.output import new_store
-from attnlens.store.tools.rewrite import copy_files
 from attnlens.store.tools.seal import seal_store
 
 

@@ -15,8 +15,8 @@ from attnlens.schemas.version import FORMAT, FORMAT_VERSION, NAMESPACE
 from attnlens.store.files import PARTIAL
 from attnlens.store.places import Place, open_place, stem_of
 from attnlens.store.root import root_attributes
+from attnlens.store.tools.copy import copy_file
 from attnlens.store.tools.output import new_store
-from attnlens.store.tools.pack import checked_pieces
 from attnlens.store.verify import verify
 
 Check = Callable[[Place], list[Problem]]
@@ -133,10 +133,6 @@ def _copy(place: Place, folder: Path, progress: Progress) -> None:
     names = [name for name in place.files() if not name.endswith(PARTIAL)]
     progress.stage("copying", len(names), "files")
     for name in names:
-        target = folder / name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with target.open("xb") as file:
-            for piece in checked_pieces(place, name):
-                file.write(piece)
+        copy_file(place, name, folder / name)
         progress.advance()
     progress.end()

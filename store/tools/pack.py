@@ -3,27 +3,24 @@
 from __future__ import annotations
 
 import zipfile
-import zlib
-from collections.abc import Iterator
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 from typing import BinaryIO
 
 from attnlens.progress import Progress, Silent
-from attnlens.schemas.errors import InputError, StoreError
+from attnlens.schemas.errors import InputError
 from attnlens.store.files import PARTIAL
 from attnlens.store.front import index_bytes
 from attnlens.store.places import ZIP_SUFFIX, Archive, Place, beside, open_place, stem_of
 from attnlens.store.places.archive import COMMENT, END, TAILS, entries_of, header_length, skeleton, tails_entry
 from attnlens.store.places.place import FRONT, GROUP_DOCUMENT
 from attnlens.store.root import read_root
+from attnlens.store.tools.copy import checked_pieces, copy_file
 from attnlens.store.tools.output import new_store
 
-PIECE = 1 << 24
 SMALL = 1 << 16
 """Files up to this many bytes lie together at the end of the zip, beside its table of contents: one read has them."""
-
 
 ENDS_BYTES = 1 << 15
 """The most that copies of such indexes take."""
@@ -103,33 +100,10 @@ def unpack(
     with new_store(path, overwrite=overwrite) as temporary:
         temporary.mkdir()
         for name in sizes:
-            target = temporary / name
-            target.parent.mkdir(parents=True, exist_ok=True)
-            with target.open("xb") as file:
-                for piece in checked_pieces(place, name):
-                    file.write(piece)
+            copy_file(place, name, temporary / name)
             progress.advance()
     progress.end()
     return PackReport(path=path, files=len(sizes), bytes=sum(sizes.values()))
-
-
-def checked_pieces(place: Place, name: str) -> Iterator[bytes]:
-    """A file piece by piece, compared with the checksum that its place keeps, if it keeps one.
-
-    Raises:
-        StoreError: it cannot be read, or is not what was packed.
-    """
-    try:
-        size, found = place.size(name), 0
-        for start in range(0, size, PIECE):
-            piece = place.read(name, start, min(size, start + PIECE))
-            found = zlib.crc32(piece, found)
-            yield piece
-        wanted = place.checksum(name)
-    except OSError as error:
-        raise StoreError(f"{place}: {name} cannot be read ({error.strerror or error})") from error
-    if wanted is not None and found != wanted:
-        raise StoreError(f"{place}: {name} is damaged, its bytes are not those that were packed; run `lens verify`")
 
 
 def order(sizes: dict[str, int]) -> list[str]:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,17 +12,14 @@ from zarr.codecs import Crc32cCodec, ZstdCodec
 from zarr.storage import LocalStore
 
 from attnlens.schemas.version import NAMESPACE
-from attnlens.store.chunks import read
-from attnlens.store.files import PARTIAL
+from attnlens.store.chunks import Region, file_regions, grid, read
 from attnlens.store.named import NamedArray
-from attnlens.store.places import Place
-from attnlens.store.tools.pack import checked_pieces
 
 PACKED_LEVEL = 9
 """A cropped store is written once and sent often: zstd 9 is worth its time, 19 gained 1 % more."""
 
 Cells = NDArray[Any]
-Change = Callable[[Cells, tuple[slice, ...]], Cells]
+Change = Callable[[Cells, Region], Cells]
 """From cells of a region, and the region, to what is written there. May reduce the last axis."""
 
 
@@ -32,18 +27,6 @@ def part_of(mask: NDArray[np.bool_], part: slice) -> NDArray[np.bool_]:
     """A part of a mask over an axis; false where the array is longer, as it is while a capture is not complete."""
     found = mask[part]
     return np.pad(found, (0, part.stop - part.start - len(found)))
-
-
-def copy_files(place: Place, source: str, target: Path) -> None:
-    """Copy all files below the folder `source` of a place, byte for byte."""
-    for path in place.files(source):
-        if path.endswith(PARTIAL):
-            continue
-        file = target / path.removeprefix(f"{source}/")
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with file.open("xb") as out:
-            for piece in checked_pieces(place, path):
-                out.write(piece)
 
 
 def rewrite(
@@ -95,13 +78,7 @@ def rewrite(
         dimension_names=array.axes,
         config={"write_empty_chunks": False},
     )
-    step = old.shards or old.chunks
-    blocks = [range(-(-length // size)) for length, size in zip(old.shape, step, strict=True)]
-    for block in itertools.product(*blocks):
-        region = tuple(
-            slice(index * size, min((index + 1) * size, length))
-            for index, size, length in zip(block, step, old.shape, strict=True)
-        )
+    for region in file_regions(old.shape, grid(old)):
         values = change(read(old, region), region)
         if ranks is not None:
             values = values[..., :ranks]

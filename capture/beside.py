@@ -1,0 +1,149 @@
+"""Work beside the model: readings of a lens go on in a thread of their own while the next tokens are made.
+
+Decoding moves weights through one core and leaves the others idle; what a lens multiplies for a long prompt fills them.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+
+import torch
+
+from attnlens.capture.lenses.blocked import crew
+
+WAITING_BYTES = 24 << 20
+"""Residuals that may wait to be read; the model waits for more."""
+CATCH_UP_SECONDS = 10.0
+"""How long readings may be late before the first row is announced: time for those of a prompt."""
+LATE_SECONDS = 0.5
+"""How late readings may be once rows are announced: what is committed follows the model closely."""
+
+Job = Callable[[], None]
+
+
+class Beside:
+    """Does jobs in the order in which they come, and announces what they complete.
+
+    Without `threaded` a job is done at once, by who brings it. An announcement is made when all jobs that came before
+    it are done. The first is held back until the jobs have caught up: from then on none is late.
+    """
+
+    def __init__(self, *, threaded: bool) -> None:
+        self._jobs: deque[tuple[float, int, Job]] = deque()
+        self._announcements: deque[tuple[int, Job]] = deque()
+        self._bytes = self._brought = self._done = 0
+        self._announced = self._closed = False
+        self._error: BaseException | None = None
+        self._changed = threading.Condition()
+        self._thread: threading.Thread | None = None
+        if threaded:
+            crew().held += 1
+            count, ready = torch.get_num_threads(), threading.Event()
+            self._thread = threading.Thread(target=self._run, args=(ready,), name="attnlens-beside", daemon=True)
+            self._thread.start()
+            ready.wait()
+            torch.set_num_threads(count)  # later threads have what was set last, by whichever thread
+
+    def do(self, job: Job, size: int) -> None:
+        """Does a job that holds `size` bytes, now or soon; waits while too much is to be done.
+
+        Raises whatever an earlier job has raised.
+        """
+        if self._thread is None:
+            job()
+            return
+        with self._changed:
+            self._check()
+            self._jobs.append((time.monotonic(), size, job))
+            self._brought += 1
+            self._bytes += size
+            self._changed.notify_all()
+        self._wait_for(self._is_in_time)
+
+    def announce(self, job: Job) -> None:
+        """Does a small job once all before it are done; a later one stands for those before it."""
+        if self._thread is None:
+            job()
+            return
+        with self._changed:
+            self._check()
+            self._announcements.append((self._brought, job))
+            self._announce(time.monotonic())
+
+    def wait(self) -> None:
+        """Waits until everything is done and announced. Raises whatever a job has raised."""
+        if self._thread is not None:
+            self._wait_for(lambda: not self._jobs and not self._announcements)
+
+    def close(self) -> None:
+        """Ends the thread; jobs that it has not begun are dropped."""
+        if self._thread is not None:
+            with self._changed:
+                self._closed = True
+                self._jobs.clear()
+                self._announcements.clear()
+                self._changed.notify_all()
+            self._thread.join()
+            self._thread = None
+            crew().held -= 1
+
+    def _wait_for(self, state: Callable[[], bool]) -> None:
+        """Waits for a state of the jobs; meanwhile they get every core."""
+        with self._changed:
+            if not state():
+                crew().beside = False
+                try:
+                    self._changed.wait_for(lambda: self._error is not None or state())
+                finally:
+                    crew().beside = True
+            self._check()
+
+    def _is_in_time(self) -> bool:
+        patience = LATE_SECONDS if self._announced else CATCH_UP_SECONDS
+        return self._bytes <= WAITING_BYTES and (not self._jobs or time.monotonic() - self._jobs[0][0] < patience)
+
+    def _check(self) -> None:
+        if self._error is not None:
+            raise self._error
+
+    def _run(self, ready: threading.Event) -> None:
+        crew().beside = True
+        torch.set_num_threads(1)
+        ready.set()
+        try:
+            while True:
+                with self._changed:
+                    self._changed.wait_for(lambda: self._closed or bool(self._jobs))
+                    if self._closed:
+                        return
+                    _, size, job = self._jobs[0]
+                with torch.no_grad():
+                    job()
+                del job
+                with self._changed:
+                    if self._jobs:
+                        self._jobs.popleft()
+                    self._done += 1
+                    self._bytes -= size
+                    self._announce(time.monotonic())
+                    self._changed.notify_all()
+        except BaseException as error:  # noqa: BLE001 - raised again by whoever brings the next job
+            with self._changed:
+                self._error = error
+                self._changed.notify_all()
+        finally:
+            crew().beside = False
+
+    def _announce(self, now: float) -> None:
+        """Makes the last announcement that is due."""
+        if not self._announced and self._jobs and now - self._jobs[0][0] >= LATE_SECONDS:
+            return
+        due = None
+        while self._announcements and self._announcements[0][0] <= self._done:
+            due = self._announcements.popleft()[1]
+        if due is not None:
+            self._announced = True
+            due()
