@@ -163,6 +163,7 @@ class CaptureMetadata(Record):
     self_checks: list[SelfCheck] = Field(default_factory=list)
     error: str | None = None
     manifest: str | None = None
+    front: str | None = None
     digest: str | None = None
 
 

@@ -15,9 +15,10 @@ from attnlens.store.chunks import file_regions, grid
 from attnlens.store.faults import DECODE_ERRORS
 from attnlens.store.files import PARTIAL
 from attnlens.store.findings import Findings
+from attnlens.store.front import FRONT_BYTES, decode
 from attnlens.store.manifest import MANIFEST_ARRAYS, covered, document_digest, manifest_hash, place_hash
 from attnlens.store.places import Place
-from attnlens.store.places.place import GROUP_DOCUMENT, join
+from attnlens.store.places.place import FRONT, GROUP_DOCUMENT, join
 from attnlens.store.reader import Capture, arrays_of
 
 
@@ -93,6 +94,32 @@ def _check_manifest_files(place: Place, capture: Capture, findings: Findings) ->
             gone = not place.exists(where)
             message = "is missing" if gone else "this or its partner is not the manifest that the metadata name"
             findings.add(where, "manifest", message)
+
+
+def check_front(place: Place, capture: Capture, findings: Findings) -> None:
+    """Is the front the one that was made, and does it hold what the files themselves do?"""
+    stated, where = capture.metadata.front, f"{capture.id}/{FRONT}"
+    if not place.exists(where):
+        if stated is not None:
+            findings.add(where, "manifest", "is missing")
+        return
+    findings.count("files")
+    try:
+        if stated is None or place_hash(place, where) != stated:
+            findings.add(where, "manifest", "its bytes are not those that were written")
+            return
+        ends = decode(place.read(where, 0, FRONT_BYTES + 1))
+    except (OSError, ValueError) as error:
+        findings.add(where, "manifest", f"cannot be read ({getattr(error, 'strerror', None) or error})")
+        return
+    for path, end in ends.items():
+        try:
+            size = place.size(f"{capture.id}/{path}")
+            same = size == end.size and place.read(f"{capture.id}/{path}", size - len(end.data), size) == end.data
+        except OSError:
+            same = False
+        if not same:
+            findings.add(where, "manifest", f"has another {path} than the capture")
 
 
 def check_chunks(array: zarr.Array[Any], findings: Findings, progress: Progress) -> bool:

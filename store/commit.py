@@ -21,6 +21,7 @@ from attnlens.store import layout
 from attnlens.store.columns import Column, TextColumn
 from attnlens.store.create import CountingStore, create_array
 from attnlens.store.files import clean, clean_text, group_document, read_document, remove_partials, write_document
+from attnlens.store.front import write_front
 from attnlens.store.heads import RETRY_SECONDS, HeadRows, HeadShare, Others
 from attnlens.store.lanes import LaneSink
 from attnlens.store.manifest import document_digest, file_hashes, listed, manifest_hash
@@ -191,6 +192,7 @@ class CaptureFile:
             status="complete",
             committed=self.fed,
             manifest=manifest_hash(dict(zip(names, hashes, strict=True))),
+            front=write_front(self.folder),
         )
 
     def abandon(self, message: str) -> None:

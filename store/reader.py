@@ -19,6 +19,7 @@ from attnlens.schemas.validate import ArrayDescription, validate_capture
 from attnlens.schemas.version import NAMESPACE
 from attnlens.store.attention import Attention, attention_of
 from attnlens.store.descriptions import Limits, default_limits, describe_array
+from attnlens.store.fronted import fronted
 from attnlens.store.manifest import MANIFEST_ARRAYS, document_digest, manifest_hash
 from attnlens.store.named import NamedArray
 from attnlens.store.places import Place, open_place
@@ -110,7 +111,8 @@ class Store:
         Raises:
             StoreError: its metadata are damaged.
         """
-        capture = Capture(self.place, name, self._limits, checked=self._checked)
+        place = fronted(self.place, name) if self._checked else self.place
+        capture = Capture(place, name, self._limits, checked=self._checked)
         capture.viewer = self.viewer
         return capture
 

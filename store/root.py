@@ -22,8 +22,8 @@ from attnlens.store.manifest import document_digest
 from attnlens.store.places import Place
 from attnlens.store.places.place import GROUP_DOCUMENT
 
-CONSOLIDATED_BYTES = 1 << 20
-"""The most that is copied into the store's zarr.json; some thirty captures."""
+CONSOLIDATED_BYTES = 1 << 17
+"""The most that is copied into the store's zarr.json, which every reader fetches whole: some three captures."""
 
 
 def is_free(path: Path) -> bool:

@@ -240,7 +240,7 @@ def test_stem(where: str, stem: str) -> None:
 
 
 def test_commands(store: Path, tmp_path: Path, lens: Callable[..., str]) -> None:
-    assert ": 52 files, " in lens("pack", store, "-o", tmp_path / "x.zarr.zip", "-q")
+    assert ": 53 files, " in lens("pack", store, "-o", tmp_path / "x.zarr.zip", "-q")
     assert json.loads(lens("unpack", tmp_path / "x.zarr.zip", "--json", "-q"))["path"] == str(tmp_path / "x.zarr")
     lens("render", tmp_path / "x.zarr.zip", "-q", "-o", tmp_path / "pictures")
     assert (tmp_path / "pictures" / "attn_0.png").exists()

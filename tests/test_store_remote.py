@@ -81,7 +81,7 @@ def test_with_faults_on_a_fifth_of_requests_the_bytes_are_the_same(
 ) -> None:
     monkeypatch.setattr(fetch, "TIMEOUT", 1.0)
     kinds: set[str] = set()
-    for seed in range(3 if name == "run.zarr" else 6):
+    for seed in range(6):
         monkeypatch.setattr(far, "_opened", {})
         with serve(Served(folder, faults=0.2, slow_s=1.5, chance=random.Random(seed))) as served:
             render(f"{served.url}/{name}", tmp_path / f"p{seed}", options=SOME)

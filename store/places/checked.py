@@ -9,20 +9,19 @@ from collections.abc import Mapping
 from attnlens.store.places.place import Place
 
 PIECE = 1 << 24
-FAR = 1 << 16
-"""Largest file far away that is fetched whole to be compared; of larger ones only the parts that are asked for."""
 
 
 class Checked(Place):
     """A capture's files, each compared with its sha256 when it is first read.
 
-    A chunk has a checksum of its own, but two chunks that changed places still have theirs.
+    Of a large file far away only the parts that are asked for are fetched, so it is not compared. A chunk has a
+    checksum of its own, but two chunks that changed places still have theirs.
     """
 
     def __init__(self, place: Place, capture: str, hashes: Mapping[str, str], own: tuple[str, ...]) -> None:
         """`hashes`: path in the capture → sha256. `own`: how paths of files begin that it does not list."""
         super().__init__(place.name)
-        self.blocking = place.blocking
+        self.blocking, self.whole = place.blocking, place.whole
         self._place = place
         self._prefix = f"{capture}/"
         self._hashes = hashes
@@ -45,7 +44,7 @@ class Checked(Place):
             raise OSError(errno.EIO, "is missing: the manifest lists it", path) from None
         if wanted is None:
             raise OSError(errno.EIO, "is not in the manifest", path)
-        if self._place.blocking and size > FAR:
+        if self._place.blocking and size > self.whole:
             return self._place.read(path, start, stop)
         digest, whole = hashlib.sha256(), b""
         for low in range(0, max(1, size), PIECE):

@@ -5,23 +5,23 @@ from __future__ import annotations
 import errno
 import threading
 import time
+from functools import partial
 
 from attnlens.schemas.errors import StoreError
 from attnlens.store.places.archive import Archive
 from attnlens.store.places.cache import Parts
 from attnlens.store.places.fetch import Remote
-from attnlens.store.places.place import GROUP_DOCUMENT, Place
+from attnlens.store.places.place import GROUP_DOCUMENT, WHOLE, Place
 
 TAIL = 1 << 17
 """Bytes at the end of a packed store that are fetched first: its table of contents and what a reader needs at once."""
-SMALL = 1 << 16
-"""Files up to this size are fetched whole; of longer ones the parts that are asked for."""
 
 
 class FarArchive(Archive):
     """A `.zarr.zip` behind a URL. Raises StoreError as `Archive` does, and where it cannot be had."""
 
     blocking = True
+    whole = WHOLE
 
     def __init__(self, url: str) -> None:
         remote = Remote(url)
@@ -39,7 +39,7 @@ class FarArchive(Archive):
     def read(self, path: str, start: int = 0, stop: int | None = None) -> bytes:
         """See `Place.read`. A small file comes whole."""
         entry = self._entry(path)
-        if entry.size <= SMALL and (start or stop is not None):
+        if entry.size <= WHOLE and (start or stop is not None):
             return super().read(path)[start:stop]
         return super().read(path, start, stop)
 
@@ -52,12 +52,15 @@ class FarFolder(Place):
     """
 
     blocking = True
+    apart = True
+    whole = WHOLE
 
     def __init__(self, url: str) -> None:
         super().__init__(url)
         self._remote = Remote(url)
         self._files: dict[str, Parts] = {}
         self._sizes: dict[str, int] = {}
+        self._told: dict[tuple[str, int], Parts] = {}
         self._missing: set[str] = set()
         self._lock = threading.Lock()
         try:
@@ -72,9 +75,18 @@ class FarFolder(Place):
         size = self.size(path)
         low = max(0, size + start) if start < 0 else min(start, size)
         high = size if stop is None else min(stop, size)
-        if size <= SMALL or path.endswith(GROUP_DOCUMENT):
+        if path.endswith(GROUP_DOCUMENT):
             return self._files[path].get(0, size)[low:high]
-        return self._files[path].get(low, high) if low < high else b""
+        return _cut(self._files[path], low, high, size)
+
+    def part(self, path: str, start: int, stop: int, size: int) -> bytes:
+        """See `Place.part`. The size is not asked for, and not taken for the file's own by anyone else."""
+        with self._lock:
+            known = self._files.get(path) if self._sizes.get(path) == size else None
+            if known is None:
+                fetch = partial(self._remote.part, path)
+                known = self._told.setdefault((path, size), Parts(fetch, None))
+        return _cut(known, start, min(stop, size), size)
 
     def size(self, path: str) -> int:
         """See `Place.size`. Asking for it fetches the end of the file as well, or all of a document."""
@@ -88,11 +100,11 @@ class FarFolder(Place):
                 data = self._remote.whole(path)
                 size = len(data)
             else:
-                data, size, _ = self._remote.tail(path, SMALL)
+                data, size, _ = self._remote.tail(path, WHOLE)
         except FileNotFoundError:
             self._missing.add(path)
             raise
-        parts = Parts(lambda start, stop: self._remote.part(path, start, stop), None)
+        parts = Parts(partial(self._remote.part, path), None)
         parts.put(size - len(data), data)
         with self._lock:
             self._files[path], self._sizes[path] = parts, size
@@ -111,6 +123,13 @@ class FarFolder(Place):
                 f"{self.name}: this server cannot list files, so a folder there can be drawn, but not checked or "
                 "copied: pack the store, or download it"
             ) from None
+
+
+def _cut(parts: Parts, start: int, stop: int, size: int) -> bytes:
+    """Bytes start … stop - 1 of a file in a folder, which is fetched whole if it is small."""
+    if size <= WHOLE:
+        return parts.get(0, size)[start:stop]
+    return parts.get(start, stop) if start < stop else b""
 
 
 FRESH = 60.0

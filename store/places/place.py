@@ -7,6 +7,12 @@ from abc import ABC, abstractmethod
 from typing import Any
 
 GROUP_DOCUMENT = "zarr.json"
+FRONT = "manifest_file/front.bin"
+"""The file of a capture that has copies of what every reader needs first. Beside an array's chunks, because zarr-python
+warns of files in a group; and among what is made anew whenever a capture is sealed.
+"""
+WHOLE = 3 << 15
+"""Files up to this size are fetched whole when they are far away, of larger ones the parts that are asked for."""
 DOCUMENT_BYTES = 1 << 25
 """The largest JSON document that is read; as Python objects it may take twenty times as much."""
 
@@ -19,6 +25,10 @@ class Place(ABC):
 
     blocking = False
     """Whether a read may wait for a network, so that several should be under way at once."""
+    apart = False
+    """Whether every file costs a request of its own."""
+    whole = 0
+    """Size up to which a file is fetched whole, whatever part of it is asked for."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -40,6 +50,10 @@ class Place(ABC):
     @abstractmethod
     def files(self, under: str = "") -> dict[str, int]:
         """Every file below the folder `under`, by its path inside the store, sorted, with its size."""
+
+    def part(self, path: str, start: int, stop: int, size: int) -> bytes:
+        """Bytes start … stop - 1 of a file that has `size` bytes, as is known from elsewhere."""
+        return self.read(path, start, stop)
 
     def checksum(self, path: str) -> int | None:
         """The crc32 that the place itself keeps of a file, None if it keeps none."""

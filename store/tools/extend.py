@@ -33,6 +33,7 @@ from attnlens.store.files import (
     write_atomic,
     write_document,
 )
+from attnlens.store.front import write_front
 from attnlens.store.layout import ChunkLayout, list_layout
 from attnlens.store.manifest import MANIFEST_ARRAYS, covered, document_digest, file_hash, manifest_hash
 from attnlens.store.places import Folder
@@ -115,7 +116,8 @@ def extend_capture(store: Path, capture: Capture, update: Mapping[str, Any], fil
         extension.write_manifest(hashes)
         for name in kept:
             _link(store / capture.id / name, aside / capture.id / name)
-        _describe(store / capture.id, aside / capture.id, metadata, manifest_hash(hashes))
+        proof = {"manifest": manifest_hash(hashes), "front": write_front(aside / capture.id)}
+        _describe(store / capture.id, aside / capture.id, metadata, proof)
         _change_places(store, capture.id, aside)
     except OSError as error:
         raise write_error(error, store, capture.committed) from error
@@ -134,9 +136,12 @@ def _link(source: Path, target: Path) -> None:
         shutil.copy2(source, target)
 
 
-def _describe(old: Path, new: Path, metadata: CaptureMetadata, manifest: str) -> None:
-    """Write the zarr.json of the new capture, with a digest that vouches for what it holds."""
-    values = clean(metadata.model_dump(mode="json", exclude={"digest"})) | {"manifest": manifest}
+def _describe(old: Path, new: Path, metadata: CaptureMetadata, proof: Mapping[str, str]) -> None:
+    """Write the zarr.json of the new capture, with a digest that vouches for what it holds.
+
+    `proof`: its fields manifest and front.
+    """
+    values = clean(metadata.model_dump(mode="json", exclude={"digest"})) | dict(proof)
     attributes = {**read_document(old)["attributes"], NAMESPACE: values}
     arrays = sorted(path.name for path in new.iterdir() if path.is_dir())
     document = group_document(attributes, {name: read_document(new / name) for name in arrays})

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import zipfile
 from dataclasses import dataclass
 from os import PathLike
@@ -11,11 +10,11 @@ from typing import BinaryIO
 
 from attnlens.progress import Progress, Silent
 from attnlens.schemas.errors import InputError
-from attnlens.store.descriptions import Limits, describe_array
 from attnlens.store.files import PARTIAL
+from attnlens.store.front import index_bytes
 from attnlens.store.places import ZIP_SUFFIX, Archive, Place, beside, open_place, stem_of
 from attnlens.store.places.archive import COMMENT, END, TAILS, entries_of, header_length, skeleton, tails_entry
-from attnlens.store.places.place import GROUP_DOCUMENT
+from attnlens.store.places.place import FRONT, GROUP_DOCUMENT
 from attnlens.store.root import read_root
 from attnlens.store.tools.copy import checked_pieces, copy_file
 from attnlens.store.tools.output import new_store
@@ -116,7 +115,7 @@ def order(sizes: dict[str, int]) -> list[str]:
     def rank(name: str) -> tuple[int, int, str]:
         if name.endswith(GROUP_DOCUMENT):
             return (4, 3, 1)[min(2, name.count("/"))], 0, name
-        small = sizes[name] <= SMALL
+        small = sizes[name] <= SMALL and not name.endswith(f"/{FRONT}")  # copies of what is there anyway
         return (2, -sizes[name], name) if small else (0, 0, name)
 
     return sorted(sizes, key=rank)
@@ -165,12 +164,9 @@ def _ends(place: Place, sizes: dict[str, int]) -> dict[str, bytes]:
 def _index_bytes(place: Place, array: str) -> int:
     """Bytes of the index of a sharded array's files, 0 if it has none."""
     try:
-        about = describe_array(place.document(array), Limits())
+        return index_bytes(place.document(array))
     except (OSError, ValueError):
         return 0
-    if about.shard is None:
-        return 0
-    return 16 * math.prod(s // c for s, c in zip(about.shard, about.chunk, strict=True)) + 4
 
 
 def _sign(file: BinaryIO) -> None:

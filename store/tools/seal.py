@@ -1,4 +1,4 @@
-"""The last step of every tool that makes a capture: manifest, metadata, digest."""
+"""The last step of every tool that makes a capture: manifest, front, metadata, digest."""
 
 from __future__ import annotations
 
@@ -17,17 +17,18 @@ from attnlens.store import layout
 from attnlens.store.commit import COORDINATES
 from attnlens.store.create import create_array
 from attnlens.store.files import clean, group_document, read_document, write_document
+from attnlens.store.front import write_front
 from attnlens.store.manifest import MANIFEST_ARRAYS, document_digest, file_hashes, listed, manifest_hash
 from attnlens.store.places import Folder
 from attnlens.store.root import root_entries, write_root
 
 
 def seal_capture(root: Path, metadata: CaptureMetadata, others: Mapping[str, Any] | None = None) -> None:
-    """Write the manifest of the files that are in a capture's folder, then its zarr.json with the digest.
+    """Write the manifest of the files that are in a capture's folder, its front, then its zarr.json with the digest.
 
     Args:
         root: The store's folder.
-        metadata: All about the capture; `manifest` and `digest` are made here.
+        metadata: All about the capture; `manifest`, `front` and `digest` are made here.
         others: Attributes of the group beside ours.
     """
     folder = root / metadata.id
@@ -40,7 +41,9 @@ def seal_capture(root: Path, metadata: CaptureMetadata, others: Mapping[str, Any
         array = create_array(store, metadata.id, name, (len(values),), layout.list_layout(len(values)))
         array[:] = np.asarray(values, dtype=np.dtypes.StringDType())
     manifest = manifest_hash(dict(zip(names, hashes, strict=True)))
-    values = clean(metadata.model_copy(update={"manifest": manifest}).model_dump(mode="json", exclude={"digest"}))
+    front = write_front(folder) if metadata.status == "complete" else None
+    proof = {"manifest": manifest, "front": front}
+    values = clean(metadata.model_copy(update=proof).model_dump(mode="json", exclude={"digest"}))
     attributes: dict[str, Any] = {"coordinates": COORDINATES, **(others or {}), NAMESPACE: values}
     arrays = sorted(path.name for path in folder.iterdir() if path.is_dir())
     try:
