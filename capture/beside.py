@@ -8,7 +8,8 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 
@@ -72,6 +73,22 @@ class Beside:
             self._check()
             self._announcements.append((self._brought, job))
             self._announce(time.monotonic())
+
+    @contextmanager
+    def sharing(self) -> Iterator[None]:
+        """Torch leaves a core to the jobs: operations that are spread over all wait for the one that is taken.
+
+        For tokens one by one, whose products are bound by memory and no slower for it.
+        """
+        count = torch.get_num_threads()
+        if self._thread is None or count == 1:
+            yield
+            return
+        torch.set_num_threads(count - 1)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(count)
 
     def wait(self) -> None:
         """Waits until everything is done and announced. Raises whatever a job has raised."""

@@ -165,7 +165,8 @@ class Passes:
             return
         self._rows.attention_rows(plan.n_prompt - 1)
         self._readings.announce(partial(self._rows.rows, plan.n_prompt - 1))
-        self._generate(logits[-1], cache)
+        with self._readings.sharing():
+            self._generate(logits[-1], cache)
 
     def _generate(self, logits: Tensor, cache: Any) -> None:
         """The decode loop: choose a token, complete the row that predicted it, feed it."""

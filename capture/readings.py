@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from functools import partial
 
 from torch import Tensor
@@ -110,6 +111,10 @@ class Readings:
     def announce(self, job: Callable[[], None]) -> None:
         """Does `job` once all that was received so far is sent, or a later one in its place."""
         self._beside.announce(job)
+
+    def sharing(self) -> AbstractContextManager[None]:
+        """While the model makes token after token, beside which lenses read."""
+        return self._beside.sharing()
 
     def wait(self) -> None:
         """Waits until all that was received is sent and announced."""
