@@ -194,6 +194,8 @@ def open_batch(
                 metadata = new_root() if is_free(folder) else read_root(Folder(folder))
                 begun = True
                 batch, waste = _prepare(folder, metadata, batch, wanted, settings, run)
+                for half in folder.glob(f"{Path(GROUP_DOCUMENT).stem}.*{PARTIAL}"):  # a run was killed as it wrote it
+                    half.unlink(missing_ok=True)
                 if shared:
                     target.lock.share()
                 for unfinished in waste:

@@ -100,7 +100,7 @@ def test_the_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixt
     assert not (tmp_path / "missing").exists()
     said = capsys.readouterr().err.splitlines()
     assert "cannot write missing/one.html" in said[0]
-    assert "--html" in said[1]
+    assert ".html" in said[1]
     assert "has no capture '0009'" in said[2]
 
 
