@@ -20,6 +20,7 @@ from attnlens.store.tools import migrate as tool
 from attnlens.store.tools.pack import pack
 from attnlens.store.verify import verify
 from store_sample import tree_hash
+from store_server import Served, serve
 from test_cli_help import run
 
 ARCHIVED = Path(__file__).parent / "stores" / "format-1.zarr"
@@ -154,3 +155,9 @@ def test_where_there_is_no_way_both_versions_are_named(tmp_path: Path, version: 
     with pytest.raises(StoreError, match=f"format version {version}, and there is no way to version 1.*: {remedy}"):
         tool.migrate(tmp_path / "run.zarr", tmp_path / "new.zarr")
     assert not (tmp_path / "new.zarr").exists()
+
+
+def test_a_store_behind_a_url_is_looked_at(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    with serve(Served(ARCHIVED.parent)) as served:
+        assert run(monkeypatch, "migrate", f"{served.url}/{ARCHIVED.name}", "--dry-run") == 0
+    assert f"version {FORMAT_VERSION}" in capsys.readouterr().out

@@ -23,6 +23,7 @@ from attnlens.store.tools.keep import Keep
 from attnlens.store.tools.pack import pack
 from attnlens.store.writer import StoreWriter
 from store_sample import Sample
+from store_server import Served, serve
 from test_store_qk import KINDS, Vectors
 
 BOTH = pytest.mark.parametrize("dask", [True, False], ids=["dask", "plain"])
@@ -247,3 +248,16 @@ def test_without_xarray_the_extra_is_named(stores: dict[str, Path], monkeypatch:
 def test_without_dask_xarray_is_lazy_by_itself(stores: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("attnlens.store.dataset.find_spec", lambda name: None)
     assert attnlens.open(stores["dense"])[0].to_xarray().attention_weight.chunks is None
+
+
+@pytest.mark.parametrize("kind", ["dense", "packed"])
+def test_a_store_behind_a_url_is_as_lazy(stores: dict[str, Path], kind: str) -> None:
+    here = attnlens.open(stores[kind])[0].to_xarray()
+    with serve(Served(stores[kind].parent)) as served:
+        there = attnlens.open(f"{served.url}/{stores[kind].name}")[0].to_xarray()
+        before = len(served.log)
+        row = there["attention_weight"][0, 1, 41].values
+        if kind == "dense":  # the small packed one came whole, with its list of files
+            assert len(served.log) > before, "cells came before they were asked for"
+        np.testing.assert_array_equal(row, here["attention_weight"][0, 1, 41].values)
+        np.testing.assert_array_equal(there["lens_token"].values, here["lens_token"].values)
