@@ -13,7 +13,7 @@ import zarr
 import attnlens
 from attnlens.render.pictures import render
 from attnlens.schemas.arrays import ARRAYS
-from attnlens.schemas.errors import InputError
+from attnlens.schemas.errors import InputError, StoreError
 from attnlens.schemas.sensitivity import SENSITIVITY
 from attnlens.store.tools.crop import crop
 from attnlens.store.verify import verify
@@ -181,3 +181,12 @@ def test_no_path_or_host_name_is_in_a_store(tmp_path: Path) -> None:
         getpass.getuser() + "@",
     ):
         assert trace not in text, trace
+
+
+def test_damaged_ids_are_named_and_nothing_is_written(store: Path, tmp_path: Path) -> None:
+    """Found by the fuzzer: the ids that say which readings spell the span were read past the check for damage."""
+    for file in filter(Path.is_file, (store / "0000" / "lens_token" / "c").rglob("*")):
+        file.write_bytes(b"\xff" * 12 + file.read_bytes()[12:])
+    with pytest.raises(StoreError, match="lens_token"):
+        crop(store, tmp_path / "c.zarr", redact=["2:4"])
+    assert not (tmp_path / "c.zarr").exists()

@@ -13,6 +13,7 @@ from attnlens.schemas.errors import InputError
 from attnlens.schemas.metadata import CaptureMetadata
 from attnlens.schemas.ranges import runs_of
 from attnlens.schemas.sensitivity import SENSITIVITY, sensitivity_of
+from attnlens.store.chunks import read
 from attnlens.store.reader import Capture
 from attnlens.store.tools.rewrite import Cells, Change, part_of
 
@@ -78,7 +79,7 @@ class Redaction:
                 where[layer] = slice(0, max(0, low - region[layer].start))
             cells[tuple(where)] = fill
             if ids is not None:
-                spelled = ids.zarr[region]
+                spelled = read(ids.zarr, region)
                 cells[np.isin(spelled, self._ids)] = fill
             return cells
 
