@@ -9,7 +9,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import torch
 
@@ -96,8 +96,16 @@ class Beside:
             self._wait_for(lambda: not self._jobs and not self._announcements)
 
     def close(self) -> None:
-        """Ends the thread; jobs that it has not begun are dropped."""
-        if self._thread is not None:
+        """Ends the thread once all is done and announced, or a job has failed, after which none is begun.
+
+        So what was brought before a model failed is kept. Raises nothing but KeyboardInterrupt, which drops the rest.
+        """
+        if self._thread is None:
+            return
+        try:
+            with suppress(Exception):  # has been raised where a job was brought, or what is raised now came before it
+                self.wait()
+        finally:
             with self._changed:
                 self._closed = True
                 self._jobs.clear()

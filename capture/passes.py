@@ -123,7 +123,7 @@ class Passes:
                     raise
                 self._flush()
             finally:
-                self._readings.close()
+                self._readings.beside.close()
 
     @property
     def n_token(self) -> int:
@@ -164,8 +164,8 @@ class Passes:
             self._complete(None)
             return
         self._rows.attention_rows(plan.n_prompt - 1)
-        self._readings.announce(partial(self._rows.rows, plan.n_prompt - 1))
-        with self._readings.sharing():
+        self._readings.beside.announce(partial(self._rows.rows, plan.n_prompt - 1))
+        with self._readings.beside.sharing():
             self._generate(logits[-1], cache)
 
     def _generate(self, logits: Tensor, cache: Any) -> None:
@@ -216,14 +216,14 @@ class Passes:
         """Lets every row be committed whose evidence is whole."""
         self._readings.flush()
         self._hand_over()
-        self._readings.wait()
+        self._readings.beside.wait()
 
     def _hand_over(self) -> None:
         """Sends the value norms that wait, and with them the rows so far are whole."""
         if self._norms is not None:
             self._norms.flush()
         self._rows.attention_rows(self._known)
-        self._readings.announce(partial(self._rows.rows, self._known))
+        self._readings.beside.announce(partial(self._rows.rows, self._known))
 
     def _given_probabilities(self, logits: Tensor, text: Sequence[int]) -> None:
         """The model's own probabilities of given tokens, as far as the pass made their logits."""

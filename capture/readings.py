@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Sequence
 from functools import partial
 
 from torch import Tensor
@@ -42,8 +41,9 @@ class Readings:
         alone: bool = True,
     ) -> None:
         readers = [*at_depths, *([inside] if inside else [])]
-        self._beside = Beside(threaded=alone and bool(readers) and all(reader.can_walk for reader in readers))
-        self._lenses = [LensEvidence(writer, reader, entries, self._beside, origin) for reader in readers]
+        self.beside = Beside(threaded=alone and bool(readers) and all(reader.can_walk for reader in readers))
+        """Where lenses read; what it announces comes after all that was received before."""
+        self._lenses = [LensEvidence(writer, reader, entries, self.beside, origin) for reader in readers]
         self._depths = self._lenses[: len(at_depths)]
         self._inside = self._lenses[-1] if inside else None
         self._residual = residual
@@ -106,23 +106,7 @@ class Readings:
             taken = [lens.take() for lens in self._lenses]
             size = sum(waiting.residual.nbytes for waiting in taken)
             count, self._waiting = self._waiting, 0
-            self._beside.do(partial(self._read, taken, count), size)
-
-    def announce(self, job: Callable[[], None]) -> None:
-        """Does `job` once all that was received so far is sent, or a later one in its place."""
-        self._beside.announce(job)
-
-    def sharing(self) -> AbstractContextManager[None]:
-        """While the model makes token after token, beside which lenses read."""
-        return self._beside.sharing()
-
-    def wait(self) -> None:
-        """Waits until all that was received is sent and announced."""
-        self._beside.wait()
-
-    def close(self) -> None:
-        """Drops what is not sent."""
-        self._beside.close()
+            self.beside.do(partial(self._read, taken, count), size)
 
     def _read(self, taken: Sequence[Waiting], count: int) -> None:
         read = [(lens, waiting.first, lens.read(waiting)) for lens, waiting in zip(self._lenses, taken, strict=True)]

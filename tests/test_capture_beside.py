@@ -47,6 +47,31 @@ def test_a_failure_reaches_who_brings_the_next_job(beside: Beside) -> None:
         bring()
 
 
+def test_what_was_brought_is_done_and_announced_before_the_end(beside: Beside) -> None:
+    """A model that fails while readings are late loses none of the rows that were whole."""
+    said: list[str] = []
+    beside.do(lambda: time.sleep(0.1), 0)
+    beside.do(lambda: said.append("done"), 0)
+    beside.announce(lambda: said.append("announced"))
+    beside.close()
+    assert said == ["done", "announced"]
+
+
+def test_after_a_failure_no_job_is_begun_and_the_end_comes() -> None:
+    beside, begin, said = Beside(threaded=True), threading.Event(), list[str]()
+
+    def fail() -> None:
+        begin.wait()
+        raise ArithmeticError("broken")
+
+    beside.do(fail, 0)
+    beside.do(lambda: said.append("done"), 0)
+    beside.announce(lambda: said.append("announced"))
+    begin.set()
+    beside.close()
+    assert said == []
+
+
 def test_the_model_waits_when_too_much_waits() -> None:
     beside, free = Beside(threaded=True), threading.Event()
     beside.do(free.wait, module.WAITING_BYTES)  # type: ignore[arg-type]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,11 @@ import zarr
 import attnlens
 from attnlens.capture import capture
 from attnlens.capture import tap as tap_module
+from attnlens.capture.lenses.reader import LaneReader
 from attnlens.capture.override import tapped
+from attnlens.capture.session import Session
 from attnlens.render.pictures import render
-from attnlens.schemas.errors import Interrupted
+from attnlens.schemas.errors import Interrupted, ModelError
 from attnlens.store.verify import verify
 from families import SMALL, byte_tokenizer, tiny_model
 
@@ -241,6 +244,38 @@ def test_interrupt_keeps_committed_rows_and_says_so(tmp_path: Path) -> None:
     assert found.status == "partial"
     assert found.committed > found.n_prompt
     assert np.allclose(found.attention.rows([found.committed - 1]).sum(-1), 1, atol=5e-3)
+
+
+def test_rows_before_a_failure_are_kept_though_their_readings_are_late(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, steps, several = tiny_model("llama"), 0, LaneReader.several
+    model.generation_config.eos_token_id = None
+
+    def late(self: LaneReader, *given: Any) -> Any:
+        time.sleep(0.2)
+        return several(self, *given)
+
+    def fail(*_: Any) -> None:
+        nonlocal steps
+        steps += 1
+        if steps == 3:
+            raise RuntimeError("overheated")
+
+    session = Session.capture
+
+    def failing(self: Session, *given: Any, **named: Any) -> Any:
+        model.model.embed_tokens.register_forward_hook(fail)
+        return session(self, *given, **named)
+
+    monkeypatch.setattr(LaneReader, "several", late)
+    monkeypatch.setattr(Session, "capture", failing)
+    with pytest.raises(ModelError, match="overheated"):
+        run(tmp_path / "run.zarr", model, max_new_tokens=9)
+    found = attnlens.open(tmp_path / "run.zarr")[0]
+    assert found.status == "partial"
+    assert found.committed >= found.n_prompt - 1 > 0
+    assert (found["lens_token"][:, : found.committed] >= 0).all()
 
 
 def test_append_adds_a_capture_and_touches_no_other(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import math
 import sys
 import tracemalloc
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,6 @@ import zarr
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from attnlens import cli
 from attnlens.schemas.errors import AbsentError, InputError, MissingExtraError, StoreError
 from attnlens.store.tools import exports, lens_table, npz, parquet, raw
 from attnlens.store.tools.crop import crop
@@ -36,6 +36,7 @@ from attnlens.store.tools.parquet import export_parquet
 from attnlens.store.tools.safetensors import export_safetensors
 from attnlens.store.writer import StoreWriter
 from store_sample import Sample
+from test_cli_help import run
 from test_store_evidence import Half, Rich
 
 FEW = settings(max_examples=5, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -490,14 +491,7 @@ def test_a_missing_extra_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_the_command_takes_the_form_from_option_or_ending(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def lens(*words: str) -> int:
-        monkeypatch.setattr("sys.argv", ["lens", *words])
-        try:
-            cli.main()
-        except SystemExit as left:
-            return int(left.code or 0)
-        return 0
-
+    lens = partial(run, monkeypatch)
     monkeypatch.chdir(tmp_path)
     for form, name in (
         ("parquet", "format-1.parquet"),

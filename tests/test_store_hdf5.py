@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import attnlens
-from attnlens import cli
 from attnlens.schemas.errors import AbsentError, InputError, StoreError
 from attnlens.store.descriptions import Limits
 from attnlens.store.tools.crop import crop
@@ -25,6 +25,7 @@ from attnlens.store.tools.hdf5_import import convert, import_hdf5
 from attnlens.store.verify import verify
 from attnlens.store.writer import StoreWriter
 from store_sample import Sample
+from test_cli_help import run
 
 SLOW = settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 ARCHIVED = Path(__file__).parent / "stores" / "format-1.zarr"
@@ -324,14 +325,7 @@ def test_the_page_about_it_is_true(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_the_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
-    def lens(*words: str) -> int:
-        monkeypatch.setattr("sys.argv", ["lens", *words])
-        try:
-            cli.main()
-        except SystemExit as left:
-            return int(left.code or 0)
-        return 0
-
+    lens = partial(run, monkeypatch)
     monkeypatch.chdir(tmp_path)
     assert lens("export", str(ARCHIVED), "run.h5", "-q") == 0
     assert lens("import", "run.h5", "-o", "back.zarr", "-q") == 0

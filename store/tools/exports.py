@@ -36,6 +36,12 @@ class ExportReport:
     notes: list[str] = field(default_factory=list)
 
 
+def report_of(path: Path, captures: Sequence[Capture], notes: Sequence[str] = ()) -> ExportReport:
+    """The report of a file that is whole and in its place."""
+    ids = [capture.id for capture in captures]
+    return ExportReport(path=path, bytes=path.stat().st_size, captures=ids, notes=list(notes))
+
+
 def require(module: str, what: str, extra: str) -> Any:
     """A module of an extra.
 

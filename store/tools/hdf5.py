@@ -21,7 +21,7 @@ from attnlens.store.files import clean
 from attnlens.store.manifest import MANIFEST_ARRAYS
 from attnlens.store.named import NamedArray
 from attnlens.store.reader import Capture, open_store
-from attnlens.store.tools.exports import NUL, NUL_SIGN, ExportReport, chosen, require
+from attnlens.store.tools.exports import NUL, NUL_SIGN, ExportReport, chosen, report_of, require
 from attnlens.store.tools.output import new_file
 
 if TYPE_CHECKING:
@@ -71,17 +71,15 @@ def export_hdf5(
     there = chosen(opened, captures)
     progress.stage("exporting", sum(len(_names(capture)) for capture in there), "arrays")
     path = Path(output)
-    with new_file(path, overwrite=overwrite) as temporary:
-        with h5.File(temporary, "w") as file:
-            file.attrs["format"] = FORMAT
-            about = opened.metadata.model_dump(mode="json", exclude={"digest", "index"})
-            about["planned"] = [capture.id for capture in there] if captures else opened.metadata.planned
-            _write_document(file, {NAMESPACE: about})
-            for capture in there:
-                _write_capture(file.create_group(capture.id), capture, progress)
-        size = temporary.stat().st_size
+    with new_file(path, overwrite=overwrite) as temporary, h5.File(temporary, "w") as file:
+        file.attrs["format"] = FORMAT
+        about = opened.metadata.model_dump(mode="json", exclude={"digest", "index"})
+        about["planned"] = [capture.id for capture in there] if captures else opened.metadata.planned
+        _write_document(file, {NAMESPACE: about})
+        for capture in there:
+            _write_capture(file.create_group(capture.id), capture, progress)
     progress.end()
-    return ExportReport(path=path, bytes=size, captures=[capture.id for capture in there])
+    return report_of(path, there)
 
 
 def _names(capture: Capture) -> list[str]:

@@ -22,7 +22,7 @@ from attnlens.progress import Progress, Silent
 from attnlens.schemas.errors import AbsentError, InputError
 from attnlens.store.files import clean
 from attnlens.store.reader import Capture, open_store
-from attnlens.store.tools.exports import ExportReport, chosen, require
+from attnlens.store.tools.exports import ExportReport, chosen, report_of, require
 from attnlens.store.tools.lens_table import Texts
 from attnlens.store.tools.output import new_file
 
@@ -73,12 +73,10 @@ def export_inif(
         names = ", ".join(sorted(str(name) for name, _ in models))
         raise InputError(f"{store}: an INIF document is of one model, and these are {names}; choose with --capture")
     progress.stage("exporting", len(there), "captures")
-    with new_file(path, overwrite=overwrite) as temporary:
-        with _open(temporary, path.name.endswith(GZIPPED)) as file:
-            _write(file, inif, there, progress)
-        size = temporary.stat().st_size
+    with new_file(path, overwrite=overwrite) as temporary, _open(temporary, path.name.endswith(GZIPPED)) as file:
+        _write(file, inif, there, progress)
     progress.end()
-    return ExportReport(path=path, bytes=size, captures=[capture.id for capture in there], notes=notes)
+    return report_of(path, there, notes)
 
 
 @contextmanager

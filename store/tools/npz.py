@@ -17,7 +17,7 @@ from attnlens.store.bfloat16 import BFLOAT16
 from attnlens.store.descriptions import default_limits
 from attnlens.store.named import NamedArray
 from attnlens.store.reader import open_store
-from attnlens.store.tools.exports import NUL, NUL_SIGN, ExportReport, blocks, chosen, document, known_arrays
+from attnlens.store.tools.exports import NUL, NUL_SIGN, ExportReport, blocks, chosen, document, known_arrays, report_of
 from attnlens.store.tools.output import new_file
 from attnlens.store.tools.raw import write_raw
 
@@ -57,17 +57,18 @@ def export_npz(
     progress, opened, path = progress or Silent(), open_store(store), Path(output)
     there = chosen(opened, captures)
     progress.stage("exporting", sum(len(known_arrays(capture)) for capture in there), "arrays")
-    with new_file(path, overwrite=overwrite) as temporary:
-        with zipfile.ZipFile(temporary, "x", zipfile.ZIP_DEFLATED, compresslevel=LEVEL) as archive:
-            _write_text(archive, DOCUMENT, document(opened.metadata))
-            for capture in there:
-                _write_text(archive, f"{capture.id}/{DOCUMENT}", document(capture.metadata))
-                for array in known_arrays(capture):
-                    _write_array(archive, f"{capture.id}/{array.name}", array, path.parent)
-                    progress.advance()
-        size = temporary.stat().st_size
+    with (
+        new_file(path, overwrite=overwrite) as temporary,
+        zipfile.ZipFile(temporary, "x", zipfile.ZIP_DEFLATED, compresslevel=LEVEL) as archive,
+    ):
+        _write_text(archive, DOCUMENT, document(opened.metadata))
+        for capture in there:
+            _write_text(archive, f"{capture.id}/{DOCUMENT}", document(capture.metadata))
+            for array in known_arrays(capture):
+                _write_array(archive, f"{capture.id}/{array.name}", array, path.parent)
+                progress.advance()
     progress.end()
-    return ExportReport(path=path, bytes=size, captures=[capture.id for capture in there])
+    return report_of(path, there)
 
 
 def _write_text(archive: zipfile.ZipFile, name: str, text: str) -> None:

@@ -15,7 +15,7 @@ from attnlens.schemas.errors import AbsentError
 from attnlens.schemas.version import FORMAT, FORMAT_VERSION, NAMESPACE
 from attnlens.store.files import clean, clean_text
 from attnlens.store.reader import Capture, open_store
-from attnlens.store.tools.exports import ExportReport, chosen, require
+from attnlens.store.tools.exports import ExportReport, chosen, report_of, require
 from attnlens.store.tools.lens_table import COLUMNS, Rows, lens_rows
 from attnlens.store.tools.output import new_file
 
@@ -62,20 +62,21 @@ def export_parquet(
     progress.stage("exporting", len(there), "captures")
     waiting: list[pyarrow.Table] = []
     notes = []
-    with new_file(path, overwrite=overwrite) as temporary:
-        with files.ParquetWriter(temporary, schema, compression="zstd") as writer:
-            for capture in there:
-                if not _has_table(capture):
-                    notes.append(f"no rows of {_why_empty([capture], str(store))}")
-                for rows in lens_rows(capture):
-                    waiting.append(_table(rows, schema))
-                    if sum(map(len, waiting)) >= GROUP_ROWS:
-                        _write(writer, waiting)
-                progress.advance()
-            _write(writer, waiting)
-        size = temporary.stat().st_size
+    with (
+        new_file(path, overwrite=overwrite) as temporary,
+        files.ParquetWriter(temporary, schema, compression="zstd") as writer,
+    ):
+        for capture in there:
+            if not _has_table(capture):
+                notes.append(f"no rows of {_why_empty([capture], str(store))}")
+            for rows in lens_rows(capture):
+                waiting.append(_table(rows, schema))
+                if sum(map(len, waiting)) >= GROUP_ROWS:
+                    _write(writer, waiting)
+            progress.advance()
+        _write(writer, waiting)
     progress.end()
-    return ExportReport(path=path, bytes=size, captures=[capture.id for capture in there], notes=notes)
+    return report_of(path, there, notes)
 
 
 def _write(writer: Any, waiting: list[pyarrow.Table]) -> None:

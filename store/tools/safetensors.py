@@ -22,7 +22,7 @@ from attnlens.schemas.version import NAMESPACE
 from attnlens.store.bfloat16 import BFLOAT16
 from attnlens.store.named import NamedArray
 from attnlens.store.reader import open_store
-from attnlens.store.tools.exports import ExportReport, blocks, chosen, document, known_arrays
+from attnlens.store.tools.exports import ExportReport, blocks, chosen, document, known_arrays, report_of
 from attnlens.store.tools.output import new_file
 from attnlens.store.tools.raw import place_raw, reserve
 
@@ -80,12 +80,10 @@ def export_safetensors(
     tensors = _places(arrays)
     header = _header(tensors, about)
     progress.stage("exporting", len(tensors), "arrays")
-    with new_file(path, overwrite=overwrite) as temporary:
-        with temporary.open("x+b") as file:
-            _write(file, header, tensors, progress)
-        size = temporary.stat().st_size
+    with new_file(path, overwrite=overwrite) as temporary, temporary.open("x+b") as file:
+        _write(file, header, tensors, progress)
     progress.end()
-    return ExportReport(path=path, bytes=size, captures=[capture.id for capture in there])
+    return report_of(path, there)
 
 
 def _write(file: BinaryIO, header: bytes, tensors: Sequence[_Tensor], progress: Progress) -> None:
