@@ -1,19 +1,19 @@
 """What a pass through the model leaves behind, on its way to the store: attention rows and lens readings.
 
-All device → host traffic is here. The writer compresses and writes on its own thread.
+The writer waits for what is still on its way from a device, compresses and writes, on its own thread.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from attnlens.capture.beside import Beside
+from attnlens.capture.carry import carry
 from attnlens.capture.entries import VocabularyEntries
 from attnlens.capture.lenses.reader import Arrays, LaneReader
 from attnlens.capture.parallel import Parallel
@@ -21,6 +21,7 @@ from attnlens.capture.slots import Slots, spread
 from attnlens.capture.tap import Block, Vectors
 from attnlens.schemas.errors import ModelError
 from attnlens.schemas.metadata import Mode
+from attnlens.store.late import Numbers, arrived
 from attnlens.store.writer import CaptureWriter
 
 ROW_SUM_LIMIT = 1e-3
@@ -30,6 +31,10 @@ STEP_BYTES = 16 << 20
 """Float32 rows of one token that wait for the next layer's; of a long text and a large model they go sooner."""
 VECTOR_BYTES = 16 << 20
 """Queries of one layer that are handed over at a time."""
+
+
+_Read = list[tuple[int, dict[str, Numbers]]]
+"""Lanes that were read together, and their readings (lane · token, …)."""
 
 
 class AttentionEvidence:
@@ -92,8 +97,8 @@ class AttentionEvidence:
         for start in range(0, len(query), count):
             part = slice(start, start + count)
             # Copies: a view would change with the cache, or keep it alive.
-            rows = _bits(self._all_heads(query[part].clone(), 1)), _bits(self._all_heads(key[part].clone(), 1))
-            self._writer.vectors(vectors.first_token + start, [vectors.layer], rows[0][None], rows[1][None])
+            rows = [carry(self._all_heads(vector[part].clone(), 1)[None]) for vector in (query, key)]
+            self._writer.vectors(vectors.first_token + start, [vectors.layer], *rows)
 
     def _send_vectors(self) -> None:
         """Sends queries and keys of one token, of all layers in one copy."""
@@ -105,7 +110,7 @@ class AttentionEvidence:
         layers = [one.layer for one in self._vectors]
         self._finite.append((layers[0], query.isfinite().all() & key.isfinite().all()))
         query, key = self._all_heads(query, 2), self._all_heads(key, 2)
-        self._writer.vectors(self._vectors[0].first_token, layers, _bits(query), _bits(key))
+        self._writer.vectors(self._vectors[0].first_token, layers, carry(query), carry(key))
         self._vectors.clear()
 
     def _all_heads(self, values: Tensor, axis: int) -> Tensor:
@@ -163,10 +168,10 @@ class AttentionEvidence:
         first_query, first_key = blocks[0].first_query, blocks[0].first_key
         layers = [block.layer for block in blocks]
         if self._dense:
-            self._writer.attention_of_layers(layers, first_query, first_key, _host(half))
+            self._writer.attention_of_layers(layers, first_query, first_key, carry(half))
         skip = max(0, self._first_generated - first_query)
         if skip < half.shape[2]:
-            maximum, mean = map(_host, self._reduced(half[:, :, skip:]))
+            maximum, mean = map(carry, self._reduced(half[:, :, skip:]))
             self._writer.reductions_of_layers(layers, first_query + skip, first_key, maximum, mean)
 
     def _reduced(self, rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -176,16 +181,6 @@ class AttentionEvidence:
         count = rows.shape[1] * self._parallel.share.count
         highest = self._parallel.highest(rows.amax(dim=1)).to(torch.float16)
         return highest, (self._parallel.total(rows.float().sum(dim=1)) / count).to(torch.float16)
-
-
-def _bits(tensor: Tensor) -> np.ndarray[Any, Any]:
-    """A tensor as the store keeps it: bfloat16, which numpy does not have, as its bits."""
-    return _host(tensor.view(torch.int16)).view(np.uint16) if tensor.dtype == torch.bfloat16 else _host(tensor)
-
-
-def _host(tensor: Tensor) -> np.ndarray[Any, Any]:
-    array: np.ndarray[Any, Any] = tensor.detach().contiguous().cpu().numpy()
-    return array
 
 
 class LensEvidence:
@@ -212,7 +207,7 @@ class LensEvidence:
         self._skip = 0
         self._following = torch.empty(0, dtype=torch.int64)
         self._held: dict[int, Tensor] = {}
-        self._read: list[Arrays] = []
+        self._read: _Read = []
         self._last: dict[int, Tensor] = {}
         self._waiting: list[tuple[int, Tensor, int]] = []
         self._slots = Slots()
@@ -254,11 +249,14 @@ class LensEvidence:
             self._held.clear()
             self._beside.do(partial(self._read_streams, self._read, lanes, streams, following), streams.nbytes)
 
-    def _read_streams(self, read: list[Arrays], lanes: list[int], streams: Tensor, following: Tensor) -> None:
-        read.append(self._reader.several(lanes, streams, following))
+    def _read_streams(self, read: _Read, lanes: list[int], streams: Tensor, following: Tensor) -> None:
+        read.append((len(lanes), self._reader.several(lanes, streams, following)))
 
-    def _send_read(self, first_token: int, read: list[Arrays]) -> None:
-        joined = {name: np.concatenate([arrays[name] for arrays in read]) for name in read[0]}
+    def _send_read(self, first_token: int, read: _Read) -> None:
+        joined = {}
+        for name in read[0][1]:
+            parts = [(count, arrived(arrays[name])) for count, arrays in read]
+            joined[name] = np.concatenate([part.reshape(count, -1, *part.shape[1:]) for count, part in parts])
         read.clear()
         self.send(first_token, joined)
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-import numpy as np
 import torch
 from torch import Tensor
 
+from attnlens.capture.carry import carry
 from attnlens.schemas.metadata import ResidualInfo
+from attnlens.store.late import Numbers
 from attnlens.store.writer import CaptureWriter
 
 DTYPES = {torch.float32: "float32", torch.float16: "float16", torch.bfloat16: "bfloat16"}
@@ -32,27 +31,18 @@ class ResidualEvidence:
         if residual.shape[1] == 1:
             self._step[depth] = residual.clone()
         else:
-            self._writer.lanes(self._first, slice(depth, depth + 1), {"residual": self._host(residual)})
+            self._writer.lanes(self._first, slice(depth, depth + 1), {"residual": self._taken(residual)})
 
     def end_pass(self) -> None:
         """Sends what waits."""
         if self._step:
             device = self._step[0].device
             stacked = torch.cat([self._step[depth].to(device) for depth in sorted(self._step)])
-            self._writer.lanes(self._first, slice(0, len(stacked)), {"residual": self._host(stacked)})
+            self._writer.lanes(self._first, slice(0, len(stacked)), {"residual": self._taken(stacked)})
             self._step.clear()
 
-    def _host(self, residual: Tensor) -> np.ndarray[Any, Any]:
-        return host_bits(residual.to(self._dtype))
-
-
-def host_bits(tensor: Tensor) -> np.ndarray[Any, Any]:
-    """The tensor as numpy keeps it: bfloat16 as its bits in uint16. Always a copy."""
-    tensor = tensor.detach().contiguous()
-    if tensor.dtype == torch.bfloat16:
-        tensor = tensor.view(torch.uint16)
-    array: np.ndarray[Any, Any] = tensor.cpu().numpy()
-    return array.copy() if tensor.device.type == "cpu" else array
+    def _taken(self, residual: Tensor) -> Numbers:
+        return carry(residual.to(self._dtype, copy=True))  # the model may write over its own
 
 
 def residual_info(streams: list[Tensor]) -> ResidualInfo:

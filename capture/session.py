@@ -22,6 +22,7 @@ from attnlens.capture.memory import return_freed_memory
 from attnlens.capture.parallel import Parallel, on_first, parallel_of
 from attnlens.capture.passes import Passes
 from attnlens.capture.plan import Plan
+from attnlens.capture.precision import full_precision
 from attnlens.capture.probe import Probed, probe
 from attnlens.capture.prompt import Prompt
 from attnlens.capture.sampling import Sampler
@@ -222,6 +223,8 @@ def open_session(
 ) -> Iterator[Session]:
     """Puts the model into eval mode and probes it on the first of `prompt_ids`; leaves it as it was found.
 
+    Products of float32 are full ones for as long, and not in TF32.
+
     Nothing is written: a model that cannot be captured leaves no trace.
 
     Raises:
@@ -229,7 +232,7 @@ def open_session(
     """
     return_freed_memory()
     parallel = parallel_of(model)
-    with _evaluating(model):
+    with _evaluating(model), full_precision():
         progress.stage("probe")
         device = input_device(model)
         prompt = torch.tensor(list(prompt_ids), device=device)

@@ -12,8 +12,10 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
+from attnlens.capture.carry import carry
 from attnlens.capture.slots import Slots, spread
 from attnlens.capture.tap import Call
+from attnlens.store.lanes import runs
 from attnlens.store.writer import CaptureWriter
 
 BLOCK_BYTES = 8 << 20
@@ -52,7 +54,7 @@ class ValueNorms:
         for first in range(0, n_new, height):
             part = value[:, None, first : first + height]
             norms[:, first : first + height] = norms_of(part, gram).flatten(0, 1)
-        self._send(call.layer, seen - n_new, norms[None])
+        self._send(slice(call.layer, call.layer + 1), seen - n_new, self._whole(norms[None]))
 
     def flush(self) -> None:
         """Sends the norms of tokens that wait: all layers of equal shape, and all tokens, in one product."""
@@ -68,17 +70,19 @@ class ValueNorms:
             size, at = self._slots.place(tokens[0], len(tokens))
             rows = spread(rows, size, at, axis=2)
             norms = norms_of(rows[:, :, None], self._stack(tuple(layers))).flatten(1, 2)[..., at]
-            host = self._whole(norms).cpu().numpy()
-            for place, layer in enumerate(layers):
-                self._writer.lanes(tokens[0], slice(layer, layer + 1), {"value_norm": host[place : place + 1]})
+            norms = self._whole(norms)
+            place = 0
+            for run in runs(layers):
+                self._send(run, tokens[0], norms[place : place + run.stop - run.start])
+                place += run.stop - run.start
 
     def _stack(self, layers: tuple[int, ...]) -> Tensor:
         if layers not in self._stacked:
             self._stacked[layers] = torch.stack([self._grams[layer] for layer in layers])
         return self._stacked[layers]
 
-    def _send(self, layer: int, first: int, norms: Tensor) -> None:
-        self._writer.lanes(first, slice(layer, layer + 1), {"value_norm": self._whole(norms).cpu().numpy()})
+    def _send(self, layers: slice, first: int, norms: Tensor) -> None:
+        self._writer.lanes(first, layers, {"value_norm": carry(norms)})
 
     def _whole(self, norms: Tensor) -> Tensor:
         """Norms (layer, head, key) with the heads of all processes."""

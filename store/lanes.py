@@ -14,6 +14,14 @@ from attnlens.store.shards import ShardedRows
 from attnlens.store.sinks import REGION_BYTES, pieces, require
 
 
+def runs(lanes: Sequence[int]) -> list[slice]:
+    """Lanes in rising order, neighbours together."""
+    numbers = np.asarray(lanes)
+    return [
+        slice(int(run[0]), int(run[-1]) + 1) for run in np.split(numbers, np.flatnonzero(np.diff(numbers) != 1) + 1)
+    ]
+
+
 class LaneSink:
     """Rows along one axis of an array (lane, …); lanes that are not `needed` keep the fill value.
 

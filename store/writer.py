@@ -19,6 +19,7 @@ from attnlens.schemas.metadata import CaptureMetadata, LayerInfo, StoreMetadata
 from attnlens.store.commit import COMMIT_SECONDS, CaptureFile
 from attnlens.store.faults import write_error
 from attnlens.store.heads import HeadsFile, HeadShare
+from attnlens.store.late import Numbers, arrived
 from attnlens.store.layout import MIB
 from attnlens.store.lock import refuse_busy
 from attnlens.store.places import Folder
@@ -157,7 +158,8 @@ def write_heads(
 class CaptureWriter:
     """One capture being written. Calls copy nothing and return at once, unless the queue is full.
 
-    Arrays that are handed over must not be changed afterwards. Every call raises StoreError once writing has failed.
+    Arrays that are handed over must not be changed afterwards. The writing thread waits for those that are late. Every
+    call raises StoreError once writing has failed.
     As a context manager: leaving it on an exception, or without `finish`, keeps what was committed and says so.
     """
 
@@ -219,28 +221,26 @@ class CaptureWriter:
         """
         self._put(lambda file: file.attention(layer, first_query, first_key, weights), weights.nbytes)
 
-    def attention_of_layers(
-        self, layers: Sequence[int], first_query: int, first_key: int, weights: NDArray[np.float16]
-    ) -> None:
+    def attention_of_layers(self, layers: Sequence[int], first_query: int, first_key: int, weights: Numbers) -> None:
         """As `attention`, of several layers at once: `weights` (layer, head, query, key).
 
         One call wakes the writing thread once; the two threads have but one Python to share.
         """
 
         def job(file: CaptureFile | HeadsFile) -> None:
-            for layer, rows in zip(layers, weights, strict=True):
+            for layer, rows in zip(layers, arrived(weights), strict=True):
                 file.attention(layer, first_query, first_key, rows)
 
         self._put(job, weights.nbytes)
 
-    def vectors(self, first_token: int, layers: Sequence[int], queries: NDArray[Any], keys: NDArray[Any]) -> None:
+    def vectors(self, first_token: int, layers: Sequence[int], queries: Numbers, keys: Numbers) -> None:
         """Queries and keys of the tokens first_token … in the layers named, each (layer, token, head, feature).
 
         In the capture's `attention_dtype`, bfloat16 as its bits in uint16. Keys of a layer that uses those of another
         are passed over.
         """
         size = queries.nbytes + keys.nbytes
-        self._put(lambda file: file.vectors(first_token, layers, queries, keys), size)
+        self._put(lambda file: file.vectors(first_token, layers, arrived(queries), arrived(keys)), size)
 
     def layers(self, table: Sequence[LayerInfo]) -> None:
         """The per-layer table as the prompt's pass showed it, before the first row is committed."""
@@ -263,13 +263,13 @@ class CaptureWriter:
         layers: Sequence[int],
         first_query: int,
         first_key: int,
-        maximum: NDArray[np.float16],
-        mean: NDArray[np.float16],
+        maximum: Numbers,
+        mean: Numbers,
     ) -> None:
         """As `reductions`, of several layers at once: each (layer, query, key)."""
 
         def job(file: CaptureFile | HeadsFile) -> None:
-            for layer, highest, middle in zip(layers, maximum, mean, strict=True):
+            for layer, highest, middle in zip(layers, arrived(maximum), arrived(mean), strict=True):
                 file.reductions(layer, first_query, first_key, highest, middle)
 
         self._put(job, maximum.nbytes + mean.nbytes)
@@ -285,13 +285,17 @@ class CaptureWriter:
         """Display texts of the tokens that the metadata's `tracked` lists, in its order."""
         self._put(lambda file: file.tracked(texts), 64 * len(texts))
 
-    def lanes(self, first_row: int, lanes: slice, arrays: Mapping[str, NDArray[Any]]) -> None:
+    def lanes(self, first_row: int, lanes: slice, arrays: Mapping[str, Numbers]) -> None:
         """Rows from `first_row` on of arrays along layers or depths, of some of these.
 
         Each array (lane, …) has its rows along its axis token or key, as in the table of arrays.
         """
         size = sum(values.nbytes for values in arrays.values())
-        self._put(lambda file: file.lanes(first_row, lanes, arrays), size)
+
+        def job(file: CaptureFile | HeadsFile) -> None:
+            file.lanes(first_row, lanes, {name: arrived(values) for name, values in arrays.items()})
+
+        self._put(job, size)
 
     def model_probability(self, first_token: int, values: NDArray[np.float32]) -> None:
         """The probability (token) that the model's own output gave to the token that came next."""

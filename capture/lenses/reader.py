@@ -10,10 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from attnlens.capture.carry import carry
 from attnlens.capture.lenses.logit import LogitLens
 from attnlens.capture.lenses.readout import Readout
 from attnlens.capture.lenses.tuned import Translators
 from attnlens.schemas.arrays import MID, READINGS, TRACKED_READINGS, reading
+from attnlens.store.lanes import runs
+from attnlens.store.late import Numbers, arrived
 
 Arrays = dict[str, np.ndarray[Any, Any]]
 
@@ -46,22 +49,21 @@ class LaneReader:
     @property
     def runs(self) -> list[slice]:
         """The lanes, neighbours together."""
-        lanes = np.asarray(self.lanes)
-        return [
-            slice(int(run[0]), int(run[-1]) + 1) for run in np.split(lanes, np.flatnonzero(np.diff(lanes) != 1) + 1)
-        ]
+        return runs(self.lanes)
 
     def one(self, lane: int, rows: Tensor, following: Tensor) -> Arrays:
         """Readings (row, …) of residuals (row, feature) of one lane, followed by the tokens `following` (row)."""
         stream = rows if self.translators is None else self.translators.at(lane, rows)
-        return self._named(self.lens.read(stream, following, self.top_k, self.tracked))
+        return _here(self._named(self.lens.read(stream, following, self.top_k, self.tracked)))
 
-    def several(self, lanes: Sequence[int], rows: Tensor, following: Tensor) -> Arrays:
-        """Readings (lane, token, …) of residuals (lane, token, feature) of some lanes; `following` (token)."""
+    def several(self, lanes: Sequence[int], rows: Tensor, following: Tensor) -> dict[str, Numbers]:
+        """Readings (lane · token, …) of residuals (lane, token, feature) of some lanes; `following` (token).
+
+        From a GPU they come late.
+        """
         if self.translators is not None:
             rows = torch.stack([self.translators.at(lane, stream) for lane, stream in zip(lanes, rows, strict=True)])
-        read = self.lens.read(rows.flatten(0, 1), following.repeat(len(lanes)), self.top_k, self.tracked)
-        return {name: array.reshape(*rows.shape[:2], *array.shape[1:]) for name, array in self._named(read).items()}
+        return self._named(self.lens.read(rows.flatten(0, 1), following.repeat(len(lanes)), self.top_k, self.tracked))
 
     def every(self, rows: Tensor, following: Tensor) -> Arrays:
         """Readings (lane, token, …) of residuals (token, lane, feature), in one product; `following` (token)."""
@@ -69,10 +71,10 @@ class LaneReader:
         if self.translators is not None:
             rows = torch.stack([self.translators.at(lane, rows[:, place]) for place, lane in enumerate(self.lanes)], 1)
         read = self.lens.read(rows.flatten(0, 1), following.repeat_interleave(n_lane), self.top_k, self.tracked)
-        arrays = self._named(read)
+        arrays = _here(self._named(read))
         return {name: array.reshape(n_token, n_lane, *array.shape[1:]).swapaxes(0, 1) for name, array in arrays.items()}
 
-    def _named(self, read: Readout) -> Arrays:
+    def _named(self, read: Readout) -> dict[str, Numbers]:
         found = {
             "lens_token": read.token,
             "lens_probability": read.probability,
@@ -82,7 +84,11 @@ class LaneReader:
             "tracked_rank": read.tracked_rank,
             "tracked_probability": read.tracked_probability,
         }
-        return {name: found[array].detach().contiguous().cpu().numpy() for array, name in self.names.items()}
+        return {name: carry(found[array]) for array, name in self.names.items()}
+
+
+def _here(arrays: Mapping[str, Numbers]) -> Arrays:
+    return {name: arrived(numbers) for name, numbers in arrays.items()}
 
 
 def depth_names(lens: str | None, *, tracked: bool) -> dict[str, str]:
