@@ -79,16 +79,23 @@ def attempt(model: nn.Module, ids: Tensor, style: CallStyle, **options: Any) -> 
         return forward(model, ids, style, **options)
     except AttnlensError:
         raise
-    except (torch.cuda.OutOfMemoryError, MemoryError) as error:
-        raise ModelError(
-            f"{type(model).__name__}: out of memory on {ids.shape[1]} tokens; shorten the text, or try --quantize or a "
-            "smaller --dtype"
-        ) from error
     except Exception as error:  # any model code may run here
+        if is_out_of_memory(error):
+            raise ModelError(
+                f"{type(model).__name__}: out of memory on {ids.shape[1]} tokens; shorten the text, or try --quantize "
+                "or a smaller --dtype"
+            ) from error
         reason = " ".join(str(error).split()) or "no message"
         raise ModelError(
             f"{type(model).__name__} fails on {ids.shape[1]} plain token ids: {type(error).__name__}: {reason}"
         ) from error
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says so: a GPU's, Python's, or that of torch on a processor, which has no class of its own."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
+        isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
+    )
 
 
 def logits_of(model: nn.Module, output: Any) -> Tensor:

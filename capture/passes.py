@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from attnlens.capture.entries import VocabularyEntries
 from attnlens.capture.equipment import Equipment
 from attnlens.capture.evidence import AttentionEvidence
-from attnlens.capture.forward import attempt, logits_of
+from attnlens.capture.forward import attempt, is_out_of_memory, logits_of
 from attnlens.capture.layer_table import seen_window
 from attnlens.capture.memory import return_small_blocks
 from attnlens.capture.midpoint import MidpointTracker
@@ -33,6 +33,7 @@ from attnlens.capture.tap import AttentionTap, Call
 from attnlens.capture.value_norm import ValueNorms
 from attnlens.capture.vocabulary import Vocabulary
 from attnlens.progress import Progress
+from attnlens.schemas.errors import ModelError
 from attnlens.schemas.metadata import LayerInfo
 from attnlens.store.layout import MIB
 from attnlens.store.writer import CaptureWriter
@@ -122,6 +123,13 @@ class Passes:
                     self._flush()
                     raise
                 self._flush()
+            except Exception as error:
+                if not is_out_of_memory(error):
+                    raise
+                raise ModelError(
+                    f"{type(self._model).__name__}: out of memory at token {self.seen}; shorten the text, or try "
+                    "--lens-tokens generated"
+                ) from error
             finally:
                 self._readings.beside.close()
 

@@ -99,7 +99,7 @@ def test_a_copy_that_fails_is_one_line(tmp_path: Path, monkeypatch: pytest.Monke
     def lost(source: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
         raise RuntimeError("CUDA error: the launch timed out")
 
-    late(monkeypatch, lost)
+    late(monkeypatch, lost, [evidence, residual_evidence, value_norm])
     with pytest.raises(StoreError, match="the launch timed out; nothing was kept"):
         run(tmp_path / "run.zarr", "qk", torch.float32)
 

@@ -320,3 +320,9 @@ def test_layers_without_attention_are_absent_not_zero(tmp_path: Path) -> None:
     assert (data["lens_token"][:, :fed] >= 0).all()
     assert verify(tmp_path / "run.zarr").problems == []
     assert render(tmp_path / "run.zarr", tmp_path / "pictures").count > 0
+
+
+def test_memory_that_runs_out_beside_the_model_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(LaneReader, "every", lambda *_: torch.empty(1 << 55))
+    with pytest.raises(ModelError, match=r"LlamaForCausalLM: out of memory at token .*; shorten the text"):
+        run(tmp_path / "run.zarr")
