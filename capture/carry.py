@@ -36,7 +36,7 @@ class Crossing:
     def __init__(self, source: Tensor) -> None:
         aside = _stream(source.device)
         aside.wait_stream(torch.cuda.current_stream(source.device))
-        self._host = torch.empty(source.shape, dtype=source.dtype, pin_memory=True)
+        self._host = torch.empty(source.shape, dtype=source.dtype, device="cpu", pin_memory=True)
         # Blocking: the thread that waits leaves its core to the model's.
         self._done = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
         with torch.cuda.stream(aside):

@@ -24,7 +24,9 @@ from attnlens.store.reader import Capture, arrays_of
 
 def check_digest(document: Mapping[str, Any], where: str, findings: Findings) -> None:
     """Does the zarr.json still have the digest that it states?"""
-    stated = document["attributes"][NAMESPACE].get("digest")
+    attributes = document.get("attributes")
+    ours = attributes.get(NAMESPACE) if isinstance(attributes, Mapping) else None
+    stated = ours.get("digest") if isinstance(ours, Mapping) else None
     if stated is None:
         return
     findings.count("digests")

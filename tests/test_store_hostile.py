@@ -194,6 +194,14 @@ def test_what_fuzzing_found(store: Path, tmp_path: Path) -> None:
     refuses(store, "its attributes are no JSON object")
 
 
+@pytest.mark.parametrize("attributes", [{"attnlens": "planned"}, {"attnlens": [1]}, "attnlens", None, {}])
+def test_verify_of_a_capture_that_says_nothing_of_itself(store: Path, attributes: Any) -> None:
+    change(store / "0000" / "zarr.json", lambda document: document.update(attributes=attributes))
+    report = verify(store)
+    assert not report.passed
+    assert all("\n" not in str(problem) for problem in report.problems)
+
+
 def test_giant_metadata_are_not_read(store: Path) -> None:
     with (store / "0000/zarr.json").open("ab") as file:
         file.truncate(1 << 40)  # takes no room on the disk
