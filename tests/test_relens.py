@@ -20,6 +20,7 @@ from attnlens.progress import Silent
 from attnlens.schemas.arrays import READINGS, TRACKED_READINGS, reading
 from attnlens.schemas.errors import AbsentError, AttnlensError, InputError, ModelError, StoreError
 from attnlens.store import exchange
+from attnlens.store.root import write_root
 from attnlens.store.tools import extend
 from attnlens.store.tools.crop import crop
 from attnlens.store.tools.keep import Keep
@@ -144,7 +145,7 @@ def independent(folder: Path, group: Any) -> np.ndarray[Any, Any]:
     with torch.no_grad():
         for depth in range(n_layer):
             stream[depth] += stream[depth] @ state[f"{depth}.weight"].T + state[f"{depth}.bias"]
-        return torch.softmax(model.lm_head(model.model.norm(stream)).double(), -1).numpy()  # type: ignore[no-any-return]
+        return torch.softmax(model.lm_head(model.model.norm(stream)).double(), -1).numpy()
 
 
 def check_readings(folder: Path, store: Path, read: Any) -> None:
@@ -228,7 +229,7 @@ def test_a_failure_leaves_the_store_as_it_was(
         case "capture" | "interrupt":
             monkeypatch.setattr(extend, "write_document", full)
         case "store":
-            monkeypatch.setattr(extend, "write_root", full_at(2, extend.write_root, full))
+            monkeypatch.setattr(extend, "write_root", full_at(2, write_root, full))
     error = KeyboardInterrupt if fault == "interrupt" else OSError if fault == "compare" else StoreError
     with pytest.raises(error):
         relens(options(store, folder, capture="0000"), Silent())
