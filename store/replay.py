@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from attnlens.schemas.errors import StoreError
 from attnlens.schemas.metadata import LayerInfo
-from attnlens.store.bfloat16 import BFLOAT16, decode
+from attnlens.store.bfloat16 import BFLOAT16
 
 if TYPE_CHECKING:
     from attnlens.store.reader import Capture
@@ -226,7 +226,8 @@ class _Keys:
         found = []
         for place in range(len(run)):
             values = np.concatenate(chunks[place * len(rows) : (place + 1) * len(rows)])[: slab[1] - slab[0]]
-            found.append(decode(values) if self._array.dtype == BFLOAT16 else values.astype(np.float32, copy=False))
+            bits = self._array.dtype == BFLOAT16
+            found.append(self._array.from_bits(values) if bits else values.astype(np.float32, copy=False))
         return found
 
     def _keep(self, name: tuple[int, int], values: Floats) -> None:
