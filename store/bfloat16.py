@@ -41,8 +41,16 @@ def to_whole_exponent(bits: NDArray[np.uint16]) -> NDArray[np.uint16]:
 
 
 def from_whole_exponent(stored: NDArray[np.uint16]) -> NDArray[np.uint16]:
-    """Bits in their own order from that one."""
-    return np.asarray(stored & 0x8000 | stored >> 1 & 0x3FFF | ((stored ^ stored >> 14) & 1) << 14, np.uint16)
+    """Bits in their own order from that one. In place, step by step: a row needs all keys there are, at once."""
+    bits = np.asarray(stored >> 1, np.uint16)
+    bits &= 0x3FFF
+    bits |= stored & 0x8000
+    highest = stored >> 14
+    highest ^= stored
+    highest &= 1
+    highest <<= 14
+    bits |= highest
+    return bits
 
 
 def decode(bits: NDArray[Any]) -> NDArray[np.float32]:
