@@ -14,6 +14,7 @@ from contextlib import contextmanager, suppress
 import torch
 
 from attnlens.capture.lenses.blocked import crew
+from attnlens.progress import Progress
 
 WAITING_BYTES = 24 << 20
 """Residuals that may wait to be read; the model waits for more."""
@@ -21,6 +22,11 @@ CATCH_UP_SECONDS = 10.0
 """How long readings may be late before the first row is announced: time for those of a prompt."""
 LATE_SECONDS = 0.5
 """How late readings may be once rows are announced: what is committed follows the model closely."""
+
+NOTICED_SECONDS = 0.3
+"""A wait for the last readings that is longer than this is told."""
+SHOWN_SECONDS = 0.1
+"""How often it is told how many are left."""
 
 Job = Callable[[], None]
 
@@ -90,10 +96,27 @@ class Beside:
         finally:
             torch.set_num_threads(count)
 
-    def wait(self) -> None:
-        """Waits until everything is done and announced. Raises whatever a job has raised."""
-        if self._thread is not None:
-            self._wait_for(lambda: not self._jobs and not self._announcements)
+    def wait(self, progress: Progress | None = None) -> None:
+        """Waits until everything is done and announced. Raises whatever a job has raised.
+
+        A wait that somebody would notice is a stage of its own, "lens", of the jobs that are left.
+        """
+        if self._thread is None:
+            return
+        with _every_core():
+            if progress is not None and not self._finished(NOTICED_SECONDS):
+                left = self._brought - self._done
+                progress.stage("lens", total=left, unit="blocks")
+                while not self._finished(SHOWN_SECONDS):
+                    now = self._brought - self._done
+                    progress.advance(left - now)
+                    left = now
+                progress.advance(left)
+            self._finished(None)
+
+    def _finished(self, seconds: float | None) -> bool:
+        """Waits until everything is done and announced, or some time has passed; whether it is."""
+        return self._wait_for(lambda: not self._jobs and not self._announcements, seconds)
 
     def close(self) -> None:
         """Ends the thread once all is done and announced, or a job has failed, after which none is begun.
@@ -115,16 +138,14 @@ class Beside:
             self._thread = None
             crew().held -= 1
 
-    def _wait_for(self, state: Callable[[], bool]) -> None:
-        """Waits for a state of the jobs; meanwhile they get every core."""
+    def _wait_for(self, state: Callable[[], bool], seconds: float | None = None) -> bool:
+        """Waits for a state of the jobs, no longer than some time; meanwhile they get every core. Whether it is so."""
         with self._changed:
             if not state():
-                crew().beside = False
-                try:
-                    self._changed.wait_for(lambda: self._error is not None or state())
-                finally:
-                    crew().beside = True
+                with _every_core():
+                    self._changed.wait_for(lambda: self._error is not None or state(), seconds)
             self._check()
+            return state()
 
     def _is_in_time(self) -> bool:
         patience = LATE_SECONDS if self._announced else CATCH_UP_SECONDS
@@ -172,3 +193,13 @@ class Beside:
         if due is not None:
             self._announced = True
             due()
+
+
+@contextmanager
+def _every_core() -> Iterator[None]:
+    """The jobs have the machine to themselves."""
+    before, crew().beside = crew().beside, False
+    try:
+        yield
+    finally:
+        crew().beside = before

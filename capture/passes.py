@@ -224,7 +224,7 @@ class Passes:
         """Lets every row be committed whose evidence is whole."""
         self._readings.flush()
         self._hand_over()
-        self._readings.beside.wait()
+        self._readings.beside.wait(self._progress)
 
     def _hand_over(self) -> None:
         """Sends the value norms that wait, and with them the rows so far are whole."""

@@ -24,7 +24,8 @@ EXAMPLES = (
     "lens capture -m meta-llama/Llama-3.1-8B-Instruct --quantize 8bit --prompt-file q.txt\n\n"
     'lens capture -m ./my-model --raw -p "2+2=" --completion "5" -o forced.zarr\n\n'
     "lens capture -m ./my-model --prompts questions.jsonl -o all.zarr --resume\n\n"
-    "torchrun --nproc-per-node 4 -m attnlens capture -m ./my-model --prompts q.txt -o all.zarr"
+    "torchrun --nproc-per-node 4 -m attnlens capture -m ./my-model --prompts q.txt -o all.zarr\n\n"
+    "accelerate launch --multi_gpu --num_processes 4 -m attnlens capture -m ./my-model --prompts q.txt -o all.zarr"
 )
 
 
@@ -220,12 +221,18 @@ def capture(
     Needs pip install 'attnlens\\[capture]'. Ctrl-C keeps what was committed: the store opens and can be drawn.
     """
     chosen = dict(locals())
-    from attnlens.capture.batch.launch import read_launch
+    from attnlens.capture.batch.launch import one_of_several, read_launch
     from attnlens.capture.extra import require_capture_extra
     from attnlens.console import open_progress
 
     require_capture_extra()
     launch = read_launch()
+    if prompts is not None and one_of_several():
+        typer.echo(
+            "lens: accelerate launch --cpu has started one process, which captures all prompts; for several, give it "
+            "--multi_gpu instead of --cpu (without a GPU, too), or take torchrun",
+            err=True,
+        )
     follower = tensor_parallel and launch.rank > 0  # the first process speaks for all that hold the model
     process = (0, 1) if tensor_parallel else (launch.rank, launch.world)
     with open_progress(quiet or follower, process=process) as progress:

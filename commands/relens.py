@@ -51,7 +51,9 @@ def relens(
 
     Needs pip install 'attnlens\\[capture]' and the model, which is not run over the text again.
 
-    If it fails, the store is as it was.
+    It reads the tokens that the capture's first lens read (--lens-tokens), all of them in a capture without a lens.
+
+    If it fails, or is killed, each capture is as it was or has the lens; the same command goes on with the others.
     """
     from attnlens.capture.extra import require_capture_extra
     from attnlens.console import open_progress, to_json

@@ -26,7 +26,7 @@ attention; once the capture is complete; where the capture's `evidence` names it
 
 MODEL_DTYPES: Mapping[str, str] = {"float32": "float32", "float16": "float16", "bfloat16": "uint16"}
 """Dtype of the model → dtype of the array. Zarr has no bfloat16: its bits are kept as uint16, and the array's attribute
-`bits` says "bfloat16"."""
+`bits` says "bfloat16", its `encoding` in which order."""
 
 FILL: Mapping[DType, float | int | bool | str] = {
     "bool": False,

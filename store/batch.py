@@ -18,6 +18,7 @@ from attnlens.schemas.metadata import Batch, BatchPrompt, CaptureMetadata, Store
 from attnlens.schemas.validate import CAPTURE_NAME
 from attnlens.schemas.version import NAMESPACE
 from attnlens.store.commit import COORDINATES, CaptureFile
+from attnlens.store.exchange import put_back
 from attnlens.store.faults import write_error
 from attnlens.store.files import PARTIAL, clean, group_document, read_document, write_document
 from attnlens.store.heads import HeadShare
@@ -295,6 +296,7 @@ def _prepare(
 
     Nobody else writes, so what is not complete never will be.
     """
+    put_back(path)
     waste = [entry for entry in path.iterdir() if entry.is_dir() and entry.name.endswith(PARTIAL)]
     if batch is None:
         taken = [*metadata.planned, *(entry.name for entry in path.iterdir() if CAPTURE_NAME.fullmatch(entry.name))]

@@ -11,9 +11,10 @@ from zarr.storage import LocalStore
 
 from attnlens.schemas.arrays import ARRAY, MODEL_DTYPES, ArraySpec
 from attnlens.schemas.version import NAMESPACE
-from attnlens.store.bfloat16 import BFLOAT16, BITS, NAN
+from attnlens.store.bfloat16 import BFLOAT16, BITS, NAN, WHOLE_EXPONENT
 from attnlens.store.layout import ChunkLayout
 from attnlens.store.packing import packing_for
+from attnlens.store.quantize import ENCODING
 
 
 class CountingStore(LocalStore):
@@ -54,7 +55,8 @@ def create_array(
     """
     spec = spec or ARRAY[name]
     bits = spec.dtype == "model" and model_dtype == BFLOAT16
-    ours = {"unit": spec.unit, "meaning": spec.meaning} | ({BITS: BFLOAT16} if bits else {})
+    encoded = {BITS: BFLOAT16, ENCODING: WHOLE_EXPONENT} if bits else {}
+    ours = {"unit": spec.unit, "meaning": spec.meaning} | encoded
     dtype = _dtype(spec, model_dtype)
     packing = packing_for(name, dtype if isinstance(dtype, str) else "string", sharded=layout.shard is not None)
     itemsize = 1 if dtype is str else np.dtype(dtype).itemsize

@@ -10,6 +10,7 @@ from typing import Any
 
 from attnlens.schemas.validate import ArrayDescription
 from attnlens.schemas.version import NAMESPACE
+from attnlens.store.bfloat16 import WHOLE_EXPONENT, has_bits
 from attnlens.store.quantize import ENCODING, SQRT
 
 CODECS = frozenset(
@@ -82,17 +83,31 @@ def describe_array(document: Mapping[str, Any], limits: Limits) -> ArrayDescript
             chunk, shard = _sizes(_configuration(codec).get("chunk_shape"), "chunk_shape", least=1), outer
     names = document.get("dimension_names")
     axes = tuple(names) if isinstance(names, Sequence) and not isinstance(names, str) else (None,) * len(shape)
-    if dtype == "uint8" and _encoding(document) == SQRT:
-        dtype = "float16"  # which is what a reader makes of it
+    dtype = read_dtype(dtype, ours(document.get("attributes")))
     description = ArrayDescription(shape=shape, dtype=dtype, axes=axes, chunk=chunk, shard=shard)
     check_limits(description, limits)
     return description
 
 
-def _encoding(document: Mapping[str, Any]) -> object:
-    attributes = document.get("attributes")
-    ours = attributes.get(NAMESPACE) if isinstance(attributes, Mapping) else None
-    return ours.get(ENCODING) if isinstance(ours, Mapping) else None
+def ours(attributes: object) -> Mapping[str, Any]:
+    """What is said under our key of the attributes of an array; nothing, if that is no JSON object."""
+    found = attributes.get(NAMESPACE) if isinstance(attributes, Mapping) else None
+    return found if isinstance(found, Mapping) else {}
+
+
+def read_dtype(dtype: str, attributes: Mapping[str, Any]) -> str:
+    """What a reader makes of cells of `dtype`, by the encoding in our attributes of the array: weights of bytes.
+
+    Raises:
+        ValueError: the encoding is unknown, or not of this dtype. Cells would be read as numbers that they are not.
+    """
+    encoding = attributes.get(ENCODING)
+    if encoding is None or (encoding == WHOLE_EXPONENT and has_bits(dtype, attributes)):
+        return dtype
+    if encoding == SQRT and dtype == "uint8":
+        return "float16"
+    known = f"{SQRT} of uint8, {WHOLE_EXPONENT} of the bits of bfloat16"
+    raise ValueError(f"encoding {str(encoding)[:40]!r} of {dtype} is unknown; known: {known}")
 
 
 def _codecs(codecs: object) -> list[Mapping[str, Any]]:

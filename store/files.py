@@ -12,7 +12,12 @@ from typing import Any
 from attnlens.store.places.place import DOCUMENT_BYTES, GROUP_DOCUMENT
 
 PARTIAL = ".partial"
-"""Ending of a file that is still being written. A killed process may leave some; no reader looks at them."""
+"""Ending of a file or folder that is still being written. A killed process may leave some; no reader looks at them."""
+
+
+def is_partial(path: str) -> bool:
+    """Whether a path inside a store, with slashes, is one of those, or in one."""
+    return any(part.endswith(PARTIAL) for part in path.split("/"))
 
 
 def write_atomic(path: Path, data: bytes) -> None:

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from attnlens.schemas.arrays import FILL, LENS_ROWS
 from attnlens.schemas.errors import AbsentError, InputError
-from attnlens.store.bfloat16 import BFLOAT16, BITS, decode
+from attnlens.store.bfloat16 import BFLOAT16, decode, from_whole_exponent, has_bits, has_whole_exponent
+from attnlens.store.descriptions import ours
 from attnlens.store.quantize import ENCODING, MAX_ERROR, SQRT, decode_sqrt
 
 if TYPE_CHECKING:
@@ -44,11 +45,12 @@ class NamedArray:
         self.name = name
         self.axes: tuple[str, ...] = tuple(map(str, capture.descriptions[name].axes))
         self.shape = shape
-        about = _attributes(array)
+        about = ours(array.attrs.asdict())
         self.unit = str(about.get("unit", ""))
         self._spec = capture.specs.get(name)
         self.encoding = SQRT if about.get(ENCODING) == SQRT and str(array.dtype) == "uint8" else None
-        self._bits = about.get(BITS) == BFLOAT16 and str(array.dtype) == "uint16"
+        self._bits = has_bits(str(array.dtype), about)
+        self._whole_exponent = has_whole_exponent(str(array.dtype), about)
         text = self._spec is not None and self._spec.dtype == "string"
         self.dtype = "string" if text else BFLOAT16 if self._bits else "float16" if self.encoding else str(array.dtype)
         self._capture = capture
@@ -79,7 +81,7 @@ class NamedArray:
     @property
     def max_error(self) -> float:
         """The most by which a value may differ from what the model computed in float16."""
-        stated = _attributes(self._array).get(MAX_ERROR, 0.0)
+        stated = ours(self._array.attrs.asdict()).get(MAX_ERROR, 0.0)
         return float(stated) if isinstance(stated, int | float) and 0 <= stated <= 1 else 0.0
 
     @property
@@ -102,6 +104,10 @@ class NamedArray:
         return self._array.metadata.encode_chunk_key(
             tuple(at // size for at, size in zip(cell, self.files, strict=True))
         )
+
+    def from_bits(self, stored: NDArray[np.uint16]) -> NDArray[np.float32]:
+        """The numbers that cells of an array of bfloat16 stand for, exactly."""
+        return decode(from_whole_exponent(stored) if self._whole_exponent else stored)
 
     def isel(self, **indices: Index) -> NDArray[Any]:
         """Cells by position: `isel(layer=3, query=slice(0, 8))`. Axes not named are taken whole.
@@ -142,7 +148,7 @@ class NamedArray:
                 dropped.append(number)
             selection.append(_as_slice(cells))
         values = self._read(tuple(selection), row, committed)
-        values = decode(values) if self._bits else values
+        values = self.from_bits(values) if self._bits else values
         return values.reshape([size for number, size in enumerate(values.shape) if number not in dropped])
 
     def _read(self, selection: tuple[slice | NDArray[np.intp], ...], row: int | None, committed: int) -> NDArray[Any]:
@@ -296,11 +302,6 @@ class NamedArray:
         for name in names:
             if name not in self.axes:
                 raise InputError(f"{self.name} has no axis {name!r}; it has {', '.join(self.axes)}")
-
-
-def _attributes(array: zarr.Array[Any]) -> dict[str, Any]:
-    ours = array.attrs.asdict().get("attnlens", {})
-    return ours if isinstance(ours, dict) else {}
 
 
 def _as_slice(cells: NDArray[np.intp] | range) -> slice | NDArray[np.intp]:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from attnlens.schemas.errors import StoreError
 from attnlens.schemas.metadata import LayerInfo
-from attnlens.store.bfloat16 import BFLOAT16, decode
+from attnlens.store.bfloat16 import BFLOAT16
 
 if TYPE_CHECKING:
     from attnlens.store.reader import Capture
@@ -223,10 +223,13 @@ class _Keys:
             chunks = read_chunks(array, self._place, shard, [(row, lane, 0, 0) for lane in run for row in rows])
         except DECODE_ERRORS as error:
             raise damaged(array.path, array.metadata.encode_chunk_key(shard), error) from error
-        found = []
+        found, bits = [], self._array.dtype == BFLOAT16
         for place in range(len(run)):
-            values = np.concatenate(chunks[place * len(rows) : (place + 1) * len(rows)])[: slab[1] - slab[0]]
-            found.append(decode(values) if self._array.dtype == BFLOAT16 else values.astype(np.float32, copy=False))
+            values = np.empty((slab[1] - slab[0], *array.chunks[1:]), np.float32)
+            parts = np.split(values, range(array.chunks[0], len(values), array.chunks[0]))
+            for part, chunk in zip(parts, chunks[place * len(rows) : (place + 1) * len(rows)], strict=True):
+                part[:] = (self._array.from_bits(chunk) if bits else chunk)[: len(part)]
+            found.append(values)
         return found
 
     def _keep(self, name: tuple[int, int], values: Floats) -> None:

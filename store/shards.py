@@ -13,6 +13,8 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 
+from attnlens.store.bfloat16 import from_whole_exponent, has_whole_exponent, to_whole_exponent
+from attnlens.store.descriptions import ours
 from attnlens.store.encode import CRC_BYTES, checksum
 from attnlens.store.files import write_atomic
 from attnlens.store.packing import packing_of
@@ -26,7 +28,7 @@ _pool = ThreadPoolExecutor(2, "attnlens-encode")
 
 
 class ShardedRows:
-    """A sharded array that is written row after row along one axis."""
+    """A sharded array that is written row after row along one axis. Bits of bfloat16 come in their own order."""
 
     def __init__(
         self, array: zarr.Array[Any], root: Path, axis: int, *, keep_tail: bool, wrote: Callable[[int], None]
@@ -36,6 +38,7 @@ class ShardedRows:
         packing = packing_of(array)
         assert packing is not None
         self._array, self._packing = array, packing
+        self._whole_exponent = has_whole_exponent(str(array.dtype), ours(array.attrs.asdict()))
         self._folder = root / array.path
         self._axis = axis
         self._chunk, self._shard = array.chunks, array.shards
@@ -56,7 +59,8 @@ class ShardedRows:
     @property
     def fill(self) -> Any:
         """The value of a cell that was never written."""
-        return self._array.fill_value
+        fill = self._array.fill_value
+        return from_whole_exponent(np.asarray(fill)) if self._whole_exponent else fill
 
     @property
     def shard(self) -> tuple[int, ...]:
@@ -75,7 +79,7 @@ class ShardedRows:
         if before:
             if self._tail is None or self._tail[0] != first or self._tail[1].shape[axis] != before:
                 part = tuple(slice(low, low + size) for low, size in zip(start, values.shape, strict=True))
-                self._array[part] = values
+                self._array[part] = self._stored(values)
                 self._tail = None
                 return
             values = np.concatenate([self._tail[1], values], axis=axis)
@@ -123,7 +127,11 @@ class ShardedRows:
         path = self._folder / self._array.metadata.encode_chunk_key(shard)
         self._wrote(update_shard(path, math.prod(inside), encoded))
 
+    def _stored(self, values: NDArray[Any]) -> NDArray[Any]:
+        return to_whole_exponent(values) if self._whole_exponent else values
+
     def _encode(self, block: NDArray[Any]) -> bytes:
+        block = self._stored(block)
         if block.shape != self._chunk:
             whole = np.full(self._chunk, self._array.fill_value, self._array.dtype)
             whole[tuple(map(slice, block.shape))] = block

@@ -236,8 +236,8 @@ class CaptureWriter:
     def vectors(self, first_token: int, layers: Sequence[int], queries: Numbers, keys: Numbers) -> None:
         """Queries and keys of the tokens first_token … in the layers named, each (layer, token, head, feature).
 
-        In the capture's `attention_dtype`, bfloat16 as its bits in uint16. Keys of a layer that uses those of another
-        are passed over.
+        In the capture's `attention_dtype`, bfloat16 as its bits in uint16, in their own order. Keys of a layer that
+        uses those of another are passed over.
         """
         size = queries.nbytes + keys.nbytes
         self._put(lambda file: file.vectors(first_token, layers, arrived(queries), arrived(keys)), size)

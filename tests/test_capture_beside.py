@@ -148,3 +148,39 @@ def test_readings_that_another_thread_joins_are_the_same() -> None:
     finally:
         threads.beside = False
         torch.set_num_threads(1)
+
+
+class Told:
+    """Progress that keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.said: list[tuple[str, int | None, str]] = []
+        self.done = 0
+
+    def stage(self, name: str, total: int | None = None, unit: str = "") -> None:
+        self.said.append((name, total, unit))
+
+    def advance(self, amount: int = 1, note: str = "") -> None:
+        assert amount >= 0
+        self.done += amount
+
+    def end(self) -> None:
+        raise AssertionError("the stage is not the last")
+
+
+def test_a_long_wait_for_the_last_readings_is_a_stage_and_a_short_one_is_not(beside: Beside) -> None:
+    short, long = Told(), Told()
+    beside.do(lambda: None, 0)
+    beside.wait(short)
+    assert short.said == []
+    for _ in range(8):
+        beside.do(lambda: time.sleep(0.1), 0)
+    beside.wait(long)
+    if beside._thread is None:
+        assert long.said == []
+        return
+    ((name, left, unit),) = long.said
+    assert (name, unit) == ("lens", "blocks")
+    assert left is not None
+    assert 0 < left < 8
+    assert long.done == left

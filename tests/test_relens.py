@@ -13,13 +13,17 @@ import zarr
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import attnlens
-from attnlens.capture import capture
+from attnlens.capture import capture, reread
 from attnlens.capture import relens as module
 from attnlens.capture.relens import RelensOptions, relens
 from attnlens.progress import Silent
 from attnlens.schemas.arrays import READINGS, TRACKED_READINGS, reading
 from attnlens.schemas.errors import AbsentError, AttnlensError, InputError, ModelError, StoreError
+from attnlens.store import exchange
+from attnlens.store.root import write_root
 from attnlens.store.tools import extend
+from attnlens.store.tools.crop import crop
+from attnlens.store.tools.keep import Keep
 from attnlens.store.tools.pack import pack
 from attnlens.store.verify import verify
 from test_capture_evidence import write_tuned
@@ -33,6 +37,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_hf(path / "model")
     write_hf(path / "other", seed=3)
     write_tuned(path / "lens", 3, 32)
+    write_tuned(path / "lens2", 3, 32)
     write_store(path / "run.zarr", path)
     return path
 
@@ -107,12 +112,101 @@ def test_a_store_without_a_lens_gets_its_first(folder: Path, tmp_path: Path) -> 
 def test_several_lenses_one_after_the_other(folder: Path, tmp_path: Path) -> None:
     store = copied(folder, tmp_path)
     relens(options(store, folder), Silent())
-    relens(options(store, folder, capture="0001"), Silent())
+    relens(options(store, folder, f"tuned:{folder / 'lens2'}", capture="0001"), Silent())
     assert [found.lens_names for found in attnlens.open(store)] == [["logit", "tuned"], ["logit", "tuned", "tuned2"]]
     assert verify(store).problems == []
 
 
-@pytest.mark.parametrize("fault", ["fill", "move", "capture", "store", "interrupt"])
+def test_captures_that_have_a_lens_are_left_alone(folder: Path, tmp_path: Path) -> None:
+    store, lens = copied(folder, tmp_path), f"tuned:{folder / 'lens'}"
+    relens(options(store, folder, capture="0001"), Silent())
+    before = bytes_of(store / "0001")
+    report = relens(options(store, folder, lens, "logit", f"tuned:{folder / 'lens2'}", capture="0000"), Silent())
+    assert report.added == {"0000": ["tuned", "tuned2"]}
+    assert relens(options(store, folder, f"tuned:{folder / 'lens2'}"), Silent()).added == {"0001": ["tuned2"]}
+    hashes = [[one.hash for one in found.metadata.lenses] for found in attnlens.open(store)]
+    assert hashes[0] == hashes[1]
+    assert {name for name, data in before.items() if bytes_of(store / "0001").get(name) != data} <= {
+        "zarr.json",
+        *(f"{name}/{file}" for name in ("vocabulary_id", "vocabulary_text", "manifest_file", "manifest_sha256")
+          for file in ("zarr.json", "c/0", "front.bin")),
+    }  # fmt: skip
+    for wanted in (lens, f"tuned:{folder / 'lens2'}"):
+        with pytest.raises(InputError, match="it is there already"):
+            relens(options(store, folder, wanted), Silent())
+
+
+def independent(folder: Path, group: Any) -> np.ndarray[Any, Any]:
+    """Probabilities (depth, token, vocabulary) that the tuned lens gives, from residuals as plain zarr reads them."""
+    model: Any = AutoModelForCausalLM.from_pretrained(folder / "model", dtype=torch.float32)
+    state = torch.load(folder / "lens" / "params.pt")
+    stream = torch.from_numpy(group["residual"][:])
+    n_layer = len(stream) - 1
+    with torch.no_grad():
+        for depth in range(n_layer):
+            stream[depth] += stream[depth] @ state[f"{depth}.weight"].T + state[f"{depth}.bias"]
+        return torch.softmax(model.lm_head(model.model.norm(stream)).double(), -1).numpy()
+
+
+def check_readings(folder: Path, store: Path, read: Any) -> None:
+    """The tokens `read` (token, by number) hold what an independent computation gives, all others fill values."""
+    group: Any = zarr.open_group(store, mode="r")["0000"]
+    expected, tokens = independent(folder, group)[:, read], group["lens_token_tuned"][:]
+    probability, entropy = group["lens_probability_tuned"][:], group["lens_entropy_tuned"][:]
+    there = ~np.isnan(expected[..., 0])
+    assert there.any()
+    best = np.sort(expected, -1)[..., ::-1][..., : probability.shape[-1]]
+    np.testing.assert_allclose(probability[:, read][there], best[there], atol=1e-6)
+    found = np.take_along_axis(expected, tokens[:, read].clip(0), -1)
+    np.testing.assert_allclose(found[there], best[there], atol=1e-6)
+    nats = -(expected * np.log(expected)).sum(-1)
+    np.testing.assert_allclose(entropy[:, read][there], nats[there], atol=1e-4)
+    for values in (tokens, probability, entropy, *(group[f"next_{name}_tuned"][:] for name in ("rank", "probability"))):
+        absent = values == -1 if values.dtype.kind == "i" else np.isnan(values)
+        assert absent[:, ~read].all()
+        assert absent[:, read][~there].all()
+
+
+@pytest.mark.parametrize(("which", "before"), [("generated", 1), ("last:4", 4)])
+def test_a_further_lens_reads_the_tokens_that_the_first_one_read(
+    which: str, before: int, folder: Path, tmp_path: Path
+) -> None:
+    store = tmp_path / "run.zarr"
+    write_store(store, folder, lens_tokens=which)
+    relens(options(store, folder), Silent())
+    assert verify(store).problems == []
+    found = attnlens.open(store)[0]
+    number = np.arange(found.n_token)
+    check_readings(folder, store, (number >= found.n_prompt - before) & (number < found.n_fed))
+    assert (found["lens_token"][:] == -1).tolist() == (found["lens_token_tuned"][:] == -1).tolist()
+    with pytest.raises(AbsentError, match="--lens-tokens"):
+        found["lens_token_tuned"][:, 0]
+
+
+@pytest.mark.parametrize("arrays", [(), ("-attention_weight", "-next_rank")])
+def test_a_cropped_capture_gets_readings_of_what_was_kept(
+    arrays: tuple[str, ...], folder: Path, tmp_path: Path
+) -> None:
+    kept = Keep(tokens="3:6,28:32", layers="1:3", arrays=arrays)
+    store = crop(folder / "run.zarr", tmp_path / "some.zarr", keep=kept).path
+    before = set(attnlens.open(store)[0].names)
+    relens(options(store, folder), Silent())
+    assert verify(store).problems == []
+    number = np.arange(attnlens.open(store)[0].n_token)
+    check_readings(folder, store, np.isin(number, [3, 4, 5, 28, 29, 30, 31]))
+    group: Any = zarr.open_group(store, mode="r")["0000"]
+    assert set(group) - before == {reading(name, "tuned") for name in (*READINGS, *TRACKED_READINGS)}
+    assert (group["next_rank_tuned"][:, [5, 31]] == -1).all()  # what came next was cropped away
+    assert (group["next_rank_tuned"][1:, [3, 4, 28, 29, 30]] >= 0).all()
+
+
+def test_a_redacted_capture_is_refused(folder: Path, tmp_path: Path) -> None:
+    store = crop(folder / "run.zarr", tmp_path / "some.zarr", redact=["Bob"]).path
+    with pytest.raises(InputError, match="was redacted"):
+        relens(options(store, folder), Silent())
+
+
+@pytest.mark.parametrize("fault", ["compare", "fill", "move", "steps", "steps2", "capture", "store", "interrupt"])
 def test_a_failure_leaves_the_store_as_it_was(
     fault: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -123,15 +217,20 @@ def test_a_failure_leaves_the_store_as_it_was(
         raise KeyboardInterrupt if fault == "interrupt" else OSError(28, "No space left on device")
 
     match fault:
+        case "compare":
+            monkeypatch.setattr(module, "residuals", full)
         case "fill":
-            monkeypatch.setattr(module, "_stream", full)
+            monkeypatch.setattr(reread, "residuals", full_at(3, reread.residuals, full))
         case "move":
-            monkeypatch.setattr(Path, "rename", full_at(2, Path.rename, full))
+            monkeypatch.setattr(exchange, "_exchange", full)
+        case "steps" | "steps2":
+            monkeypatch.setattr(exchange, "_exchange", lambda *_: False)
+            monkeypatch.setattr(Path, "rename", full_at(1 if fault == "steps" else 2, Path.rename, full))
         case "capture" | "interrupt":
             monkeypatch.setattr(extend, "write_document", full)
         case "store":
-            monkeypatch.setattr(extend, "write_root", full)
-    error = KeyboardInterrupt if fault == "interrupt" else OSError if fault == "fill" else StoreError
+            monkeypatch.setattr(extend, "write_root", full_at(2, write_root, full))
+    error = KeyboardInterrupt if fault == "interrupt" else OSError if fault == "compare" else StoreError
     with pytest.raises(error):
         relens(options(store, folder, capture="0000"), Silent())
     assert bytes_of(store) == before
@@ -142,9 +241,9 @@ def full_at(number: int, real: Any, full: Any) -> Any:
     """`real`, but one of its calls fails."""
     calls: list[int] = []
 
-    def call(*args: Any) -> Any:
+    def call(*args: Any, **options: Any) -> Any:
         calls.append(1)
-        return (full if len(calls) == number else real)(*args)
+        return (full if len(calls) == number else real)(*args, **options)
 
     return call
 

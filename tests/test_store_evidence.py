@@ -18,6 +18,7 @@ from attnlens.schemas.metadata import CaptureMetadata
 from attnlens.store.info import describe
 from attnlens.store.verify import verify
 from attnlens.store.writer import CaptureWriter, StoreWriter
+from plain_bits import own_order
 from store_sample import Sample
 
 N_FEATURE, TRACKED_IDS = 6, [7, 3]
@@ -114,7 +115,7 @@ def test_every_array_comes_back(kind: type[Rich], hold: int, tmp_path: Path) -> 
     group: Any = zarr.open_group(tmp_path / "run.zarr", mode="r")["0000"]
     fed = sample.n_fed
     for name, values in sample.extra.items():
-        stored = group[name][:]
+        stored = own_order(group[name], group[name][:])
         rows = (slice(None), slice(None), slice(0, fed)) if name == "value_norm" else (slice(None), slice(0, fed))
         expected = values[rows].copy()
         if name == "value_norm":

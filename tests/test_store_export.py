@@ -35,6 +35,7 @@ from attnlens.store.tools.pack import pack
 from attnlens.store.tools.parquet import export_parquet
 from attnlens.store.tools.safetensors import export_safetensors
 from attnlens.store.writer import StoreWriter
+from plain_bits import own_order
 from store_sample import Sample
 from test_cli_help import run
 from test_store_evidence import Half, Rich
@@ -195,7 +196,7 @@ def cut(array: Any, about: dict[str, Any]) -> Any:
     """What plain zarr reads, without what lies beyond the timeline of a capture that ended early."""
     lengths = {"token": about["n_token"], "query": about["n_token"], "key": about["n_token"],
                "generated": about["n_token"] - about["n_prompt"] + 1, "edge": about["n_token"] + 1}  # fmt: skip
-    return array[tuple(slice(0, lengths.get(axis)) for axis in array.metadata.dimension_names)]
+    return own_order(array, array[tuple(slice(0, lengths.get(axis)) for axis in array.metadata.dimension_names)])
 
 
 def decoded(array: Any, values: Any) -> Any:

@@ -244,6 +244,10 @@ def _missing(file: h5py.File) -> None:
     del file["0000/lens_token"]
 
 
+def _encoded(file: h5py.File) -> None:
+    file["0000/lens_entropy"].attrs["zarr_attributes"] = json.dumps({"attnlens": {"encoding": "cubes"}})
+
+
 def _change(file: h5py.File, change: Callable[[dict[str, Any]], None]) -> None:
     about = json.loads(file["document"][()])
     change(about["attnlens"])
@@ -271,6 +275,7 @@ def _change(file: h5py.File, change: Callable[[dict[str, Any]], None]) -> None:
         (_climbing, "is no array"),
         (_stranger, "'0009' is no capture of the store"),
         (_missing, "0000/lens_token"),
+        (_encoded, "0000/lens_entropy: encoding 'cubes' of float32 is unknown"),
     ],
 )
 def test_a_strangers_file_is_refused_in_a_line(tmp_path: Path, damage: Callable[[h5py.File], None], words: str) -> None:

@@ -72,6 +72,13 @@ def refuses(store: Path, words: str) -> None:
         ("token_id", {"codecs": [{"name": "gzip", "configuration": {"level": 1}}]}, "codec 'gzip' is unknown"),
         ("token_id", {"codecs": [{"name": "blosc"}]}, "codec 'blosc' is unknown"),
         ("token_id", {"data_type": "object"}, "dtype is object"),
+        (
+            "attention_max",
+            {"attributes": {"attnlens": {"encoding": "cubes"}}},
+            "encoding 'cubes' of float16 is unknown",
+        ),
+        ("token_bytes", {"attributes": {"attnlens": {"encoding": ["x" * 5000]}}}, "encoding .* of uint8 is unknown"),
+        ("lens_entropy", {"attributes": {"attnlens": {"encoding": "sqrt254"}}}, "'sqrt254' of float32 is unknown"),
         ("token_id", {"data_type": "float64"}, "dtype is float64"),
         ("token_text", {"data_type": "int32"}, "dtype is int32"),
         ("attention_max", {"dimension_names": ["a", "b", "c"]}, "axes are"),

@@ -22,6 +22,7 @@ from attnlens.store.tools.crop import crop
 from attnlens.store.tools.keep import Keep
 from attnlens.store.tools.pack import pack
 from attnlens.store.writer import StoreWriter
+from plain_bits import own_order
 from store_sample import Sample
 from store_server import Served, serve
 from test_store_qk import KINDS, Vectors
@@ -45,7 +46,7 @@ def plain(path: Path) -> dict[str, Any]:
     found = {name: array[...] for name, array in group.arrays() if not name.startswith("manifest_")}
     for name in ("attention_q", "attention_k"):
         if name in found:
-            found[name] = (found[name].astype("uint32") << 16).view("float32")
+            found[name] = (own_order(group[name], found[name]).astype("uint32") << 16).view("float32")
     return found
 
 

@@ -59,6 +59,12 @@ def read_launch(environment: Mapping[str, str] | None = None) -> Launch:
     return Launch(run=digest[:32], rank=rank, world=world, local_rank=local_rank, local_world=local_world)
 
 
+def one_of_several(environment: Mapping[str, str] | None = None) -> bool:
+    """Whether `accelerate launch --cpu` was asked for several processes: without MPI it starts one and says nothing."""
+    found = os.environ if environment is None else environment
+    return found.get("ACCELERATE_USE_CPU") == "True" and "MASTER_ADDR" in found and "WORLD_SIZE" not in found
+
+
 def device_of(launch: Launch, device: str) -> str:
     """The device of this process: of several on one machine each takes its own GPU, if nothing else was asked for."""
     if not launch.shared or device not in ("auto", "cuda"):

@@ -1,7 +1,8 @@
 """Adding arrays to a complete capture: all of them, with manifest and digests, or none.
 
-The capture is made anew beside the store, its old files as links, and changes places with the one that is there when it
-is whole. No file that a reader may have open is touched.
+The capture is made anew in a folder that readers ignore, its old files as links, and changes places with the one that
+is there when it is whole. No file that a reader may have open is touched, and a process that is killed leaves the old
+capture or the new one.
 """
 
 from __future__ import annotations
@@ -9,7 +10,8 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ from attnlens.schemas.errors import InputError
 from attnlens.schemas.metadata import CaptureMetadata
 from attnlens.schemas.version import NAMESPACE
 from attnlens.store.create import create_array
+from attnlens.store.exchange import put_back, take_place
 from attnlens.store.faults import write_error
 from attnlens.store.files import (
     PARTIAL,
@@ -35,6 +38,7 @@ from attnlens.store.files import (
 )
 from attnlens.store.front import write_front
 from attnlens.store.layout import ChunkLayout, list_layout
+from attnlens.store.lock import LOCK_NAME, lock_store
 from attnlens.store.manifest import MANIFEST_ARRAYS, covered, document_digest, file_hash, manifest_hash
 from attnlens.store.places import Folder
 from attnlens.store.places.place import GROUP_DOCUMENT
@@ -53,10 +57,12 @@ class Extension:
         self._folder = folder
         self.metadata = metadata
         self.arrays: dict[str, zarr.Array[Any]] = {}
-        store = LocalStore(folder)
-        for plan in planned_arrays(metadata, capacity=capture.n_token, key_rows_hold=0):
+        store, length = LocalStore(folder), capture.n_token
+        # Not what is missing but what is new: a crop may have left arrays out.
+        before = {plan.spec.name for plan in planned_arrays(capture.metadata, capacity=length, key_rows_hold=0)}
+        for plan in planned_arrays(metadata, capacity=length, key_rows_hold=0):
             name = plan.spec.name
-            if name not in capture and not name.startswith("vocabulary_"):
+            if name not in before and not name.startswith("vocabulary_"):
                 self.arrays[name] = create_array(
                     store, capture.id, name, plan.shape, plan.layout, spec=plan.spec, model_dtype=plan.model_dtype
                 )
@@ -90,20 +96,65 @@ class Extension:
         self.arrays[name] = array
 
 
-def extend_capture(store: Path, capture: Capture, update: Mapping[str, Any], fill: Callable[[Extension], None]) -> None:
-    """Give a capture the arrays that its metadata, changed by `update`, want; `fill` writes them.
+@contextmanager
+def extending(store: Path) -> Iterator[None]:
+    """The store to this process alone, and without what one that was killed has left.
 
     Raises:
-        InputError: the store is not a folder, or the capture is not complete.
-        StoreError: the store is damaged, or the disk refuses; the store is as it was.
+        InputError: the store is not a folder, or another process is writing there.
+        StoreError: the disk refuses.
     """
     if not store.is_dir():
         raise InputError(f"{store} is no folder: arrays are added to a store in a folder (`lens unpack` makes one)")
+    try:
+        lock = lock_store(store)
+        try:
+            _tidy(store)
+        except BaseException:
+            lock.release()
+            raise
+    except OSError as error:
+        raise write_error(error, store, 0) from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _tidy(store: Path) -> None:
+    """Put right what a process that was killed while it extended a capture has left."""
+    put_back(store)
+    left = [entry for entry in store.glob(f"*{PARTIAL}") if entry.name != LOCK_NAME]
+    if left:
+        _write_index(store)
+    for entry in left:
+        if entry.is_dir():
+            shutil.rmtree(entry, ignore_errors=True)
+        else:
+            entry.unlink(missing_ok=True)
+
+
+def check_extendable(capture: Capture) -> None:
+    """Refuses a capture that is not complete.
+
+    Raises:
+        InputError: as said.
+    """
     if capture.status != "complete":
         raise InputError(f"capture {capture.id} is {capture.status}: arrays are added to complete captures only")
+
+
+def extend_capture(store: Path, capture: Capture, update: Mapping[str, Any], fill: Callable[[Extension], None]) -> None:
+    """Give a capture the arrays that its metadata, changed by `update`, want; `fill` writes them. Inside `extending`.
+
+    Raises:
+        InputError: the capture is not complete.
+        StoreError: the store is damaged, or the disk refuses; the store is as it was.
+    """
+    check_extendable(capture)
     metadata = CaptureMetadata.model_validate({**capture.metadata.model_dump(mode="json"), **update})
     old = capture.manifest()
-    aside = store.resolve().with_name(f".{store.resolve().name}.{secrets.token_hex(8)}{PARTIAL}")
+    aside = store / f"{capture.id}.{secrets.token_hex(8)}{PARTIAL}"
     try:
         aside.mkdir()
         extension = Extension(capture, aside, metadata)
@@ -150,17 +201,27 @@ def _describe(old: Path, new: Path, metadata: CaptureMetadata, proof: Mapping[st
 
 
 def _change_places(store: Path, name: str, aside: Path) -> None:
-    """Put the new capture where the old one is, and both in the store's index; as before if that fails."""
-    there, place = aside / "old", Folder(store)
-    root = read_root(place)
-    before = (store / GROUP_DOCUMENT).read_bytes()
-    (store / name).rename(there)
+    """Put the new capture where the old one is, and into the store's index; as before if that fails.
+
+    Meanwhile the store has no index, as while a capture runs: none ever speaks of another capture than is there.
+    """
+    new, place = aside / name, store / name
+    before, taken = (store / GROUP_DOCUMENT).read_bytes(), False
+    root = read_root(Folder(store))
     try:
-        (aside / name).rename(store / name)
-        write_root(store, root.model_copy(update={"index": root_entries(place, root.planned)}), running=False)
+        write_root(store, root.model_copy(update={"index": None}), running=True)
+        take_place(new, place)
+        taken = True
+        _write_index(store)
     except BaseException:
-        if (store / name).exists():
-            (store / name).rename(aside / name)
-        there.rename(store / name)
+        if taken:
+            take_place(new, place)
         write_atomic(store / GROUP_DOCUMENT, before)
         raise
+
+
+def _write_index(store: Path) -> None:
+    """Write the store's index, if it has none."""
+    root = read_root(Folder(store))
+    if root.index is None:
+        write_root(store, root.model_copy(update={"index": root_entries(Folder(store), root.planned)}), running=False)

@@ -17,6 +17,7 @@ import zarr
 from attnlens.progress import Progress, Silent
 from attnlens.schemas.version import FORMAT, NAMESPACE
 from attnlens.store.chunks import file_regions, grid, read
+from attnlens.store.descriptions import ours
 from attnlens.store.files import clean
 from attnlens.store.manifest import MANIFEST_ARRAYS
 from attnlens.store.named import NamedArray
@@ -114,8 +115,7 @@ def _write_array(group: h5py.Group, array: NamedArray) -> dict[str, str]:
         **({} if 0 in old.shape else _filters(old, text)),
     )
     attributes = dict(old.attrs.asdict())
-    ours = attributes.get(NAMESPACE)
-    for name, value in (ours if isinstance(ours, dict) else {}).items():
+    for name, value in ours(attributes).items():
         if isinstance(value, str | int | float):
             dataset.attrs[name] = clean(value)
     dataset.attrs[ATTRIBUTES] = json.dumps(attributes)

@@ -25,12 +25,11 @@ from attnlens.schemas.problems import summary
 from attnlens.schemas.validate import CAPTURE_NAME, ArrayDescription, validate_capture, validate_store
 from attnlens.schemas.version import FORMAT, NAMESPACE
 from attnlens.store.chunks import file_regions
-from attnlens.store.descriptions import Limits, check_limits, raw_bytes
+from attnlens.store.descriptions import Limits, check_limits, ours, raw_bytes, read_dtype
 from attnlens.store.files import group_document, write_document
 from attnlens.store.manifest import MANIFEST_ARRAYS
 from attnlens.store.packing import packing_for
 from attnlens.store.places.place import DOCUMENT_BYTES
-from attnlens.store.quantize import ENCODING, SQRT
 from attnlens.store.reader import ARRAY_NAME
 from attnlens.store.tools.hdf5 import (
     ATTRIBUTES,
@@ -212,9 +211,14 @@ def _describe(dataset: h5py.Dataset, path: str, limits: Limits) -> ArrayDescript
     if dataset.ndim == 1 and dataset.is_scale:
         axes = (path.split("/", 1)[1],)
     shard = dataset.attrs.get(SHARD)
+    attributes = ours(_json(dataset.attrs.get(ATTRIBUTES, "{}"), f"{path}: {ATTRIBUTES}"))
+    try:
+        dtype = "string" if text else read_dtype(str(dataset.dtype), attributes)
+    except ValueError as error:
+        raise _RefusedError(f"{path}: {error}") from error
     found = ArrayDescription(
         shape=tuple(map(int, dataset.shape)),
-        dtype="string" if text else "float16" if _is_root(dataset, path) else str(dataset.dtype),
+        dtype=dtype,
         axes=axes,
         chunk=_sizes(dataset.attrs.get(CHUNK), f"{path}: {CHUNK}"),
         shard=None if shard is None else _sizes(shard, f"{path}: {SHARD}"),
@@ -231,12 +235,6 @@ def _describe(dataset: h5py.Dataset, path: str, limits: Limits) -> ArrayDescript
     if whole > SMALL and whole > DEFLATE_RATIO * dataset.id.get_storage_size():
         raise _RefusedError(f"{path} claims {whole} bytes and does not hold them")
     return found
-
-
-def _is_root(dataset: h5py.Dataset, path: str) -> bool:
-    """Whether the bytes are 8-bit square roots, which a reader makes weights of."""
-    ours = _json(dataset.attrs.get(ATTRIBUTES, "{}"), f"{path}: {ATTRIBUTES}").get(NAMESPACE)
-    return dataset.dtype == np.uint8 and isinstance(ours, Mapping) and ours.get(ENCODING) == SQRT
 
 
 def _sizes(value: Any, where: str) -> tuple[int, ...]:

@@ -12,7 +12,7 @@ from attnlens.progress import Progress, Silent
 from attnlens.schemas.errors import InputError, StoreError
 from attnlens.schemas.problems import Problem, summary
 from attnlens.schemas.version import FORMAT, FORMAT_VERSION, NAMESPACE
-from attnlens.store.files import PARTIAL
+from attnlens.store.files import is_partial
 from attnlens.store.places import Place, open_place, stem_of
 from attnlens.store.root import root_attributes
 from attnlens.store.tools.copy import copy_file
@@ -130,7 +130,7 @@ def _way(place: Place, version: int) -> list[Step]:
 
 
 def _copy(place: Place, folder: Path, progress: Progress) -> None:
-    names = [name for name in place.files() if not name.endswith(PARTIAL)]
+    names = [name for name in place.files() if not is_partial(name)]
     progress.stage("copying", len(names), "files")
     for name in names:
         copy_file(place, name, folder / name)

@@ -10,7 +10,7 @@ from typing import BinaryIO
 
 from attnlens.progress import Progress, Silent
 from attnlens.schemas.errors import InputError
-from attnlens.store.files import PARTIAL
+from attnlens.store.files import is_partial
 from attnlens.store.front import index_bytes
 from attnlens.store.places import ZIP_SUFFIX, Archive, Place, beside, open_place, stem_of
 from attnlens.store.places.archive import COMMENT, END, TAILS, entries_of, header_length, skeleton, tails_entry
@@ -60,7 +60,7 @@ def pack(
     path = Path(output) if output is not None else beside(store, stem_of(store) + ZIP_SUFFIX)
     if path.suffix != ".zip":
         raise InputError(f"-o {path}: a packed store is named {stem_of(path)}{ZIP_SUFFIX}")
-    sizes = {name: size for name, size in place.files().items() if not name.endswith(PARTIAL) and name != TAILS}
+    sizes = {name: size for name, size in place.files().items() if not is_partial(name) and name != TAILS}
     progress.stage("packing", len(sizes), "files")
     with new_store(path, overwrite=overwrite) as temporary:
         with temporary.open("xb") as file:

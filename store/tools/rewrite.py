@@ -12,6 +12,7 @@ from zarr.storage import LocalStore
 
 from attnlens.schemas.version import NAMESPACE
 from attnlens.store.chunks import Region, file_regions, grid, read
+from attnlens.store.descriptions import ours
 from attnlens.store.named import NamedArray
 from attnlens.store.packing import packing_for
 
@@ -59,8 +60,7 @@ def rewrite(
         shape, chunks = (*shape[:-1], ranks), (*chunks[:-1], ranks)
         shards = None if shards is None else (*shards[:-1], ranks)
     attributes: dict[str, Any] = dict(old.attrs.asdict())
-    ours = attributes.get(NAMESPACE)
-    attributes[NAMESPACE] = {**(ours if isinstance(ours, dict) else {}), **(about or {})}
+    attributes[NAMESPACE] = {**ours(attributes), **(about or {})}
     text = array.dtype == "string"
     kind: Any = str if text else dtype or old.dtype
     fill = 255 if dtype == "uint8" and old.dtype != np.uint8 else old.fill_value

@@ -1,7 +1,6 @@
 // Attention of a capture that keeps queries and keys: rows are replayed in a worker, which holds the keys.
 
 import source from "worker:./replay_worker.js";
-import { floats } from "./half.js";
 
 const MOST = 512 * 2 ** 20;
 const BLOCK = 256;
@@ -24,7 +23,7 @@ export class Replay {
     [layers, heads, queries] = [range(layers, nLayer), range(heads, nHead), range(queries, capture.nRow)];
     keys = range(keys, queries[1]);
     const [part, first] = await this.#keys(layers, queries[1]);
-    const data = this.#numbers(await capture.read("attention_q", [queries, layers, null, null]));
+    const data = await capture.readFloats("attention_q", [queries, layers, null, null]);
     return this.#ask({ part, first, layers, heads, queries, keys, data, infos, nHead, nKv, size });
   }
 
@@ -45,18 +44,12 @@ export class Replay {
   async #read(part, block, layers) {
     const from = block * BLOCK, { capture } = this, count = Math.min(BLOCK, capture.nRow - from);
     try {
-      const keys = this.#numbers(await capture.read("attention_k", [[from, from + count], layers, null, null]));
+      const keys = await capture.readFloats("attention_k", [[from, from + count], layers, null, null]);
       this.#start().postMessage({ part, keys, from, count, nLayer: layers[1] - layers[0] }, [keys.buffer]);
     } catch (error) {
       this.#parts.get(part)[block] = undefined;
       throw error;
     }
-  }
-
-  #numbers(data) {
-    if (data instanceof Float32Array) return data;
-    if (this.capture.about.attention_dtype !== "bfloat16") return floats(data);
-    return new Float32Array(Uint32Array.from(data, (bits) => bits << 16).buffer);
   }
 
   #start() {

@@ -2,6 +2,7 @@
 
 import * as zarr from "zarrita";
 import { ARRAYS, FORMAT, VERSION } from "../contract.js";
+import { bfloats, WHOLE } from "./bfloat.js";
 import { Bytes } from "./bytes.js";
 import "./codecs.js";
 import { floats } from "./half.js";
@@ -115,7 +116,7 @@ export class Capture {
     return codecs[0].configuration?.chunk_shape ?? grid.configuration.chunk_shape;
   }
 
-  /** Part of an array, in order: one [start, stop], number or null (all) an axis. float16 comes as its bits. */
+  /** Part of an array, in order: one [start, stop], number or null (all) an axis. float16 and bfloat16 come as stored. */
   async read(name, selection = this.shape(name).map(() => null)) {
     const shape = this.shape(name);
     const parts = selection.map((part, place) => {
@@ -135,7 +136,9 @@ export class Capture {
   /** The same as float32. */
   async readFloats(name, selection) {
     const data = await this.read(name, selection);
-    return data instanceof Uint16Array ? floats(data) : data;
+    if (!(data instanceof Uint16Array)) return data;
+    const document = this.#document(name);
+    return document.data_type === "uint16" ? bfloats(data, encoding(document)) : floats(data);
   }
 
   /** What the format says of an array; further lenses have the names of the first with their own behind. */
@@ -154,6 +157,8 @@ export class Capture {
       || !found.shape.every((size) => Number.isSafeInteger(size) && size >= 0)) {
       throw new StoreError(`${this.id}/${name}: expected ${wanted.dtype} over (${wanted.axes.join(", ")}), found ${found.data_type} over (${axes}). Run lens verify.`);
     }
+    const known = found.data_type === "uint16" ? [undefined, WHOLE] : [undefined];
+    if (!known.includes(encoding(found))) throw new StoreError(`${this.id}/${name}: its encoding ${encoding(found)} is not one that this viewer reads: use a newer attnlens.`);
     return found;
   }
 
@@ -167,6 +172,11 @@ export class Capture {
     }
     return this.arrays.get(name);
   }
+}
+
+/** How the numbers of an array are encoded, undefined where they are as they are. */
+function encoding({ attributes }) {
+  return attributes?.attnlens?.encoding ?? undefined;
 }
 
 /** Numbers in the order of the axes: zarrita hands them over as their chunks hold them, which may be another. */
