@@ -17,6 +17,7 @@ from attnlens.capture import capture
 from attnlens.capture.forecast.forecast import Forecast, forecast
 from attnlens.capture.forecast.live import LiveBytes
 from attnlens.capture.forecast.sizes import visible_share
+from attnlens.capture.forecast.sketch import sketch
 from attnlens.capture.run import CaptureOptions
 from attnlens.cli import app
 from attnlens.progress import Silent
@@ -181,3 +182,22 @@ def test_page_and_json(tmp_path: Path) -> None:
     assert told["capacity"] == 26
     assert [mode["mode"] for mode in told["modes"]] == ["dense", "qk"]
     assert told["peak"]["host"] == sum(told["memory"]["host"].values())
+
+
+def test_activations_do_not_grow_with_the_layers() -> None:
+    def beside_the_cache(layers: int) -> int:
+        config = t.LlamaConfig(vocab_size=300, hidden_size=64, num_attention_heads=4, num_hidden_layers=layers)
+        seen = sketch(config, torch.float32, 200)
+        return seen.live_bytes - seen.cache_bytes
+
+    assert beside_the_cache(12) - beside_the_cache(3) < 200 * 64 * 4  # less than one residual, of nine more layers
+
+
+def test_a_checkpoint_of_another_dtype_is_beside_the_weights_made_of_it(tmp_path: Path) -> None:
+    large = t.LlamaConfig(vocab_size=300, hidden_size=2048, intermediate_size=8192, num_hidden_layers=8)
+    folder = folder_of(tmp_path, large)
+    same, other = planned(folder, dtype="float32").memory["host"], planned(folder, dtype="bfloat16")
+    host = other.memory["host"]
+    assert not any("loaded" in name for name in same)
+    read = sum(host.values()) - host["Python and libraries"] - host["weights"]
+    assert read == pytest.approx(4 * other.n_parameters, rel=1e-4)  # the file's, in float32

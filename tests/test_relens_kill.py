@@ -113,7 +113,7 @@ def is_the_same(store: Path, expected: Path, name: str) -> bool:
 
 def test_a_killed_relens(folder: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-c", CHILD, str(folder), str(tmp_path), str(KILLS)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=3600, check=False)
     assert done.returncode == 0, done.stderr
     print(done.stdout)
     seen = set()

@@ -9,7 +9,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from attnlens.capture.beside import WAITING_BYTES
+from attnlens.capture.evidence import ROWS_TOGETHER
 from attnlens.capture.forecast.sketch import Sketch
+from attnlens.capture.lenses.blocked import BLOCK_COLUMNS, BLOCK_ROWS, BLOCKS_KEPT
 from attnlens.capture.lenses.readout import LOGIT_BYTES
 from attnlens.capture.tap import BLOCK_BYTES, OTHER_BLOCK_BYTES
 from attnlens.schemas.metadata import CaptureMetadata
@@ -20,6 +23,13 @@ SCORE_COPIES = 4
 """Copies of a block's scores that an eager function holds."""
 READING_COPIES = 3
 """Copies of a block of logits while a lens reads it."""
+BLOCKS_MORE = 2
+"""Blocks of logits that a thread takes beside those it keeps."""
+FREE = "free between blocks of rows"
+"""Rows of weights are made by one thread and freed by another, and what is free between them goes back to the system
+after the prompt only. Measured (docs/performance.md): as much as one more residual of the prompt for each layer.
+"""
+LOADING = "more while weights are loaded"
 NF4_BLOCK = 64
 """Weights that share one scale in 4 bit."""
 
@@ -57,6 +67,7 @@ def peak_memory(
     about: CaptureMetadata,
     *,
     dtype: torch.dtype,
+    stored: torch.dtype,
     quantize: str | None,
     n_first: int,
     capacity: int,
@@ -66,7 +77,8 @@ def peak_memory(
 ) -> dict[str, dict[str, int]]:
     """Parts of the peak by where they lie: "host", and "device" if that is a GPU.
 
-    `n_first`: tokens of the first pass. Its peak and that of the last token are compared, the larger is told.
+    `n_first`: tokens of the first pass. Its peak, that of the last token, and that of loading weights that are `stored`
+    in another dtype, whose files are in memory beside what is made of them, are compared; the largest is told.
     """
     itemsize = torch.empty((), dtype=dtype).element_size()
     kept = max(cache_growth(sketch, capacity, itemsize), sketch.cache_bytes)
@@ -79,13 +91,37 @@ def peak_memory(
         "keys and values": kept,
         "activations and logits": passing - kept,
         "attention blocks": SCORE_COPIES * block * (1 if itemsize == 4 else 2),
-        "lens": READING_COPIES * min(LOGIT_BYTES, 4 * capacity * sketch.vocabulary_size) if about.lens else 0,
+        "lens": _lens(sketch, about, n_first, capacity, beside=not on_gpu and itemsize == 4) if about.lens else 0,
     }
     writer = {"rows not yet on disk": buffer_bytes + _waiting(about, capacity, key_rows_hold)}
     process = {"Python and libraries": process_bytes()}
     if on_gpu:
         return {"device": model, "host": process | writer}
-    return {"host": process | model | writer}
+    free = len(sketch.table) * n_first * (sketch.stream_width or 0) * itemsize if about.attention == "dense" else 0
+    host = process | model | writer | {FREE: free}
+    if stored != dtype and quantize is None:
+        running = sum(host.values()) - process["Python and libraries"] - model["weights"]
+        host[LOADING] = max(0, weight_bytes(sketch.model, stored, None) - running)
+    return {"host": host}
+
+
+def _lens(sketch: Sketch, about: CaptureMetadata, n_first: int, capacity: int, *, beside: bool) -> int:
+    """What lenses hold while they read. `beside`: the head is walked by threads beside the model, if it is a matrix.
+
+    Then residuals wait for them, and each thread keeps some blocks of logits; the last ones come on top of what may
+    wait: the lanes that are put together, and those that are read.
+    """
+    head = getattr(sketch.model, "get_output_embeddings", lambda: None)()
+    if not (beside and isinstance(head, nn.Linear)):
+        return READING_COPIES * min(LOGIT_BYTES, 4 * capacity * sketch.vocabulary_size)
+    row = 4 * (sketch.stream_width or 0)
+    readers = 1 + len(about.lenses) + ("mid_token" in about.evidence)
+    together = row * max(ROWS_TOGETHER, n_first - about.lens_first)
+    everything = row * (about.model.n_layer + 1) * (capacity - about.lens_first) * readers
+    waiting = min(WAITING_BYTES + together, everything) + min(2 * readers * together, everything)
+    width = min(BLOCK_COLUMNS, sketch.vocabulary_size)
+    blocks = min(BLOCKS_KEPT, -(-sketch.vocabulary_size // width)) + BLOCKS_MORE
+    return waiting + torch.get_num_threads() * blocks * 4 * BLOCK_ROWS * width
 
 
 def _waiting(about: CaptureMetadata, capacity: int, hold: int) -> int:

@@ -132,6 +132,7 @@ class PlannedModel:
             seen,
             of_plan(about, plan, self.options.settings),
             dtype=self.found.dtype,
+            stored=self.found.stored,
             quantize=self.options.quantize,
             n_first=first_pass(plan),
             capacity=plan.capacity,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -93,7 +93,10 @@ def _pass(model: Any, n_token: int, device: str) -> Sketch:
     widths: list[int] = []
     calls: list[Call] = []
     tracker = LayerTracker(path, layers)
-    tap = AttentionTap(tracker, lambda block: None, max_rows=n_token, observe=calls.append, native=True)
+    # A capture keeps no call's tensors, and they are not to be counted as alive.
+    tap = AttentionTap(
+        tracker, lambda block: None, max_rows=n_token, observe=lambda call: calls.append(_shapes(call)), native=True
+    )
     with (
         LiveBytes() as live,
         tracker,
@@ -159,6 +162,24 @@ def _sizes(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *args: 
     return (
         query.new_zeros((1, rows, heads, value.shape[3])),
         query.new_zeros(1).expand(1, heads, rows, key.shape[2]),
+    )
+
+
+def _shapes(call: Call) -> Call:
+    """The call, its tensors replaced by some of the same shapes that take no memory."""
+
+    def shape(given: Tensor) -> Tensor:
+        return torch.empty((), device=given.device).expand(given.shape)
+
+    return replace(
+        call,
+        query=shape(call.query),
+        key=shape(call.key),
+        value=shape(call.value),
+        output=shape(call.output),
+        mask=None,
+        sink_values=None,
+        float_weights=None,
     )
 
 

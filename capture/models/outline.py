@@ -15,12 +15,15 @@ from attnlens.schemas.errors import AttnlensError, ModelError
 
 @dataclass(frozen=True, kw_only=True)
 class Outline:
-    """`dtype` is the torch dtype that the weights would have; `generation` the checkpoint's generation settings."""
+    """`dtype` is the torch dtype that the weights would have, `stored` the one that they have in the checkpoint;
+    `generation` the checkpoint's generation settings.
+    """
 
     config: Any
     tokenizer: Any
     id: str
     dtype: Any
+    stored: Any
     generation: Any = None
 
 
@@ -49,6 +52,7 @@ def outline(request: Request) -> Outline:
                 tokenizer=tokenizer,
                 id=name,
                 dtype=request.torch_dtype() or dtype,
+                stored=dtype,
                 generation=_generation(request),
             )
     except AttnlensError:
