@@ -61,7 +61,10 @@ def leaves(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
 
 def change(document: Any, chance: random.Random) -> None:
     """One change somewhere in a JSON document."""
-    path = chance.choice(leaves(document))
+    found = leaves(document)
+    if not found:  # earlier changes left nothing of it
+        return
+    path = chance.choice(found)
     parent = document
     for key in path[:-1]:
         parent = parent[key]

@@ -145,7 +145,10 @@ class _Walk:
 
 
 class _Crew:
-    """A thread for each that torch would use, in which torch uses no more."""
+    """A thread for each that torch would use.
+
+    Torch may still spread what they do, over teams that give way to the model's; threads that never do keep it waiting.
+    """
 
     def __init__(self, count: int) -> None:
         self.count = count
