@@ -16,6 +16,7 @@ from attnlens.capture.forward import input_device
 from attnlens.capture.lenses.choice import LOGIT, choose_lenses, read_config
 from attnlens.capture.lenses.logit import LogitLens
 from attnlens.capture.models import load
+from attnlens.capture.precision import full_precision
 from attnlens.capture.probe import probe
 from attnlens.capture.reread import read_again, residuals
 from attnlens.capture.vocabulary import Vocabulary
@@ -91,7 +92,7 @@ def _relens(options: RelensOptions, progress: Progress) -> RelensReport:
         progress=progress,
     )
     added = {}
-    with torch.no_grad():
+    with torch.no_grad(), full_precision():
         device = input_device(loaded.model)
         progress.stage("probe")
         probed = probe(loaded.model, torch.from_numpy(_some_ids(captures[0])).to(device))
