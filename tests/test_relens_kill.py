@@ -23,7 +23,7 @@ from test_capture_evidence import write_tuned
 from test_relens import write_store
 from tiny import write_hf
 
-KILLS = int(os.environ.get("ATTNLENS_KILLS", "2"))
+KILLS = int(os.environ.get("ATTNLENS_KILLS", "1"))
 """At how many of the steps to kill, of those about a capture that changes places; 1000 for every step there is."""
 
 CHILD = """
