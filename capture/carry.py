@@ -57,6 +57,3 @@ class Crossing:
 def _stream(device: torch.device) -> torch.cuda.Stream:
     """The stream of copies from a device."""
     return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-
-
-__all__ = ["Crossing", "carry"]

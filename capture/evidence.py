@@ -21,6 +21,7 @@ from attnlens.capture.slots import Slots, spread
 from attnlens.capture.tap import Block, Vectors
 from attnlens.schemas.errors import ModelError
 from attnlens.schemas.metadata import Mode
+from attnlens.store.lanes import runs
 from attnlens.store.late import Numbers, arrived
 from attnlens.store.writer import CaptureWriter
 
@@ -289,11 +290,8 @@ class LensEvidence:
     def send(self, first_token: int, arrays: Arrays) -> None:
         """Sends arrays (lane, token, …) of all lanes."""
         self._entries.use(arrays[self._reader.token_array])
-        start = 0
-        for lanes in self._reader.runs:
-            part = {name: values[start : start + lanes.stop - lanes.start] for name, values in arrays.items()}
-            self._writer.lanes(first_token, lanes, part)
-            start += lanes.stop - lanes.start
+        for lanes, place in runs(self._reader.lanes):
+            self._writer.lanes(first_token, lanes, {name: values[place] for name, values in arrays.items()})
 
 
 @dataclass(frozen=True, kw_only=True)

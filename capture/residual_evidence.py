@@ -7,7 +7,6 @@ from torch import Tensor
 
 from attnlens.capture.carry import carry
 from attnlens.schemas.metadata import ResidualInfo
-from attnlens.store.late import Numbers
 from attnlens.store.writer import CaptureWriter
 
 DTYPES = {torch.float32: "float32", torch.float16: "float16", torch.bfloat16: "bfloat16"}
@@ -31,18 +30,16 @@ class ResidualEvidence:
         if residual.shape[1] == 1:
             self._step[depth] = residual.clone()
         else:
-            self._writer.lanes(self._first, slice(depth, depth + 1), {"residual": self._taken(residual)})
+            own = residual.to(self._dtype, copy=True)  # the model may write over its own
+            self._writer.lanes(self._first, slice(depth, depth + 1), {"residual": carry(own)})
 
     def end_pass(self) -> None:
         """Sends what waits."""
         if self._step:
             device = self._step[0].device
             stacked = torch.cat([self._step[depth].to(device) for depth in sorted(self._step)])
-            self._writer.lanes(self._first, slice(0, len(stacked)), {"residual": self._taken(stacked)})
+            self._writer.lanes(self._first, slice(0, len(stacked)), {"residual": carry(stacked.to(self._dtype))})
             self._step.clear()
-
-    def _taken(self, residual: Tensor) -> Numbers:
-        return carry(residual.to(self._dtype, copy=True))  # the model may write over its own
 
 
 def residual_info(streams: list[Tensor]) -> ResidualInfo:

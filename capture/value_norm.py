@@ -71,10 +71,8 @@ class ValueNorms:
             rows = spread(rows, size, at, axis=2)
             norms = norms_of(rows[:, :, None], self._stack(tuple(layers))).flatten(1, 2)[..., at]
             norms = self._whole(norms)
-            place = 0
-            for run in runs(layers):
-                self._send(run, tokens[0], norms[place : place + run.stop - run.start])
-                place += run.stop - run.start
+            for run, place in runs(layers):
+                self._send(run, tokens[0], norms[place])
 
     def _stack(self, layers: tuple[int, ...]) -> Tensor:
         if layers not in self._stacked:

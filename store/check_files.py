@@ -10,8 +10,8 @@ import zarr
 from attnlens.progress import Progress
 from attnlens.schemas.errors import AttnlensError
 from attnlens.schemas.metadata import CaptureMetadata
-from attnlens.schemas.version import NAMESPACE
 from attnlens.store.chunks import file_regions, grid
+from attnlens.store.descriptions import ours
 from attnlens.store.faults import DECODE_ERRORS
 from attnlens.store.files import PARTIAL
 from attnlens.store.findings import Findings
@@ -24,9 +24,7 @@ from attnlens.store.reader import Capture, arrays_of
 
 def check_digest(document: Mapping[str, Any], where: str, findings: Findings) -> None:
     """Does the zarr.json still have the digest that it states?"""
-    attributes = document.get("attributes")
-    ours = attributes.get(NAMESPACE) if isinstance(attributes, Mapping) else None
-    stated = ours.get("digest") if isinstance(ours, Mapping) else None
+    stated = ours(document.get("attributes")).get("digest")
     if stated is None:
         return
     findings.count("digests")

@@ -1,4 +1,4 @@
-"""A folder that takes another's place, in one step where the system has one.
+"""What takes another's place, a folder or a file, in one step where the system has one.
 
 Linux and macOS exchange two names at once: a reader sees the old folder or the new one, and so does whoever comes after
 a process that was killed. Some file systems cannot (NFS, for one). There it takes two steps, and what a process that
@@ -23,14 +23,16 @@ RENAME_EXCHANGE = 2
 UNABLE = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
 
 
-def take_place(new: Path, place: Path) -> None:
-    """Put the folder `new` at `place`, and what is there at `new`, which is inside a folder that ends in `.partial`.
+def take_place(new: Path, place: Path, waiting: Path) -> None:
+    """Put what is at `new` at `place`, and what is there at `new`; where that takes two steps, by way of `waiting`.
+
+    What `put_back` is to find waits in the folder `before` of one that ends in `.partial`.
 
     Raises:
         OSError: the system refuses; everything is where it was.
     """
     if not _exchange(new, place):
-        _in_steps(new, place)
+        _in_steps(new, place, waiting)
 
 
 def put_back(store: Path) -> None:
@@ -64,9 +66,8 @@ def _exchange(one: Path, other: Path) -> bool:
     raise OSError(number, os.strerror(number), str(one), None, str(other))
 
 
-def _in_steps(new: Path, place: Path) -> None:
-    waiting = new.parent / BEFORE / place.name
-    waiting.parent.mkdir()
+def _in_steps(new: Path, place: Path, waiting: Path) -> None:
+    waiting.parent.mkdir(exist_ok=True)
     place.rename(waiting)
     try:
         new.rename(place)

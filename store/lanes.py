@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -14,12 +15,11 @@ from attnlens.store.shards import ShardedRows
 from attnlens.store.sinks import REGION_BYTES, pieces, require
 
 
-def runs(lanes: Sequence[int]) -> list[slice]:
-    """Lanes in rising order, neighbours together."""
-    numbers = np.asarray(lanes)
-    return [
-        slice(int(run[0]), int(run[-1]) + 1) for run in np.split(numbers, np.flatnonzero(np.diff(numbers) != 1) + 1)
-    ]
+def runs(lanes: Sequence[int]) -> list[tuple[slice, slice]]:
+    """Lanes in rising order, neighbours together: which they are, and where among `lanes`."""
+    breaks = (np.flatnonzero(np.diff(lanes) != 1) + 1).tolist()
+    places = [slice(start, stop) for start, stop in pairwise([0, *breaks, len(lanes)])]
+    return [(slice(lanes[place.start], lanes[place.stop - 1] + 1), place) for place in places]
 
 
 class LaneSink:

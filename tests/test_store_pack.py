@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 import attnlens
 from attnlens.render.pictures import render
 from attnlens.schemas.errors import AttnlensError, InputError, StoreError
+from attnlens.store import exchange
 from attnlens.store.info import describe
 from attnlens.store.places import Folder, LocalArchive, stem_of
 from attnlens.store.tools.pack import pack, unpack
@@ -258,3 +259,16 @@ def lens(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) ->
         return capsys.readouterr().out
 
     return run
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+def test_a_store_takes_the_place_of_another(
+    at_once: bool, store: Path, packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In one step or, where the file system has none, in two; nothing stays beside it."""
+    if not at_once:
+        monkeypatch.setattr(exchange, "_exchange", lambda *_: False)
+    Sample(seed=9).write(tmp_path / "run.zarr")
+    unpack(packed, tmp_path / "run.zarr", overwrite=True)
+    assert tree_hash(tmp_path / "run.zarr") == tree_hash(store)
+    assert [path.name for path in tmp_path.iterdir()] == ["run.zarr"]

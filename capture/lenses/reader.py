@@ -15,7 +15,6 @@ from attnlens.capture.lenses.logit import LogitLens
 from attnlens.capture.lenses.readout import Readout
 from attnlens.capture.lenses.tuned import Translators
 from attnlens.schemas.arrays import MID, READINGS, TRACKED_READINGS, reading
-from attnlens.store.lanes import runs
 from attnlens.store.late import Numbers, arrived
 
 Arrays = dict[str, np.ndarray[Any, Any]]
@@ -45,11 +44,6 @@ class LaneReader:
     def token_array(self) -> str:
         """Name of the array that holds ids of the vocabulary."""
         return self.names["lens_token"]
-
-    @property
-    def runs(self) -> list[slice]:
-        """The lanes, neighbours together."""
-        return runs(self.lanes)
 
     def one(self, lane: int, rows: Tensor, following: Tensor) -> Arrays:
         """Readings (row, …) of residuals (row, feature) of one lane, followed by the tokens `following` (row)."""

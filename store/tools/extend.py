@@ -24,7 +24,7 @@ from attnlens.schemas.errors import InputError
 from attnlens.schemas.metadata import CaptureMetadata
 from attnlens.schemas.version import NAMESPACE
 from attnlens.store.create import create_array
-from attnlens.store.exchange import put_back, take_place
+from attnlens.store.exchange import BEFORE, put_back, take_place
 from attnlens.store.faults import write_error
 from attnlens.store.files import (
     PARTIAL,
@@ -205,17 +205,17 @@ def _change_places(store: Path, name: str, aside: Path) -> None:
 
     Meanwhile the store has no index, as while a capture runs: none ever speaks of another capture than is there.
     """
-    new, place = aside / name, store / name
+    places = aside / name, store / name, aside / BEFORE / name
     before, taken = (store / GROUP_DOCUMENT).read_bytes(), False
     root = read_root(Folder(store))
     try:
         write_root(store, root.model_copy(update={"index": None}), running=True)
-        take_place(new, place)
+        take_place(*places)
         taken = True
         _write_index(store)
     except BaseException:
         if taken:
-            take_place(new, place)
+            take_place(*places)
         write_atomic(store / GROUP_DOCUMENT, before)
         raise
 

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from attnlens.schemas.errors import AttnlensError, InputError, StoreError
+from attnlens.store.exchange import take_place
 from attnlens.store.faults import DISK_FULL
 from attnlens.store.files import PARTIAL
 from attnlens.store.places import LocalArchive
@@ -70,18 +71,11 @@ def _may_replace(path: Path, overwrite: bool) -> None:
 
 
 def _put(temporary: Path, path: Path) -> None:
-    """Move what was written to its place; what was there goes only when the new one is there."""
+    """Move what was written to its place; what was there then has its name, by which it goes."""
     if not path.exists() or (temporary.is_file() and path.is_file()):
         temporary.replace(path)
         return
-    aside = path.with_name(f".{path.name}.{secrets.token_hex(8)}.replaced")
-    path.rename(aside)
-    try:
-        temporary.rename(path)
-    except OSError:
-        aside.rename(path)
-        raise
-    _remove(aside)
+    take_place(temporary, path, path.with_name(f".{path.name}.{secrets.token_hex(8)}.replaced"))
 
 
 def _remove(path: Path) -> None:
