@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 import attnlens
+from attnlens.capture.origin import Origin
 from attnlens.capture.probe import Probed
 from attnlens.schemas.metadata import ModelInfo
 
@@ -19,17 +20,16 @@ _PRIVATE = frozenset({"_name_or_path", "name_or_path", "transformers_version"})
 """Config fields left out: the first may be a path on this machine."""
 
 
-def model_info(
-    model: nn.Module, probed: Probed, *, name: str, revision: str | None, quantization: dict[str, Any] | None
-) -> ModelInfo:
-    """The record of a model."""
+def model_info(model: nn.Module, probed: Probed, *, name: str, origin: Origin) -> ModelInfo:
+    """The record of a model, by the `name` that it goes by."""
     config: Any = getattr(model, "config", None)
     declared = getattr(config, "quantization_config", None)
+    quantization = origin.quantization
     if quantization is None and declared is not None:
         quantization = plain(declared if isinstance(declared, dict) else declared.to_dict())
     return ModelInfo(
         id=name,
-        revision=revision,
+        revision=origin.revision,
         architecture=type(_unwrapped(model)).__name__,
         config=plain(config.to_dict()) if config is not None else {},
         dtype=str(getattr(model, "dtype", torch.float32)).removeprefix("torch."),
@@ -38,6 +38,9 @@ def model_info(
         n_head=max(layer.n_head for layer in probed.table),
         vocabulary_size=probed.vocabulary_size,
         layers=list(probed.table),
+        tokenizer=origin.tokenizer,
+        left_out=list(origin.left_out),
+        adapters=list(origin.adapters),
     )
 
 

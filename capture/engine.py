@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from os import PathLike
 from typing import Any
 
 from torch import nn
 
+from attnlens.capture.origin import Origin
 from attnlens.capture.parallel import on_first, parallel_of
 from attnlens.capture.plan import Text, plan_capture, read_prompt
+from attnlens.capture.prompt_options import PromptOptions
 from attnlens.capture.session import CaptureReport, open_session
 from attnlens.capture.settings import Generation, Settings
 from attnlens.progress import Progress, Silent
@@ -28,12 +30,16 @@ def capture(
     *,
     system: str | None = None,
     raw: bool = False,
+    tools: Sequence[Mapping[str, Any]] | None = None,
+    continue_last: bool = False,
     completion: str | None = None,
     token_ids: Sequence[int] | None = None,
+    seam: str = "prompt",
     max_new_tokens: int = 256,
     temperature: float = 0.1,
     top_p: float = 0.9,
     seed: int = 0,
+    generation: Mapping[str, Any] | None = None,
     attention: str = "dense",
     lens: bool = True,
     lenses: Sequence[str] = ("logit",),
@@ -49,6 +55,8 @@ def capture(
     model_id: str | None = None,
     revision: str | None = None,
     quantization: dict[str, Any] | None = None,
+    label: str | None = None,
+    origin: Origin | None = None,
     progress: Progress | None = None,
 ) -> CaptureReport:
     """Runs a causal language model once and writes its attention, lens tokens and metadata to `store`.
@@ -63,12 +71,17 @@ def capture(
         store: path of the `.zarr` folder to make.
         system: a system message before a text prompt.
         raw: feed the text as it is, without the chat template.
+        tools: descriptions of tools for the chat template, as JSON objects.
+        continue_last: continue the last message, which is the assistant's, instead of answering it.
         completion: capture this text after the prompt instead of generating (teacher forcing).
         token_ids: the same, as token ids.
+        seam: where a completion begins when the tokenizer joins it with the prompt: `prompt` keeps the prompt's tokens,
+            `whole` takes the tokens of the whole text.
         max_new_tokens: how many tokens to generate at the most.
         temperature: of sampling; 0 takes the most probable token.
         top_p: nucleus of sampling, Holtzman et al. 2020.
         seed: of sampling.
+        generation: fields of the model's generation settings to replace; None unsets one.
         attention: keep every weight ("dense"), or the queries and keys that they are made of ("qk", linear in the
             length of the text where weights are square), or let the predicted size decide ("auto").
         lens: read the residual stream of every depth through lenses.
@@ -86,6 +99,8 @@ def capture(
         model_id: name to record; by default the model's own.
         revision: of the model, to record.
         quantization: to record, where the model's config does not say.
+        label: free text to record, which tells this run from others of the model.
+        origin: all of these together, as `attnlens.capture.models.load` knows them.
         progress: is told what happens.
 
     Raises:
@@ -108,25 +123,33 @@ def capture(
         top_k=top_k,
         buffer_bytes=buffer_bytes,
     )
-    generation = Generation(max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed)
+    sampling = Generation(
+        max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed, overrides=dict(generation or {})
+    )
+    wording = PromptOptions(
+        system=system,
+        raw=raw,
+        tools=None if tools is None else tuple(tools),
+        continue_last=continue_last,
+        seam=seam,
+    )
     settings.check()
-    generation.check()
+    sampling.check()
+    wording.check()
     parallel = parallel_of(model)
     # Writes nothing yet.
     writer = on_first(parallel, lambda: StoreWriter.create(store, overwrite=overwrite, append=append))
-    text = read_prompt(tokenizer, prompt, system=system, raw=raw)
-    plan = plan_capture(model, tokenizer, text, completion, token_ids, max_new_tokens)
+    text = read_prompt(tokenizer, prompt, wording)
+    plan = plan_capture(model, tokenizer, text, completion, token_ids, max_new_tokens, wording)
     with open_session(
         model,
         tokenizer,
         text.ids,
         settings,
         progress,
-        model_id=model_id,
-        revision=revision,
-        quantization=quantization,
+        origin=origin or Origin(id=model_id, revision=revision, quantization=quantization, label=label),
     ) as session:
         capture_id = writer.new_id() if writer is not None else "0000"
-        report = session.capture(plan, generation, writer, capture_id, progress, started=started)
+        report = session.capture(plan, sampling, writer, capture_id, progress, started=started)
     progress.end()
     return report

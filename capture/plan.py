@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from torch import nn
 
 from attnlens.capture.configuration import text_config
 from attnlens.capture.prompt import Prompt, build_prompt, check_ids, encode_completion
+from attnlens.capture.prompt_options import PromptOptions
 from attnlens.schemas.errors import InputError
+
+Seam = Literal["clean", "prompt", "whole"]
 
 Text = str | Sequence[Mapping[str, Any]] | Sequence[int]
 """A prompt: text, chat messages, or token ids."""
@@ -18,11 +21,16 @@ Text = str | Sequence[Mapping[str, Any]] | Sequence[int]
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What is to be captured: the text, and how it goes on."""
+    """What is to be captured: the text, and how it goes on.
+
+    `seam`: how a given completion was joined to the prompt. `notes`: remarks for the store.
+    """
 
     prompt: Prompt
     given: tuple[int, ...] | None
     max_new_tokens: int
+    seam: Seam | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def n_prompt(self) -> int:
@@ -35,14 +43,14 @@ class Plan:
         return self.n_prompt + (self.max_new_tokens if self.given is None else len(self.given))
 
 
-def read_prompt(tokenizer: Any, prompt: Text, *, system: str | None, raw: bool) -> Prompt:
+def read_prompt(tokenizer: Any, prompt: Text, options: PromptOptions) -> Prompt:
     """The prompt as ids, whatever it was given as.
 
     Raises:
         InputError: it is empty, mixed, or not what the tokenizer's chat template takes.
     """
     if isinstance(prompt, str):
-        return build_prompt(tokenizer, text=prompt, system=system, raw=raw)
+        return build_prompt(tokenizer, text=prompt, system=options.system, raw=options.raw)
     if prompt and all(isinstance(item, int) for item in prompt):
         ids = [int(item) for item in prompt if isinstance(item, int)]
         text = str(tokenizer.decode(ids, skip_special_tokens=False))
@@ -50,7 +58,7 @@ def read_prompt(tokenizer: Any, prompt: Text, *, system: str | None, raw: bool) 
     messages = [dict(item) for item in prompt if isinstance(item, Mapping)]
     if not messages or len(messages) != len(prompt):
         raise InputError("the prompt is empty or mixed, expected text, a list of messages, or a list of token ids")
-    return build_prompt(tokenizer, messages=messages, system=system, raw=raw)
+    return build_prompt(tokenizer, messages=messages, system=options.system, raw=options.raw)
 
 
 def plan_capture(
@@ -60,6 +68,7 @@ def plan_capture(
     completion: str | None,
     token_ids: Sequence[int] | None,
     max_new_tokens: int,
+    options: PromptOptions,
 ) -> Plan:
     """Checks the text against the model's vocabulary and context; cuts the generation to what the context holds.
 

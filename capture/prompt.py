@@ -14,11 +14,16 @@ from attnlens.schemas.errors import InputError, MissingExtraError
 
 @dataclass(frozen=True)
 class Prompt:
-    """A prompt as text with its template filled in, as ids, and as the messages it was made of (None: raw text)."""
+    """A prompt as text with its template filled in, as ids, and as the messages it was made of (None: raw text).
+
+    `tools` went to the template; `continued`: the last message is continued, not answered.
+    """
 
     text: str
     ids: list[int]
     messages: list[dict[str, Any]] | None = None
+    tools: list[dict[str, Any]] | None = None
+    continued: bool = False
 
 
 @dataclass(frozen=True)
@@ -166,6 +171,18 @@ def read_messages(path: str | Path) -> list[dict[str, Any]]:
             raise InputError(f'{path} holds an object without "messages": expected a list of messages')
         found = found["messages"]
     return check_messages(found, str(path))
+
+
+def read_tools(path: str | Path) -> tuple[dict[str, Any], ...]:
+    """Descriptions of tools from a JSON file: a list of objects.
+
+    Raises:
+        InputError: no such file, no JSON (says where), or no list of objects.
+    """
+    found = _read_json(Path(path), read_text(Path(path)))
+    if not isinstance(found, list) or not found or not all(isinstance(tool, dict) for tool in found):
+        raise InputError(f"{path}: expected a JSON list of tools, each an object")
+    return tuple(found)
 
 
 def check_messages(messages: Any, where: str) -> list[dict[str, Any]]:

@@ -8,10 +8,11 @@ from pathlib import Path
 
 from attnlens.capture.batch.launch import read_launch
 from attnlens.capture.engine import CaptureReport, capture
-from attnlens.capture.models import load
+from attnlens.capture.models import LoadedModel, load
 from attnlens.capture.plan import Text
-from attnlens.capture.prompt import read_messages, read_prompt_file, read_token_ids
-from attnlens.capture.settings import Generation, Settings
+from attnlens.capture.prompt import read_messages, read_prompt_file, read_token_ids, read_tools
+from attnlens.capture.prompt_options import PromptOptions
+from attnlens.capture.settings import Generation, Settings, parse_overrides
 from attnlens.progress import Progress
 from attnlens.schemas.errors import InputError
 from attnlens.store.layout import MIB
@@ -30,6 +31,8 @@ class CaptureOptions:
     prompts: Path | None = None
     system: str | None = None
     raw: bool = False
+    tools: Path | None = None
+    continue_last: bool = False
     overwrite: bool = False
     append: bool = False
     resume: bool = False
@@ -39,11 +42,16 @@ class CaptureOptions:
     seed: int = 0
     completion: str | None = None
     token_ids: Path | None = None
+    seam: str = "prompt"
+    generation_fields: tuple[str, ...] = ()
     dtype: str = "auto"
     device: str = "auto"
     quantize: str | None = None
     trust_remote_code: bool = False
     revision: str | None = None
+    tokenizer: str | None = None
+    ignore_weights: tuple[str, ...] = ()
+    label: str | None = None
     tensor_parallel: bool = False
     top_k: int = 5
     attention: str = "dense"
@@ -76,7 +84,37 @@ class CaptureOptions:
     def generation(self) -> Generation:
         """How a text goes on."""
         return Generation(
-            max_new_tokens=self.max_new_tokens, temperature=self.temperature, top_p=self.top_p, seed=self.seed
+            max_new_tokens=self.max_new_tokens,
+            temperature=self.temperature,
+            top_p=self.top_p,
+            seed=self.seed,
+            overrides=parse_overrides(self.generation_fields),
+        )
+
+    @property
+    def wording(self) -> PromptOptions:
+        """How prompts become tokens."""
+        return PromptOptions(
+            system=self.system,
+            raw=self.raw,
+            tools=read_tools(self.tools) if self.tools is not None else None,
+            continue_last=self.continue_last,
+            seam=self.seam,
+        )
+
+    def load(self, device: str, progress: Progress) -> LoadedModel:
+        """The model and its tokenizer, on `device`."""
+        return load(
+            self.model,
+            dtype=self.dtype,
+            device=device,
+            quantize=self.quantize,
+            trust_remote_code=self.trust_remote_code,
+            revision=self.revision,
+            tensor_parallel=self.tensor_parallel,
+            tokenizer=self.tokenizer,
+            ignore_weights=self.ignore_weights,
+            progress=progress,
         )
 
 
@@ -90,6 +128,8 @@ def run(options: CaptureOptions, progress: Progress) -> CaptureReport:
         raise InputError(f"--buffer is {options.buffer_mib} MiB, expected 1 or more")
     options.settings.check()
     options.generation.check()
+    wording = options.wording
+    wording.check()
     if options.resume:
         raise InputError("--resume goes on with many prompts; give them with --prompts FILE")
     launch = read_launch()
@@ -101,29 +141,24 @@ def run(options: CaptureOptions, progress: Progress) -> CaptureReport:
     prompt, token_ids = prompt_of(options)
     if launch.rank == 0:
         StoreWriter.create(options.output, overwrite=options.overwrite, append=options.append)  # checks, writes nothing
-    loaded = load(
-        options.model,
-        dtype=options.dtype,
-        device=options.device,
-        quantize=options.quantize,
-        trust_remote_code=options.trust_remote_code,
-        revision=options.revision,
-        tensor_parallel=options.tensor_parallel,
-        progress=progress,
-    )
+    loaded = options.load(options.device, progress)
     return capture(
         loaded.model,
         loaded.tokenizer,
         prompt,
         options.output,
-        system=options.system,
-        raw=options.raw,
+        system=wording.system,
+        raw=wording.raw,
+        tools=wording.tools,
+        continue_last=wording.continue_last,
         completion=options.completion,
         token_ids=token_ids,
+        seam=wording.seam,
         max_new_tokens=options.max_new_tokens,
         temperature=options.temperature,
         top_p=options.top_p,
         seed=options.seed,
+        generation=options.generation.overrides,
         attention=options.attention,
         lens=options.lens,
         lenses=options.lenses,
@@ -136,9 +171,7 @@ def run(options: CaptureOptions, progress: Progress) -> CaptureReport:
         overwrite=options.overwrite,
         append=options.append,
         buffer_bytes=options.buffer_mib * MIB,
-        model_id=loaded.id,
-        revision=loaded.revision,
-        quantization=loaded.quantization,
+        origin=loaded.origin(options.label),
         progress=progress,
     )
 

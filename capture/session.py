@@ -19,6 +19,7 @@ from attnlens.capture.equipment import Equipment, equip
 from attnlens.capture.evidence import ROW_SUM_LIMIT
 from attnlens.capture.forward import input_device
 from attnlens.capture.memory import return_freed_memory
+from attnlens.capture.origin import Origin
 from attnlens.capture.parallel import Parallel, on_first, parallel_of
 from attnlens.capture.passes import Passes
 from attnlens.capture.plan import Plan
@@ -58,6 +59,7 @@ class Session:
     model: nn.Module
     tokenizer: Any
     settings: Settings
+    origin: Origin
     device: torch.device
     probed: Probed
     vocabulary: Vocabulary
@@ -99,6 +101,11 @@ class Session:
             n_fed=0,
             prompt=plan.prompt.text,
             messages=plan.prompt.messages,
+            tools=plan.prompt.tools,
+            continued=plan.prompt.continued,
+            seam=plan.seam,
+            label=self.origin.label,
+            notes=list(plan.notes),
             attention=encoding.mode,
             attention_dtype=self.probed.vector_dtype if encoding.mode == "qk" else None,
             attention_choice=encoding.choice,
@@ -112,6 +119,7 @@ class Session:
                 top_p=float(generation.top_p),
                 seed=generation.seed,
                 generation_config=sampler.settings,
+                overrides=dict(generation.overrides),
             ),
             versions=versions(),
             device=device_name(self.device),
@@ -217,9 +225,7 @@ def open_session(
     settings: Settings,
     progress: Progress,
     *,
-    model_id: str | None = None,
-    revision: str | None = None,
-    quantization: dict[str, Any] | None = None,
+    origin: Origin | None = None,
 ) -> Iterator[Session]:
     """Puts the model into eval mode and probes it on the first of `prompt_ids`; leaves it as it was found.
 
@@ -231,6 +237,7 @@ def open_session(
         ModelError: the model cannot be captured truthfully.
     """
     return_freed_memory()
+    origin = origin or Origin()
     parallel = parallel_of(model)
     with _evaluating(model), full_precision():
         progress.stage("probe")
@@ -246,12 +253,11 @@ def open_session(
             model=model,
             tokenizer=tokenizer,
             settings=settings,
+            origin=origin,
             device=device,
             probed=probed,
             vocabulary=vocabulary,
-            model_info=model_info(
-                model, probed, name=model_id or _name_of(model), revision=revision, quantization=quantization
-            ),
+            model_info=model_info(model, probed, name=origin.id or _name_of(model), origin=origin),
             equipment=equipment,
             parallel=parallel,
         )

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 from attnlens.capture.lenses.choice import LOGIT, choose_lenses, read_config
 from attnlens.schemas.errors import InputError
@@ -98,12 +101,14 @@ class Generation:
         temperature: of sampling; 0 takes the most probable token.
         top_p: nucleus of sampling, Holtzman et al. 2020.
         seed: of sampling.
+        overrides: fields of the model's generation settings that are replaced; None unsets one.
     """
 
     max_new_tokens: int = 256
     temperature: float = 0.1
     top_p: float = 0.9
     seed: int = 0
+    overrides: Mapping[str, Any] = field(default_factory=dict)
 
     def check(self) -> None:
         """Refuses numbers that mean nothing.
@@ -119,3 +124,24 @@ class Generation:
             raise InputError(f"top_p is {self.top_p}, expected more than 0 and at most 1")
         if not -(2**63) <= self.seed < 2**63:
             raise InputError(f"seed is {self.seed}, expected a number of 64 bits, -2^63 … 2^63 - 1")
+
+
+def parse_overrides(given: Sequence[str]) -> dict[str, Any]:
+    """Generation settings from FIELD=VALUE texts; a value is JSON, or a text where it is no JSON.
+
+    Raises:
+        InputError: no `=`, no field, or a field twice.
+    """
+    found: dict[str, Any] = {}
+    for text in given:
+        name, equals, value = text.partition("=")
+        name = name.strip()
+        if not equals or not name:
+            raise InputError(f"--generation {text}: expected FIELD=VALUE, for example num_beams=1 or top_k=null")
+        if name in found:
+            raise InputError(f"--generation sets {name} twice")
+        try:
+            found[name] = json.loads(value)
+        except ValueError:
+            found[name] = value
+    return found

@@ -77,6 +77,16 @@ def capture(
         bool,
         typer.Option("--raw", rich_help_panel=PROMPT, help="No chat template: the text goes in as it is."),
     ] = False,
+    tools: Annotated[
+        Path | None,
+        typer.Option(
+            "--tools", metavar="FILE", rich_help_panel=PROMPT, help="Tools for the chat template: a JSON list."
+        ),
+    ] = None,
+    continue_last: Annotated[
+        bool,
+        typer.Option("--continue", rich_help_panel=PROMPT, help="Continue the last message, which is the assistant's."),
+    ] = False,
     output: Annotated[
         Path,
         typer.Option("-o", "--output", metavar="STORE", rich_help_panel=STORE, help="Where to write."),
@@ -121,6 +131,25 @@ def capture(
             help="The same as token ids. Without a prompt the list is a whole text.",
         ),
     ] = None,
+    seam: Annotated[
+        str,
+        typer.Option(
+            "--seam",
+            metavar="prompt|whole",
+            rich_help_panel=GENERATION,
+            help="Where the tokenizer joins prompt and --completion: keep the prompt's tokens, or the whole text's.",
+        ),
+    ] = "prompt",
+    generation: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--generation",
+            metavar="FIELD=VALUE",
+            rich_help_panel=GENERATION,
+            help="Replace one of the model's generation settings, null unsets it; may be repeated.",
+            show_default=False,
+        ),
+    ] = None,
     dtype: Annotated[
         str,
         typer.Option("--dtype", metavar="DTYPE", rich_help_panel=MODEL, help="float32, bfloat16, float16."),
@@ -134,6 +163,29 @@ def capture(
     revision: Annotated[
         str | None,
         typer.Option("--revision", metavar="REV", rich_help_panel=MODEL, help="Commit, tag or branch on the hub."),
+    ] = None,
+    tokenizer: Annotated[
+        str | None,
+        typer.Option(
+            "--tokenizer",
+            metavar="PATH|NAME",
+            rich_help_panel=MODEL,
+            help="Tokenizer that does not lie with the model.",
+        ),
+    ] = None,
+    ignore_weights: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--ignore-weights",
+            metavar="PATTERN",
+            rich_help_panel=MODEL,
+            help="Tensors of the checkpoint to leave out, * for any text; may be repeated.",
+            show_default=False,
+        ),
+    ] = None,
+    label: Annotated[
+        str | None,
+        typer.Option("--label", metavar="TEXT", rich_help_panel=STORE, help="Tells this run from others."),
     ] = None,
     trust_remote_code: Annotated[
         bool,
@@ -265,6 +317,8 @@ def options_of(chosen: Mapping[str, Any]) -> CaptureOptions:
         prompts=chosen["prompts"],
         system=chosen["system"],
         raw=chosen["raw"],
+        tools=chosen["tools"],
+        continue_last=chosen["continue_last"],
         output=chosen["output"],
         overwrite=chosen["overwrite"],
         append=chosen["append"],
@@ -275,11 +329,16 @@ def options_of(chosen: Mapping[str, Any]) -> CaptureOptions:
         seed=chosen["seed"],
         completion=chosen["completion"],
         token_ids=chosen["token_ids"],
+        seam=chosen["seam"],
+        generation_fields=tuple(chosen["generation"] or ()),
         dtype=chosen["dtype"],
         device=chosen["device"],
         quantize=chosen["quantize"],
         trust_remote_code=chosen["trust_remote_code"],
         revision=chosen["revision"],
+        tokenizer=chosen["tokenizer"],
+        ignore_weights=tuple(chosen["ignore_weights"] or ()),
+        label=chosen["label"],
         tensor_parallel=chosen["tensor_parallel"],
         top_k=chosen["top_k"],
         attention=chosen["attention"],

@@ -46,8 +46,41 @@ class LayerInfo(Record):
     key_source: int | None = Field(default=None, ge=0)
 
 
+class LeftOut(Record):
+    """Tensors of a checkpoint that the model does not use. `tensors`: a name, `*` for numbers; `count`: how many."""
+
+    tensors: str
+    count: int = Field(ge=1)
+    reason: str
+
+
+class Adapter(Record):
+    """An adapter in the model. `type` as PEFT names it (LORA …), `digest`: sha256 over its weights."""
+
+    name: str
+    type: str
+    rank: int | None = None
+    scaling: float | None = None
+    targets: list[str] = Field(default_factory=list)
+    active: bool = True
+    merged: bool = False
+    digest: str
+
+
+class Hook(Record):
+    """A module that somebody put hooks on. `kind`: forward or forward_pre; `function`: its name."""
+
+    module: str
+    kind: str
+    function: str
+
+
 class ModelInfo(Record):
-    """The model that ran. `id` is a hub name, a built-in name or the last part of a folder, never a local path."""
+    """The model that ran. `id` is a hub name, a built-in name or the last part of a folder, never a local path.
+
+    `tokenizer`: its name, where it does not come with the model. `left_out`: tensors of the checkpoint that the model
+    does not use. `adapters` and `hooks`: what changed the model since it was loaded.
+    """
 
     id: str
     revision: str | None = None
@@ -59,6 +92,10 @@ class ModelInfo(Record):
     n_head: int = Field(ge=1)
     vocabulary_size: int = Field(ge=1)
     layers: list[LayerInfo]
+    tokenizer: str | None = None
+    left_out: list[LeftOut] = Field(default_factory=list)
+    adapters: list[Adapter] = Field(default_factory=list)
+    hooks: list[Hook] = Field(default_factory=list)
 
 
 class LensInfo(Record):
@@ -84,7 +121,10 @@ class ResidualInfo(Record):
 
 
 class Sampling(Record):
-    """How the generated tokens came to be. `forced`: they were given, not generated."""
+    """How the generated tokens came to be. `forced`: they were given, not generated.
+
+    `generation_config`: the settings of the model's own that held; `overrides`: those that the user changed.
+    """
 
     forced: bool
     max_new_tokens: int = Field(ge=0)
@@ -92,6 +132,7 @@ class Sampling(Record):
     top_p: float = Field(gt=0, le=1)
     seed: int
     generation_config: dict[str, Any] = Field(default_factory=dict)
+    overrides: dict[str, Any] = Field(default_factory=dict)
 
 
 class SelfCheck(Record):
@@ -129,6 +170,9 @@ class CaptureMetadata(Record):
     `lens` is the first lens, `lenses` are further ones; they read the tokens from number `lens_first` on. `evidence`
     names the arrays beyond the usual that are there, `absent` those that are not, with the reason.
     A failed capture may have no token at all: its prompt could not be made into any.
+    `label` tells captures of one model apart. `tools` went to the chat template; `continued`: the last message was
+    continued, not answered. `seam` says how a given completion was joined to the prompt: `clean` (the tokens of the
+    prompt begin those of the whole text), `prompt` or `whole`. `notes` are remarks that a reader should know.
     """
 
     id: str
@@ -141,6 +185,11 @@ class CaptureMetadata(Record):
     prompt: str
     completion: str = ""
     messages: list[dict[str, Any]] | None = None
+    tools: list[dict[str, Any]] | None = None
+    continued: bool = False
+    seam: Literal["clean", "prompt", "whole"] | None = None
+    label: str | None = None
+    notes: list[str] = Field(default_factory=list)
     attention: Mode | None
     attention_absent: str | None = None
     attention_dtype: ModelDType | None = None

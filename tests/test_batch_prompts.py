@@ -14,10 +14,14 @@ from hypothesis import strategies as st
 from attnlens.capture.batch.asked import Asked, Defaults, ask, seed_of
 from attnlens.capture.batch.file import read_prompts
 from attnlens.capture.batch.launch import read_launch
+from attnlens.capture.prompt_options import PromptOptions
 from attnlens.capture.settings import Generation
 from attnlens.schemas.errors import InputError
 
-DEFAULTS = Defaults(generation=Generation(max_new_tokens=9, temperature=0.5, top_p=0.8, seed=3), system="Be brief.")
+DEFAULTS = Defaults(
+    generation=Generation(max_new_tokens=9, temperature=0.5, top_p=0.8, seed=3),
+    wording=PromptOptions(system="Be brief."),
+)
 
 
 def read(tmp_path: Path, text: str, name: str = "prompts.jsonl", defaults: Defaults = DEFAULTS) -> list[Asked]:
@@ -46,9 +50,9 @@ def test_every_key_of_a_line(tmp_path: Path) -> None:
     assert [one.where for one in found] == [f"line {number}" for number in range(1, 7)]
     assert found[0].generation == Generation(max_new_tokens=4, temperature=0, top_p=1, seed=11)
     assert found[1].generation == Generation(max_new_tokens=9, temperature=0.5, top_p=0.8, seed=seed_of(3, "7"))
-    assert [one.system for one in found] == ["Be brief.", None, None, None, None, "Be long."]
+    assert [one.wording.system for one in found] == ["Be brief.", None, None, None, None, "Be long."]
     assert (found[1].prompt, found[1].completion) == (chat, "Hello.")
-    assert (found[2].raw, found[2].token_ids) == (True, (5, 6))
+    assert (found[2].wording.raw, found[2].token_ids) == (True, (5, 6))
     assert (found[3].prompt, found[3].token_ids) == ((1, 2), (3,))
     assert (found[4].prompt, found[4].token_ids) == ((4,), (5, 6))
 

@@ -10,11 +10,14 @@ from pydantic import BaseModel
 
 from attnlens.schemas.arrays import ARRAYS
 from attnlens.schemas.metadata import (
+    Adapter,
     Batch,
     BatchPrompt,
     CaptureMetadata,
+    Hook,
     IndexEntry,
     LayerInfo,
+    LeftOut,
     LensInfo,
     ModelInfo,
     Sampling,
@@ -53,7 +56,10 @@ def test_the_tables_of_attributes_are_those_of_the_code(heading: str, model: typ
     assert sorted(named) == sorted(model.model_fields)
 
 
-@pytest.mark.parametrize("model", [ModelInfo, LayerInfo, LensInfo, Sampling, SelfCheck, IndexEntry, Batch, BatchPrompt])
+@pytest.mark.parametrize(
+    "model",
+    [ModelInfo, LayerInfo, LensInfo, LeftOut, Adapter, Hook, Sampling, SelfCheck, IndexEntry, Batch, BatchPrompt],
+)
 def test_every_field_of_the_smaller_records_is_named(model: type[BaseModel]) -> None:
     for name in model.model_fields:
         assert f"`{name}`" in PAGE, name

@@ -11,6 +11,7 @@ from typing import Any
 
 from attnlens.capture.plan import Text
 from attnlens.capture.prompt import check_messages, require_unicode
+from attnlens.capture.prompt_options import PromptOptions
 from attnlens.capture.settings import Generation
 from attnlens.schemas.errors import InputError
 
@@ -24,13 +25,12 @@ TOLD = 4
 
 @dataclass(frozen=True, kw_only=True)
 class Asked:
-    """One prompt. `where` says where it stands ("line 7"); `system` and `raw` as for one capture."""
+    """One prompt. `where` says where it stands ("line 7")."""
 
     id: str
     where: str
     prompt: Text
-    system: str | None
-    raw: bool
+    wording: PromptOptions
     completion: str | None
     token_ids: tuple[int, ...] | None
     generation: Generation
@@ -44,11 +44,10 @@ class Asked:
 
 @dataclass(frozen=True, kw_only=True)
 class Defaults:
-    """What holds for every prompt that does not say otherwise. `system` goes before text prompts with a template."""
+    """What holds for every prompt that does not say otherwise. A system text goes before text prompts only."""
 
     generation: Generation = dataclasses.field(default_factory=Generation)
-    system: str | None = None
-    raw: bool = False
+    wording: PromptOptions = dataclasses.field(default_factory=PromptOptions)
 
 
 def seed_of(seed: int, prompt_id: str) -> int:
@@ -111,7 +110,7 @@ def _ask(where: str, value: object, defaults: Defaults, copies: dict[str, int]) 
         require_unicode(_required_text(completion, "completion"), "the completion")
     elif completion is not None:
         given, completion = _ids(completion, "completion"), None
-    raw = _flag(record, "raw", defaults.raw)
+    raw = _flag(record, "raw", defaults.wording.raw)
     if raw and "messages" in record:
         raise InputError("messages need the model's template, but raw was asked for")
     system: Any = record.get("system")
@@ -120,14 +119,13 @@ def _ask(where: str, value: object, defaults: Defaults, copies: dict[str, int]) 
         if raw or not isinstance(prompt, str):
             raise InputError("a system text goes with a text prompt and the model's template only")
     elif isinstance(prompt, str) and not raw:
-        system = defaults.system
+        system = defaults.wording.system
     name = _name(record) or _content_id(record, copies)
     return Asked(
         id=name,
         where=where,
         prompt=prompt,
-        system=system,
-        raw=raw,
+        wording=dataclasses.replace(defaults.wording, system=system, raw=raw),
         completion=completion,
         token_ids=given,
         generation=_generation(record, defaults.generation, name),

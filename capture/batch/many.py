@@ -16,8 +16,10 @@ from torch import nn
 from attnlens.capture.batch.asked import Asked, Defaults, ask
 from attnlens.capture.batch.launch import Launch, read_launch
 from attnlens.capture.batch.watch import PromptProgress
+from attnlens.capture.origin import Origin
 from attnlens.capture.parallel import on_first, parallel_of
 from attnlens.capture.plan import Plan, Text, plan_capture, read_prompt
+from attnlens.capture.prompt_options import PromptOptions
 from attnlens.capture.session import CaptureReport, Session, open_session
 from attnlens.capture.settings import Generation, Settings
 from attnlens.progress import Progress, Silent
@@ -69,10 +71,14 @@ def capture_many(
     *,
     system: str | None = None,
     raw: bool = False,
+    tools: Sequence[Mapping[str, Any]] | None = None,
+    continue_last: bool = False,
+    seam: str = "prompt",
     max_new_tokens: int = 256,
     temperature: float = 0.1,
     top_p: float = 0.9,
     seed: int = 0,
+    generation: Mapping[str, Any] | None = None,
     settings: Settings | None = None,
     overwrite: bool = False,
     append: bool = False,
@@ -80,6 +86,8 @@ def capture_many(
     model_id: str | None = None,
     revision: str | None = None,
     quantization: dict[str, Any] | None = None,
+    label: str | None = None,
+    origin: Origin | None = None,
     progress: Progress | None = None,
 ) -> ManyReport:
     """Captures many prompts into one store, one capture each, in their order. A prompt that fails is recorded and told
@@ -98,10 +106,14 @@ def capture_many(
         store: path of the `.zarr` folder to make.
         system: a system message before every text prompt that has none.
         raw: feed texts as they are, without the chat template.
+        tools: descriptions of tools for the chat template, as JSON objects.
+        continue_last: continue the last message of each chat, which is the assistant's, instead of answering it.
+        seam: as for `capture`.
         max_new_tokens: how many tokens to generate at the most.
         temperature: of sampling; 0 takes the most probable token.
         top_p: nucleus of sampling, Holtzman et al. 2020.
         seed: of sampling. A prompt's own seed is used as it is.
+        generation: fields of the model's generation settings to replace; None unsets one.
         settings: what is kept of each, for example `Settings(top_k=3)`.
         overwrite: replace a store that is there.
         append: add captures to the store that is there.
@@ -110,6 +122,8 @@ def capture_many(
         model_id: name to record; by default the model's own.
         revision: of the model, to record.
         quantization: to record, where the model's config does not say.
+        label: free text to record, which tells this run from others of the model.
+        origin: all of these together, as `attnlens.capture.models.load` knows them.
         progress: is told what happens.
 
     Raises:
@@ -119,10 +133,20 @@ def capture_many(
         Interrupted: Ctrl-C; what was committed is kept.
     """
     settings = settings or Settings()
-    generation = Generation(max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed)
+    sampling = Generation(
+        max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed, overrides=dict(generation or {})
+    )
+    wording = PromptOptions(
+        system=system,
+        raw=raw,
+        tools=None if tools is None else tuple(tools),
+        continue_last=continue_last,
+        seam=seam,
+    )
     settings.check()
-    generation.check()
-    defaults = Defaults(generation=generation, system=system, raw=raw)
+    sampling.check()
+    wording.check()
+    defaults = Defaults(generation=sampling, wording=wording)
     asked = ask(((f"prompt {number}", prompt) for number, prompt in enumerate(prompts)), defaults, "the prompts")
     mode = mode_of(overwrite=overwrite, append=append, resume=resume)
     launch = read_launch()
@@ -136,9 +160,7 @@ def capture_many(
         defaults=defaults,
         mode=mode,
         launch=launch,
-        model_id=model_id,
-        revision=revision,
-        quantization=quantization,
+        origin=origin or Origin(id=model_id, revision=revision, quantization=quantization, label=label),
         progress=progress,
     )
 
@@ -188,18 +210,14 @@ def run_batch(
     defaults: Defaults,
     mode: Mode,
     launch: Launch,
-    model_id: str | None,
-    revision: str | None,
-    quantization: dict[str, Any] | None,
+    origin: Origin,
     progress: Progress,
 ) -> ManyReport:
     """Captures prompts that were checked. As `capture_many`."""
     started = time.perf_counter()
     first = _first_ids(tokenizer, asked)
     parallel = parallel_of(model)
-    with open_session(
-        model, tokenizer, first, settings, progress, model_id=model_id, revision=revision, quantization=quantization
-    ) as session:
+    with open_session(model, tokenizer, first, settings, progress, origin=origin) as session:
         session.failed(
             "0000", "", "", defaults.generation
         )  # a model that cannot give what was asked for is refused here
@@ -306,8 +324,9 @@ def plan_of(model: nn.Module, tokenizer: Any, one: Asked) -> Plan:
     Raises:
         InputError: the model's template, vocabulary or context refuses it.
     """
-    prompt = read_prompt(tokenizer, one.prompt, system=one.system, raw=one.raw)
-    return plan_capture(model, tokenizer, prompt, one.completion, one.token_ids, one.generation.max_new_tokens)
+    prompt = read_prompt(tokenizer, one.prompt, one.wording)
+    new = one.generation.max_new_tokens
+    return plan_capture(model, tokenizer, prompt, one.completion, one.token_ids, new, one.wording)
 
 
 def _first_ids(tokenizer: Any, asked: Sequence[Asked]) -> list[int]:
@@ -320,7 +339,7 @@ def _first_ids(tokenizer: Any, asked: Sequence[Asked]) -> list[int]:
     problem: InputError | None = None
     for one in asked:
         try:
-            return read_prompt(tokenizer, one.prompt, system=one.system, raw=one.raw).ids
+            return read_prompt(tokenizer, one.prompt, one.wording).ids
         except InputError as error:
             problem = problem or InputError(f"none of the {len(asked)} prompts can be used; {one.where}: {error}")
     assert problem is not None
@@ -330,7 +349,7 @@ def _first_ids(tokenizer: Any, asked: Sequence[Asked]) -> list[int]:
 def _shared(settings: Settings, defaults: Defaults) -> dict[str, Any]:
     """What a resumed run must have in common with the one before, as far as it is known without the model."""
     kept = {name: value for name, value in dataclasses.asdict(settings).items() if name not in NOT_COMPARED}
-    values = {**kept, **dataclasses.asdict(defaults.generation), "system": defaults.system, "raw": defaults.raw}
+    values = {**kept, **dataclasses.asdict(defaults.generation), **dataclasses.asdict(defaults.wording)}
     plain: dict[str, Any] = json.loads(json.dumps(values, default=str))
     return plain
 

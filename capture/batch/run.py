@@ -6,7 +6,6 @@ from attnlens.capture.batch.asked import Defaults
 from attnlens.capture.batch.file import read_prompts
 from attnlens.capture.batch.launch import device_of, read_launch
 from attnlens.capture.batch.many import ManyReport, check_store, mode_of, run_batch
-from attnlens.capture.models import load
 from attnlens.capture.run import CaptureOptions
 from attnlens.progress import Progress
 from attnlens.schemas.errors import InputError
@@ -27,22 +26,16 @@ def run_many(options: CaptureOptions, progress: Progress) -> ManyReport:
     settings, generation = options.settings, options.generation
     settings.check()
     generation.check()
+    wording = options.wording
+    wording.check()
     launch = read_launch()
     mode = mode_of(overwrite=options.overwrite, append=options.append, resume=options.resume)
-    defaults = Defaults(generation=generation, system=options.system, raw=options.raw)
+    defaults = Defaults(generation=generation, wording=wording)
     asked = read_prompts(options.prompts, defaults)
     if not options.tensor_parallel or launch.rank == 0:  # the others of one model go where the first one does
         check_store(options.output, asked, settings, defaults, mode, launch)
-    loaded = load(
-        options.model,
-        dtype=options.dtype,
-        device=options.device if options.tensor_parallel else device_of(launch, options.device),
-        quantize=options.quantize,
-        trust_remote_code=options.trust_remote_code,
-        revision=options.revision,
-        tensor_parallel=options.tensor_parallel,
-        progress=progress,
-    )
+    device = options.device if options.tensor_parallel else device_of(launch, options.device)
+    loaded = options.load(device, progress)
     return run_batch(
         loaded.model,
         loaded.tokenizer,
@@ -52,9 +45,7 @@ def run_many(options: CaptureOptions, progress: Progress) -> ManyReport:
         defaults=defaults,
         mode=mode,
         launch=launch,
-        model_id=loaded.id,
-        revision=loaded.revision,
-        quantization=loaded.quantization,
+        origin=loaded.origin(options.label),
         progress=progress,
     )
 

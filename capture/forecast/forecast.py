@@ -68,9 +68,15 @@ def forecast(options: CaptureOptions, progress: Progress) -> Forecast:
     StoreWriter.create(options.output, overwrite=options.overwrite, append=options.append)  # checks, writes nothing
     model = open_model(options, progress)
     progress.stage("a pass without weights")
-    prompt = read_prompt(model.tokenizer, text, system=options.system, raw=options.raw)
+    prompt = read_prompt(model.tokenizer, text, options.wording)
     plan = plan_capture(
-        model.short.model, model.tokenizer, prompt, options.completion, token_ids, options.max_new_tokens
+        model.short.model,
+        model.tokenizer,
+        prompt,
+        options.completion,
+        token_ids,
+        options.max_new_tokens,
+        options.wording,
     )
     first = first_pass(plan)
     seen = model.sketch(first)

@@ -128,7 +128,7 @@ def forecast_many(options: CaptureOptions, progress: Progress) -> ManyForecast:
     refuse_single(options)
     check_options(options)
     mode = mode_of(overwrite=options.overwrite, append=options.append, resume=options.resume)
-    defaults = Defaults(generation=options.generation, system=options.system, raw=options.raw)
+    defaults = Defaults(generation=options.generation, wording=options.wording)
     asked = read_prompts(options.prompts, defaults)
     kept = check_store(options.output, asked, options.settings, defaults, mode, read_launch())
     model = open_model(options, progress)

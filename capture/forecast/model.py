@@ -46,6 +46,7 @@ def check_options(options: CaptureOptions) -> None:
         raise InputError(f"--buffer is {options.buffer_mib} MiB, expected 1 or more")
     options.settings.check()
     options.generation.check()
+    options.wording.check()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,6 +49,8 @@ def load(
     trust_remote_code: bool = False,
     revision: str | None = None,
     tensor_parallel: bool = False,
+    tokenizer: str | None = None,
+    ignore_weights: Sequence[str] = (),
     progress: Progress | None = None,
 ) -> LoadedModel:
     """Load a causal language model and its tokenizer, ready to be captured.
@@ -62,6 +64,8 @@ def load(
         trust_remote_code: run Python code that comes with the checkpoint.
         revision: branch, tag or commit of a hub model.
         tensor_parallel: split the model over all processes that torchrun started, by transformers' own plan.
+        tokenizer: folder, file or hub name of a tokenizer that lies elsewhere.
+        ignore_weights: patterns (`*` and `?`) of tensors in the checkpoint that the model may leave out.
         progress: told about the stages `downloading`, `unpacking` and `loading`.
 
     Raises:
@@ -70,7 +74,17 @@ def load(
         MissingExtraError: a package is not installed.
     """
     require_capture_extra()
-    request = Request(name, dtype, device, quantize, trust_remote_code, revision, tensor_parallel)
+    request = Request(
+        name,
+        dtype,
+        device,
+        quantize,
+        trust_remote_code,
+        revision,
+        tensor_parallel,
+        tokenizer=tokenizer,
+        ignore_weights=tuple(ignore_weights),
+    )
     require_bitsandbytes(request)
     source = next(source for source in SOURCES if source.matches(request))
     source.check(request)

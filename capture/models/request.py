@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from attnlens.capture.origin import Origin
 from attnlens.schemas.errors import InputError
+from attnlens.schemas.metadata import Adapter, LeftOut
 
 if TYPE_CHECKING:
     import torch
@@ -22,7 +24,8 @@ class LoadedModel:
     """A model in eval mode with eager attention, and its tokenizer.
 
     `id` is a hub name, a built-in name or the last part of a path, never a local path. `revision` is a hub commit.
-    `quantization` says what the weights went through, None for weights as they were trained.
+    `quantization` says what the weights went through, None for weights as they were trained. `tokenizer_id` names a
+    tokenizer that does not come with the model. `left_out`: tensors of the checkpoint that the model does not use.
     """
 
     model: Any
@@ -30,6 +33,21 @@ class LoadedModel:
     id: str
     revision: str | None = None
     quantization: dict[str, Any] | None = None
+    tokenizer_id: str | None = None
+    left_out: tuple[LeftOut, ...] = ()
+    adapters: tuple[Adapter, ...] = ()
+
+    def origin(self, label: str | None = None) -> Origin:
+        """What a store records about it."""
+        return Origin(
+            id=self.id,
+            revision=self.revision,
+            quantization=self.quantization,
+            tokenizer=self.tokenizer_id,
+            left_out=self.left_out,
+            adapters=self.adapters,
+            label=label,
+        )
 
 
 @dataclass(frozen=True)
@@ -43,6 +61,8 @@ class Request:
     trust_remote_code: bool = False
     revision: str | None = None
     tensor_parallel: bool = False
+    tokenizer: str | None = None
+    ignore_weights: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.name.strip():
