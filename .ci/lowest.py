@@ -1,7 +1,4 @@
-"""Prints, as pip constraints, the lowest versions that pyproject.toml admits of what attnlens itself imports.
-
-torch stays at the version of constraints.txt: older builds of it without CUDA are not to be had everywhere.
-"""
+"""Prints, as pip constraints, the lowest versions that pyproject.toml admits of what attnlens itself imports."""
 
 import re
 import tomllib
@@ -11,8 +8,4 @@ root = Path(__file__).parent.parent
 project = tomllib.loads((root / "pyproject.toml").read_text())["project"]
 for requirement in [*project["dependencies"], *project["optional-dependencies"]["capture"]]:
     name, lowest = re.match(r"([\w.-]+)>=([\d.]+)", requirement).groups()
-    if name != "torch":
-        print(f"{name}=={lowest}")
-for line in (root / "constraints.txt").read_text().splitlines():
-    if line.startswith("torch=="):
-        print(line)
+    print(f"{name}=={lowest}")
