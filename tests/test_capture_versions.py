@@ -23,7 +23,7 @@ N_NEW = 6
 
 
 @dataclass
-class NewerOutput(ModelOutput):
+class NewerOutput(ModelOutput):  # type: ignore[misc]
     """As of transformers 5.24: the field is `cache`, and asking for the older names warns."""
 
     logits: Any = None
@@ -36,7 +36,7 @@ class NewerOutput(ModelOutput):
         return self.cache
 
 
-class NewerLlama(LlamaForCausalLM):
+class NewerLlama(LlamaForCausalLM):  # type: ignore[misc]
     """As of transformers 5.24: takes `cache`, takes the older name with a warning, returns `cache`."""
 
     def forward(self, input_ids: Any = None, cache: Any = None, use_cache: bool = False, **kwargs: Any) -> NewerOutput:
@@ -56,7 +56,7 @@ class OlderOutput:
     attentions: Any = None
 
 
-class OlderLlama(LlamaForCausalLM):
+class OlderLlama(LlamaForCausalLM):  # type: ignore[misc]
     """As code of a checkpoint was written for transformers 5.23 and older: knows no `cache`."""
 
     def forward(self, input_ids: Any, past_key_values: Any = None, use_cache: bool = False, **kwargs: Any) -> Any:

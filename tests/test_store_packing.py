@@ -16,7 +16,7 @@ from attnlens.store.create import create_array
 from attnlens.store.layout import ChunkLayout
 from attnlens.store.packing import packing_for, packing_of
 
-WORDS = {"string": str, "enum": lambda word: SimpleNamespace(value=word)}
+WORDS: dict[str, Any] = {"string": str, "enum": lambda word: SimpleNamespace(value=word)}
 """A codec's words as zarr 3.3 and later hold them, and as earlier ones do."""
 
 
@@ -52,7 +52,7 @@ def test_our_own_packing_is_known(name: str, n_axis: int, form: str, tmp_path: P
 def test_bytes_and_indexes_that_lie_otherwise_are_none_of_ours(
     endian: Any, location: Any, form: str, tmp_path: Path
 ) -> None:
-    inner = [BytesCodec(endian=endian), ZstdCodec(level=1), Crc32cCodec()]
+    inner: list[Any] = [BytesCodec(endian=endian), ZstdCodec(level=1), Crc32cCodec()]
     codec = ShardingCodec(chunk_shape=(4,), codecs=inner, index_location=location)
     array = zarr.create_array(tmp_path, shape=(8,), dtype="float32", chunks=(8,), serializer=codec, compressors=None)
     assert packing_of(array) is None
