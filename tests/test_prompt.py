@@ -11,15 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from attnlens.capture.prompt import (
-    TokenIds,
-    build_prompt,
-    check_ids,
-    encode_completion,
-    read_messages,
-    read_prompt_file,
-    read_token_ids,
-)
+from attnlens.capture.prompt import build_prompt, check_ids
+from attnlens.capture.prompt_files import TokenIds, read_conversation, read_prompt_file, read_token_ids
 from attnlens.schemas.errors import InputError
 from tiny import TEMPLATE, byte_level_tokenizer
 
@@ -106,13 +99,6 @@ def test_what_the_template_refuses_is_said() -> None:
         build_prompt(strict, text="x", system="y")
 
 
-def test_completion_adds_nothing_and_knows_special_tokens() -> None:
-    assert encode_completion(CHAT, " Alice.<end>") == [*plain(" Alice."), END]
-    for text, said in [("", "empty"), ("\udc00", "no valid Unicode")]:
-        with pytest.raises(InputError, match=said):
-            encode_completion(CHAT, text)
-
-
 @given(text=st.text(min_size=1))
 @settings(max_examples=100, deadline=None)
 def test_raw_ids_decode_to_the_text(text: str) -> None:
@@ -145,7 +131,7 @@ def test_prompt_files(tmp_path: Path, content: str, expected: str) -> None:
 
 
 def test_unreadable_files(tmp_path: Path) -> None:
-    for read in (read_prompt_file, read_messages, read_token_ids):
+    for read in (read_prompt_file, read_conversation, read_token_ids):
         with pytest.raises(InputError, match="no such file"):
             read(tmp_path / "none")
         with pytest.raises(InputError, match="cannot be read"):
@@ -168,7 +154,7 @@ def test_message_files_round_trip(
 ) -> None:
     path = tmp_path_factory.mktemp("messages") / "m.json"
     path.write_text(json.dumps({"messages": messages} if wrapped else messages, indent=indent))
-    assert read_messages(path) == messages
+    assert read_conversation(path).messages == messages
 
 
 @pytest.mark.parametrize(
@@ -185,7 +171,7 @@ def test_message_files_round_trip(
 )
 def test_bad_message_files(tmp_path: Path, content: str, said: str) -> None:
     with pytest.raises(InputError) as caught:
-        read_messages(write(tmp_path, content))
+        read_conversation(write(tmp_path, content))
     assert said in str(caught.value)
 
 

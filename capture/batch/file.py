@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from attnlens.capture.batch.asked import Asked, Defaults, ask
-from attnlens.capture.prompt import read_text
+from attnlens.capture.batch.asked import Asked, Defaults, Unread, ask
+from attnlens.capture.prompt_files import read_text
 from attnlens.schemas.errors import InputError
 
 JSON_ENDINGS = (".jsonl", ".ndjson", ".json")
@@ -20,8 +20,10 @@ def read_prompts(path: str | Path, defaults: Defaults) -> list[Asked]:
     A file that ends in .jsonl or .ndjson, or whose first line is a JSON object (and whose name does not end in .txt),
     holds one object a line; any other one prompt a line.
 
+    A line that cannot be used is among them, with its problem: the others can be captured all the same.
+
     Raises:
-        InputError: no such file, no prompts, or lines that cannot be used; the first few are told together.
+        InputError: no such file, no prompts, or no line that can be used; the first few are told together.
     """
     path = Path(path)
     # Not splitlines: JSON and prompts may hold U+2028 and its like.
@@ -45,12 +47,14 @@ def _parsed(line: str) -> object:
     try:
         found = json.loads(line, object_pairs_hook=_unique)
     except json.JSONDecodeError as error:
-        return InputError(f"no valid JSON: {error.msg} at column {error.colno}")
+        return Unread(text=line, problem=f"no valid JSON: {error.msg} at column {error.colno}")
     except InputError as error:
-        return error
+        return Unread(text=line, problem=str(error))
     except (RecursionError, ValueError) as error:
-        return InputError(f"no valid JSON: {error}")
-    return found if isinstance(found, dict) else InputError(f"expected a JSON object, found {type(found).__name__}")
+        return Unread(text=line, problem=f"no valid JSON: {error}")
+    if isinstance(found, dict):
+        return found
+    return Unread(text=line, problem=f"expected a JSON object, found {type(found).__name__}")
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
