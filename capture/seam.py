@@ -15,7 +15,7 @@ from attnlens.schemas.errors import InputError
 Seam = Literal["clean", "prompt", "whole"]
 
 ANCHORS = ("", "\n", ".", "0", *string.ascii_lowercase, *string.ascii_uppercase, " ", "\t", "-", "_", "(", "=")
-"""Texts that a completion is encoded behind, to see its tokens in the middle of a text. The first that fits is taken."""
+"""Texts that a completion is encoded behind, to see its tokens in the middle of a text. The first that fits counts."""
 
 
 @dataclass(frozen=True, kw_only=True)

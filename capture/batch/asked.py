@@ -27,7 +27,7 @@ TOLD = 4
 
 @dataclass(frozen=True, kw_only=True)
 class Asked:
-    """One prompt. `where` says where it stands ("line 7"), `problem` why it cannot be used: it is recorded as failed."""
+    """One prompt. `where` says where it stands ("line 7"), `problem` why it cannot be used but fails."""
 
     id: str
     where: str

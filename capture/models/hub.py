@@ -12,6 +12,7 @@ from attnlens.capture.models.checkpoint import check_weights
 from attnlens.capture.models.failure import one_line
 from attnlens.capture.models.quantize import describe_checkpoint
 from attnlens.capture.models.request import LoadedModel, Request
+from attnlens.capture.models.sentencepiece import require_protobuf
 from attnlens.capture.models.state import load_options, require_all_weights
 from attnlens.progress import Progress
 from attnlens.schemas.errors import InputError, ModelError
@@ -43,8 +44,13 @@ def check(request: Request) -> None:
     request.refuse_revision("a local folder")
     config = _read_config(folder)
     check_weights(folder, config)
+    if request.tokenizer is not None:
+        return
     if not any((folder / name).is_file() for name in TOKENIZER_FILES) and not _brings_tokenizer_code(folder):
-        raise ModelError(f"no tokenizer in {request.name}: expected one of {', '.join(TOKENIZER_FILES)}")
+        raise ModelError(
+            f"no tokenizer in {request.name}: expected one of {', '.join(TOKENIZER_FILES)}; one that lies elsewhere is "
+            "named by --tokenizer"
+        )
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
@@ -139,10 +145,13 @@ def _prepare(request: Request) -> Prepared:
         raise ModelError(
             f"{request.name} is quantized already ({describe_checkpoint(given)['method']}): leave out --quantize"
         )
+    if request.tokenizer is not None:  # it is read when the model is there
+        return Prepared(config, None, name, shared)
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, **shared)
     except Exception as error:
         _explain_remote_code(request, error)
+        require_protobuf(request.path, error)
         raise ModelError(f"the tokenizer of {request.name} cannot be loaded: {one_line(error)}") from error
     if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):
         raise ModelError(f"no tokenizer in {request.name}: its vocabulary holds special tokens only")
