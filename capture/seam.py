@@ -94,7 +94,7 @@ def _spanned(tokenizer: Any, prompt: Prompt, completion: str, whole: Sequence[in
         )
     if stop == len(whole):
         raise InputError(
-            f"--seam whole: the completion {_shown(completion)} is part of the prompt's last token, nothing is left of "
+            f"seam whole: the completion {_shown(completion)} is part of the prompt's last token, nothing is left of "
             "it; give --seam prompt, or cut them elsewhere"
         )
     over = completion.encode()[: ends[stop - 1] - len(target)].decode("utf-8", "replace")

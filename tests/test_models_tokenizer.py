@@ -55,7 +55,7 @@ def ids(tokenizer: Any, text: str = TEXT) -> list[int]:
 
 def test_a_folder_or_a_file_in_it_comes_with_its_template(model: Path, tmp_path: Path) -> None:
     byte_level_tokenizer(TEMPLATE).save_pretrained(tmp_path / "words")
-    with pytest.raises(ModelError, match="no tokenizer in .* named by --tokenizer"):
+    with pytest.raises(ModelError, match=r"no tokenizer in .* named by --tokenizer"):
         load(str(model))
     for place in (tmp_path / "words", tmp_path / "words" / "tokenizer.json"):
         loaded = load(str(model), tokenizer=str(place))
@@ -133,7 +133,7 @@ def test_the_package_that_a_sentencepiece_folder_needs_is_named(model: Path, pie
     try:
         import google.protobuf  # noqa: F401
     except ModuleNotFoundError:
-        with pytest.raises(MissingExtraError, match="sentencepiece model.*pip install protobuf"):
+        with pytest.raises(MissingExtraError, match=r"sentencepiece model.*pip install protobuf"):
             load(str(folder))
     else:
         expected = sentencepiece.SentencePieceProcessor(model_file=str(folder / "tokenizer.model")).encode(TEXT)
