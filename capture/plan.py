@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from attnlens.capture.configuration import text_config
+from attnlens.capture.losses import losses
 from attnlens.capture.placeholders import refuse_placeholders
 from attnlens.capture.prompt import Prompt, build_prompt, check_ids, fed_prompt
 from attnlens.capture.prompt_options import PromptOptions
@@ -85,6 +86,7 @@ def plan_capture(
         raise InputError("both a completion and token ids were given; expected one of them")
     given: tuple[int, ...] | None = None
     seam: Seam | None = None
+    text = prompt.text + (completion or "")
     if completion is not None:
         joined = join(tokenizer, prompt, completion, options.seam)
         prompt, given, seam = joined.prompt, joined.given, joined.seam
@@ -95,6 +97,7 @@ def plan_capture(
     if isinstance(size, int):
         check_ids([*prompt.ids, *(given or ())], size)
     refuse_placeholders(getattr(model, "config", None), [*prompt.ids, *(given or ())])
+    notes = prompt.notes if prompt.fed else (*prompt.notes, *losses(tokenizer, text, [*prompt.ids, *(given or ())]))
     context = getattr(config, "max_position_embeddings", None)
     if isinstance(context, int) and context > 0:
         length = len(prompt.ids) + len(given or ())
@@ -105,4 +108,4 @@ def plan_capture(
             )
         # The last generated token is never fed, hence one more than the context has room for.
         max_new_tokens = min(max_new_tokens, context - len(prompt.ids) + 1)
-    return Plan(prompt=prompt, given=given, max_new_tokens=max_new_tokens, seam=seam, notes=prompt.notes)
+    return Plan(prompt=prompt, given=given, max_new_tokens=max_new_tokens, seam=seam, notes=notes)

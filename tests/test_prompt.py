@@ -11,10 +11,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from attnlens.capture.losses import losses
 from attnlens.capture.prompt import build_prompt, check_ids
 from attnlens.capture.prompt_files import TokenIds, read_conversation, read_prompt_file, read_token_ids
 from attnlens.schemas.errors import InputError
-from tiny import TEMPLATE, byte_level_tokenizer
+from tiny import TEMPLATE, byte_fallback_tokenizer, byte_level_tokenizer, wordpiece_tokenizer, wrap
 
 BASE = byte_level_tokenizer()
 CHAT = byte_level_tokenizer(TEMPLATE)
@@ -231,3 +232,34 @@ def test_ids_outside_the_vocabulary() -> None:
     for ids in ([3, 10], [3, -1]):
         with pytest.raises(InputError, match=rf"completion: id {ids[1]} at index 1 is outside .*, 0 … 9"):
             check_ids(ids, 10, "completion")
+
+
+def test_what_a_tokenizer_does_not_know_is_told() -> None:
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    words = wordpiece_tokenizer()
+    ids = [*words("the 🦜")["input_ids"]]
+    assert losses(words, "the 🦜", ids) == (
+        f"1 of {len(ids)} given tokens are <unk>: the tokenizer does not know what stood there",
+    )
+    silent = Tokenizer(models.BPE({"<begin>": 0, "a": 1, "b": 2}, []))
+    silent.pre_tokenizer = pre_tokenizers.Whitespace()
+    assert silent.encode("aéb é🦜").ids == [1, 2]
+    assert losses(wrap(silent), "aéb é🦜", [0, 1, 2]) == (
+        "the tokenizer has no token for 2 of the characters that were given: é, 🦜",
+    )
+
+
+@given(text=st.text())
+@settings(max_examples=60, deadline=None)
+def test_what_every_tokenizer_does_is_no_loss(text: str) -> None:
+    assert losses(BASE, text, plain(text)) == ()
+    assert losses(FALLBACK, text, FALLBACK(text)["input_ids"]) == ()
+
+
+FALLBACK = byte_fallback_tokenizer()
+
+
+def test_lower_case_and_spaces_are_no_loss() -> None:
+    tokenizer = wordpiece_tokenizer()
+    assert losses(tokenizer, "The\tDOG  ", tokenizer("The\tDOG  ")["input_ids"]) == ()

@@ -179,8 +179,8 @@ def test_what_cannot_be_continued_is_refused() -> None:
         build_prompt(tokenizer, text="Who?", continue_last=True)
     with pytest.raises(InputError, match="it has no text"):
         build_prompt(tokenizer, messages=[*called({})[:2]], continue_last=True)
+    talk = [user("Who?"), assistant("<think>hm</think>Al")]
     with pytest.raises(InputError, match="changes the words of the message that is to be continued"):
-        talk = [user("Who?"), assistant("<think>hm</think>Al")]
         build_prompt(byte_level_tokenizer(THINKING), messages=talk, continue_last=True)
     trimmed = build_prompt(byte_level_tokenizer(TRIMMED), messages=[user("Who?"), assistant("Al ")], continue_last=True)
     assert trimmed.text == "[user]Who?<end>[assistant]Al"
