@@ -18,6 +18,8 @@ from attnlens.capture.prompt_files import read_conversation
 from attnlens.capture.prompt_options import PromptOptions
 from attnlens.schemas.errors import InputError
 from attnlens.store.tools.crop import crop
+from attnlens.store.tools.inif import export_inif
+from attnlens.store.tools.keep import Keep
 from attnlens.store.verify import verify
 from tiny import TEMPLATE, byte_level_tokenizer, llama
 
@@ -266,6 +268,14 @@ def test_a_store_records_messages_as_they_were_given(tmp_path: Path) -> None:
     assert (about.messages, about.tools, about.continued) == (talk, [WEATHER], True)
     assert about.prompt.endswith("[assistant]It rains in")
     assert not verify(store).problems
-    crop(store, tmp_path / "crop.zarr", redact=["text:Rome"])
+    export_inif(store, tmp_path / "run.inif.json")
+    told = json.loads((tmp_path / "run.inif.json").read_text())["samples"][0]["texts"]
+    assert told[0] == "Rain in Rome?"
+    assert "weather" in told[1]
+    crop(store, tmp_path / "crop.zarr", redact=["text:Rome", "text:in Ro"])  # the second lies across two parts
     left = attnlens.open(tmp_path / "crop.zarr")[0].metadata.model_dump_json()
     assert "Rome" not in left
+    assert "Rain in" not in left
+    crop(store, tmp_path / "short.zarr", keep=Keep(tokens="5:20"))
+    short = attnlens.open(tmp_path / "short.zarr")[0].metadata
+    assert (short.messages, short.tools) == (None, None)

@@ -90,9 +90,20 @@ class Redaction:
     def metadata(self, about: CaptureMetadata) -> CaptureMetadata:
         """The metadata without the texts. What vouched for the whole text vouches no more."""
         values = about.model_dump(mode="json")
+        for message in values["messages"] or ():
+            message["content"] = self._joined(message.get("content"))
         for name in FREE:
             values[name] = self._scrub(values[name])
         return CaptureMetadata.model_validate(values)
+
+    def _joined(self, content: Any) -> Any:
+        """The content of a message, its parts as one if a text that goes may lie across them."""
+        if not isinstance(content, list):
+            return content
+        whole = "".join(str(part.get("text", "")) for part in content if isinstance(part, dict))
+        if self._scrub(whole) == whole:
+            return content
+        return [{"type": "text", "text": whole}]
 
     def _scrub(self, value: Any) -> Any:
         match value:
