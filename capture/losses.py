@@ -26,7 +26,7 @@ def losses(tokenizer: Any, text: str, ids: Sequence[int]) -> tuple[str, ...]:
     """
     notes = []
     name, unknown = getattr(tokenizer, "unk_token", None), getattr(tokenizer, "unk_token_id", None)
-    if unknown is not None and unknown not in (tokenizer.bos_token_id, tokenizer.eos_token_id):
+    if name is not None and unknown is not None and unknown not in (tokenizer.bos_token_id, tokenizer.eos_token_id):
         count = sum(token == unknown for token in ids) - text.count(name)
         if count > 0:
             notes.append(f"{count} of {len(ids)} given tokens are {name}: the tokenizer does not know what stood there")

@@ -17,14 +17,15 @@ ordinary tokens."""
 NAMES = {"img": "image", "vision": "image or video", "media": "media", "speech": "audio"}
 
 
-def refuse_placeholders(config: Any, ids: Sequence[int]) -> None:
-    """Return if no token of a text is one that the model's config calls a placeholder.
+def refuse_placeholders(model: Any, tokenizer: Any, ids: Sequence[int]) -> None:
+    """Return if no token of a text is one that the model's config, or the tokenizer, calls a placeholder.
 
     Raises:
-        InputError: names the id, where it stands, and the field of the config.
+        InputError: names the id, where it stands, and the field that says so.
     """
-    for field, token in _placeholders(config):
-        if token in ids:
+    named = ((f"{medium}_token_id", getattr(tokenizer, f"{medium}_token_id", None)) for medium in MEDIA.split("|"))
+    for field, token in (*_placeholders(getattr(model, "config", None)), *named):
+        if token is not None and token in ids:
             kind = FIELD.fullmatch(field)
             medium = NAMES.get(kind[1], kind[1]) if kind else "media"
             raise InputError(

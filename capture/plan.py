@@ -96,7 +96,7 @@ def plan_capture(
     size = getattr(config, "vocab_size", None)
     if isinstance(size, int):
         check_ids([*prompt.ids, *(given or ())], size)
-    refuse_placeholders(getattr(model, "config", None), [*prompt.ids, *(given or ())])
+    refuse_placeholders(model, tokenizer, [*prompt.ids, *(given or ())])
     notes = prompt.notes if prompt.fed else (*prompt.notes, *losses(tokenizer, text, [*prompt.ids, *(given or ())]))
     context = getattr(config, "max_position_embeddings", None)
     if isinstance(context, int) and context > 0:

@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import Any, Literal
 
-from attnlens.capture.prompt import Prompt, encode, encode_whole, require_unicode
+from attnlens.capture.messages import require_unicode
+from attnlens.capture.prompt import Prompt, encode, encode_whole
 from attnlens.capture.vocabulary import piece_reader
 from attnlens.schemas.errors import InputError
 

@@ -58,10 +58,12 @@ class Words:
         return None
 
     def _call_missing(self) -> str | None:
+        marked = self._chat.probe([_with_marked_calls(one, number) for number, one in enumerate(self._chat.messages)])
         for number, message in enumerate(self._chat.messages):
-            for function in functions_of(message):
+            for k, function in enumerate(functions_of(message)):
                 where = f"{function['name']!r} in message {number} ({message['role']})"
-                if not self._has(function["name"]):
+                # The name alone stands among the tools, too.
+                if not self._has(function["name"]) or (marked is not None and MARK.format(number, k) not in marked):
                     return f"the call of {where}"
                 if not all(self._has(value) for value in _leaves(function.get("arguments"))):
                     return f"arguments of {where}"
@@ -114,6 +116,18 @@ def _with_marks(message: Message, number: int) -> Message:
         return message
     return {**message, "content": [{**part, "text": _with_mark(part["text"], number, k)}
                                    for k, part in enumerate(content)]}  # fmt: skip
+
+
+def _with_marked_calls(message: Message, number: int) -> Message:
+    if not message.get("tool_calls"):
+        return message
+    calls = [
+        {**call, "function": {**call["function"], "name": call["function"]["name"] + MARK.format(number, k)}}
+        if isinstance(call.get("function"), Mapping)
+        else {**call, "name": call["name"] + MARK.format(number, k)}
+        for k, call in enumerate(message["tool_calls"])
+    ]
+    return {**message, "tool_calls": calls}
 
 
 def _with_mark(text: str, number: int, part: int) -> str:

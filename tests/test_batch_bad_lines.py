@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner
@@ -88,7 +89,7 @@ def test_a_file_of_bad_lines_alone_writes_nothing(folder: Path, tmp_path: Path) 
 
 def test_from_python(tmp_path: Path) -> None:
     tokenizer = byte_tokenizer()
-    prompts = [
+    prompts: list[Any] = [
         "The quick",
         "",
         {"id": "x", "prompt": [1, "a"]},

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import sentencepiece
 from tokenizers import Tokenizer
+from transformers.utils import is_protobuf_available
 
 import attnlens
 from attnlens.capture.forecast.model import open_model
@@ -130,9 +131,7 @@ def test_the_package_that_a_sentencepiece_folder_needs_is_named(model: Path, pie
     shutil.copytree(model, folder)
     shutil.copy(pieces / "tokenizer.model", folder)
     (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "LlamaTokenizer"}))
-    try:
-        import google.protobuf  # noqa: F401
-    except ModuleNotFoundError:
+    if not is_protobuf_available():
         with pytest.raises(MissingExtraError, match=r"sentencepiece model.*pip install protobuf"):
             load(str(folder))
     else:

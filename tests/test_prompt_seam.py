@@ -67,7 +67,7 @@ def prefix_space_tokenizer() -> Any:
     return tokenizer
 
 
-KINDS = {
+KINDS: dict[str, Callable[[Path], Any]] = {
     "byte level": lambda file: byte_level_tokenizer(),
     "byte level with a space before": lambda file: prefix_space_tokenizer(),
     "metaspace": lambda file: byte_fallback_tokenizer(),

@@ -150,6 +150,12 @@ def test_tools_and_their_calls(template: str, arguments: Any) -> None:
     assert (prompt.messages, prompt.tools) == (called(arguments), [WEATHER])
 
 
+def test_a_dropped_call_is_missed_though_the_tools_name_it() -> None:
+    template = TOOLS.replace("<call>{{ call.function.name }} {{ call.function.arguments | tojson }}", "")
+    with pytest.raises(InputError, match="leaves out the call of 'weather' in message 1"):
+        build_prompt(byte_level_tokenizer(template), messages=called({}), tools=[WEATHER])
+
+
 def test_tools_that_a_template_does_not_name_are_refused() -> None:
     with pytest.raises(InputError, match="leaves out the tool 'weather'"):
         build_prompt(byte_level_tokenizer(TEMPLATE), text="the weather?", tools=[WEATHER])
@@ -230,6 +236,17 @@ def test_a_placeholder_without_its_image_is_refused(field: str) -> None:
     with pytest.raises(InputError, match="token 2 has id"):
         plan_capture(model, tokenizer, read_prompt(tokenizer, [1, 2], options), "x", None, 1, options)
     plan_capture(model, tokenizer, read_prompt(tokenizer, "ab", options), None, None, 1, options)
+
+
+def test_a_placeholder_that_only_the_tokenizer_knows_is_refused() -> None:
+    tokenizer, options = byte_level_tokenizer(), PromptOptions()
+    assert tokenizer.add_special_tokens({"extra_special_tokens": ["<picture>"]})
+    number = tokenizer.convert_tokens_to_ids("<picture>")
+    prompt = read_prompt(tokenizer, "a <picture>", options)
+    plan_capture(llama(), tokenizer, prompt, None, None, 1, options)
+    tokenizer.image_token_id = number
+    with pytest.raises(InputError, match=rf"has id {number}, which stands for image input"):
+        plan_capture(llama(), tokenizer, prompt, None, None, 1, options)
 
 
 def test_a_qwen2_vl_placeholder_is_refused() -> None:
