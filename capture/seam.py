@@ -64,15 +64,16 @@ def _continued(tokenizer: Any, prompt: Prompt, completion: str, whole: Sequence[
     not. What comes out is only taken if it spells the whole text.
     """
     spelled = _speller(tokenizer)
-    expected, plain = spelled(whole), (prompt.text + completion).encode()
+    expected, own = spelled(whole), completion.encode()
+    exact = prompt.fed or spelled(prompt.ids).endswith(prompt.text.encode())
     for anchor in ANCHORS:
         before, both = encode(tokenizer, anchor) if anchor else [], encode(tokenizer, anchor + completion)
         rest = both[len(before) :]
         if not rest or both[: len(before)] != before:
             continue
-        # A tokenizer that drops spaces beside special tokens spells the whole otherwise, and this text as it is.
-        own = spelled([*prompt.ids[prompt.n_added :], *rest])
-        if spelled([*prompt.ids, *rest]) == expected or own.removeprefix(b" ") == plain.removeprefix(b" "):
+        # Its own text alone, where the whole comes out otherwise: ids that end within a character, spaces that a
+        # special token takes away. The whole, where texts are lower-cased and the like.
+        if (exact and spelled(rest) == own) or spelled([*prompt.ids, *rest]) == expected:
             return tuple(rest)
     raise InputError(
         f"the completion {_shown(completion)} cannot continue the prompt's tokens: the tokenizer has none for it that "

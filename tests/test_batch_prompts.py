@@ -165,6 +165,25 @@ def test_a_file_without_a_prompt_that_can_be_used_is_refused(tmp_path: Path) -> 
     assert told.endswith("and 1 more")
 
 
+def test_a_line_of_another_encoding_fails_alone(tmp_path: Path) -> None:
+    for name, text in (("a.jsonl", b'{"prompt": "caf\xe9"}\r\n{"prompt": "b"}\r\n'), ("a.txt", b"caf\xe9\r\nb\r\n")):
+        (tmp_path / name).write_bytes(text)
+        found = read_prompts(tmp_path / name, DEFAULTS)
+        assert [one.id for one in found][:1] == ["line-1"]
+        assert (found[0].problem or "").endswith("is 0xe9")
+        assert (found[1].prompt, found[1].problem) == ("b", None)
+    (tmp_path / "wide.txt").write_bytes("\ufeffone\ntwo\n".encode("utf-16-le"))
+    with pytest.raises(InputError, match="not UTF-8"):
+        read_prompts(tmp_path / "wide.txt", DEFAULTS)
+
+
+def test_a_first_line_that_is_cut_short_makes_no_texts_of_the_others(tmp_path: Path) -> None:
+    found = read(tmp_path, '{"prompt": "cut\n{"prompt": "whole"}\n', "prompts")
+    assert [one.problem is None for one in found] == [False, True]
+    assert found[1].prompt == "whole"
+    assert [one.prompt for one in read(tmp_path, "{braces\nplain\n", "prompts")] == ["{braces", "plain"]
+
+
 def test_the_second_of_two_ids_is_a_failure(tmp_path: Path) -> None:
     found = read(tmp_path, lines({"id": "a", "prompt": "x"}, {"id": "a", "prompt": "y"}, {"id": "b", "prompt": "z"}))
     assert [one.id for one in found] == ["a", "line-2", "b"]

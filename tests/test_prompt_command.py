@@ -1,4 +1,4 @@
-"""Options of `lens capture` that say how words become tokens: the command does what Python does, and the plan agrees."""
+"""Options of `lens capture` that say how words become tokens: the command does as Python does, and the plan agrees."""
 
 from __future__ import annotations
 

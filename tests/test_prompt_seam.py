@@ -10,7 +10,7 @@ import pytest
 import sentencepiece
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import pre_tokenizers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaTokenizer
 from transformers.tokenization_utils_sentencepiece import SentencePieceBackend
 
@@ -29,6 +29,7 @@ from tiny import (
     byte_level_tokenizer,
     llama,
     wordpiece_tokenizer,
+    wrap,
     write_tiktoken,
 )
 
@@ -202,6 +203,18 @@ def test_a_prompt_of_ids_keeps_them(tokenizer_of: Callable[[str], Any]) -> None:
     assert (plan.seam, [*whole, *(plan.given or ())]) == ("clean", tokenizer("hellohello")["input_ids"])
 
 
+def test_ids_that_end_within_a_character_are_continued(tokenizer_of: Callable[[str], Any]) -> None:
+    for kind in ("byte level", "llama", "tiktoken"):
+        tokenizer = tokenizer_of(kind)
+        cut = tokenizer("🙂", add_special_tokens=False)["input_ids"][:-1]
+        options = PromptOptions()
+        plan = plan_capture(
+            llama(vocab_size=600), tokenizer, read_prompt(tokenizer, cut, options), "hello", None, 0, options
+        )
+        assert (plan.prompt.ids, plan.seam) == (cut, "prompt")
+        assert "".join(tokenizer.convert_ids_to_tokens(list(plan.given or ()))) == "hello"
+
+
 def test_after_a_chat_template(tokenizer_of: Callable[[str], Any]) -> None:
     tokenizer = byte_level_tokenizer(TEMPLATE)
     prompt = build_prompt(tokenizer, text="Who?")
@@ -218,6 +231,23 @@ def test_a_completion_without_tokens_is_refused() -> None:
             join(tokenizer, prompt, text, "prompt")
     with pytest.raises(InputError, match="no tokens"):
         join(wordpiece_tokenizer(), Prompt("the", [5]), "  ", "prompt")
+
+
+def test_a_prompt_whose_last_token_ends_a_word_is_not_continued() -> None:
+    backend = Tokenizer(models.BPE(unk_token="<unk>", end_of_word_suffix="</w>"))
+    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    backend.decoder = decoders.BPEDecoder("</w>")
+    trainer = trainers.BpeTrainer(
+        vocab_size=200, special_tokens=["<unk>", "<begin>"], end_of_word_suffix="</w>", show_progress=False
+    )
+    backend.train_from_iterator([*CORPUS, *WORDS], trainer)
+    tokenizer = wrap(backend, unk_token="<unk>")
+    for completion in ("lo", "lo ", "lo and"):
+        with pytest.raises(InputError, match="cannot continue the prompt's tokens"):
+            join(tokenizer, build_prompt(tokenizer, text="hel", raw=True), completion, "prompt")
+    joined = join(tokenizer, build_prompt(tokenizer, text="hel", raw=True), "lo and", "whole")
+    assert tokenizer.decode(joined.prompt.ids[1:]) == "hello"
+    assert tokenizer.decode(list(joined.given)) == "and"
 
 
 def test_what_cannot_be_continued_is_refused() -> None:
