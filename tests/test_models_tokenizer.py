@@ -111,7 +111,7 @@ def test_one_that_is_larger_than_the_model_is_refused(tmp_path: Path) -> None:
         open_model(options, Silent())
 
 
-@pytest.mark.parametrize("name", ["./nothing", "/nowhere/at/all", "no such name"])
+@pytest.mark.parametrize("name", ["./nothing", "/nowhere/at/all", "no such name", "nobody/nothing"])
 def test_a_tokenizer_that_is_not_there(model: Path, name: str) -> None:
     with pytest.raises(ModelError, match="no such tokenizer"):
         load(str(model), tokenizer=name)

@@ -125,6 +125,13 @@ def _read_folder(request: Request, path: Path) -> Any:
     if path.exists():
         folder = path if path.is_dir() else path.parent
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=request.trust_remote_code)
-    return AutoTokenizer.from_pretrained(
-        request.tokenizer, trust_remote_code=request.trust_remote_code, local_files_only=not hub._hub_answers()
-    )
+    reached = hub._hub_answers()
+    try:
+        return AutoTokenizer.from_pretrained(
+            request.tokenizer, trust_remote_code=request.trust_remote_code, local_files_only=not reached
+        )
+    except OSError as error:
+        where = "the hub has none for you" if reached else "the hub cannot be reached and its cache has none"
+        raise ModelError(
+            f"no such tokenizer: there is no file or folder {request.tokenizer}, and {where} of this name"
+        ) from error
