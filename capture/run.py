@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from attnlens.capture.batch.launch import read_launch
 from attnlens.capture.engine import CaptureReport, capture
 from attnlens.capture.models import LoadedModel, load
 from attnlens.capture.plan import Text
-from attnlens.capture.prompt import read_messages, read_prompt_file, read_token_ids, read_tools
+from attnlens.capture.prompt_files import read_conversation, read_prompt_file, read_token_ids, read_tools
 from attnlens.capture.prompt_options import PromptOptions
 from attnlens.capture.settings import Generation, Settings, parse_overrides
 from attnlens.progress import Progress
@@ -97,7 +98,7 @@ class CaptureOptions:
         return PromptOptions(
             system=self.system,
             raw=self.raw,
-            tools=read_tools(self.tools) if self.tools is not None else None,
+            tools=_tools(self),
             continue_last=self.continue_last,
             seam=self.seam,
         )
@@ -195,10 +196,22 @@ def prompt_of(options: CaptureOptions) -> tuple[Text, Sequence[int] | None]:
         return (given.prompt, completion) if given.prompt is not None else (given.completion[:1], given.completion[1:])
     if not named:
         raise InputError("no prompt; give one with -p TEXT, --prompt-file, --messages, --token-ids or --prompts FILE")
+    if options.continue_last and options.messages is None:
+        raise InputError(f"--continue was given with {named[0]}; it continues the last message of --messages FILE")
     if options.messages is not None:
         if options.system is not None:
             raise InputError("--system and --messages were given; put the system message into the messages file")
-        return read_messages(options.messages), completion
+        return read_conversation(options.messages).messages, completion
     if options.prompt_file is not None:
         return read_prompt_file(options.prompt_file), completion
     return options.prompt or "", completion
+
+
+def _tools(options: CaptureOptions) -> tuple[Mapping[str, Any], ...] | None:
+    """Those of `--tools`, or those that the file of messages holds."""
+    beside = read_conversation(options.messages).tools if options.messages is not None else None
+    if options.tools is None:
+        return beside
+    if beside is not None:
+        raise InputError(f"--tools was given, and {options.messages} holds tools too; expected one of them")
+    return read_tools(options.tools)

@@ -31,7 +31,7 @@ class Vocabulary:
         }
         self._specials = frozenset(getattr(tokenizer, "all_special_ids", ()))
         self._pieces = _pieces(tokenizer, size)
-        self._to_bytes = _piece_reader(tokenizer)
+        self._to_bytes = piece_reader(tokenizer)
         self._raw: dict[int, builtins.bytes] = {}
         self._texts: dict[int, str] = {}
 
@@ -106,7 +106,7 @@ def _pieces(tokenizer: Any, size: int) -> dict[int, str]:
     return {token: piece for piece, token in tokenizer.get_vocab().items() if 0 <= token < size}
 
 
-def _piece_reader(tokenizer: Any) -> Step | None:
+def piece_reader(tokenizer: Any) -> Step | None:
     """How a piece becomes bytes, read from the tokenizer's own decoder; None: only the tokenizer itself can tell."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:

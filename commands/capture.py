@@ -22,7 +22,9 @@ EXAMPLES = (
     "[bold]Examples[/bold]\n\n"
     'lens capture -m smollm2-135m -p "Why is the sky blue?"\n\n'
     "lens capture -m meta-llama/Llama-3.1-8B-Instruct --quantize 8bit --prompt-file q.txt\n\n"
-    'lens capture -m ./my-model --raw -p "2+2=" --completion "5" -o forced.zarr\n\n'
+    'lens capture -m ./my-model --raw -p "2+2=" --completion "5" --seam whole -o given.zarr\n\n'
+    "lens capture -m ./my-model --messages talk.json --continue --tools tools.json -o talk.zarr\n\n"
+    "lens capture -m ./llama-weights --tokenizer ./tokenizer.model -p Hello\n\n"
     "lens capture -m ./my-model --prompts questions.jsonl -o all.zarr --resume\n\n"
     "torchrun --nproc-per-node 4 -m attnlens capture -m ./my-model --prompts q.txt -o all.zarr\n\n"
     "accelerate launch --multi_gpu --num_processes 4 -m attnlens capture -m ./my-model --prompts q.txt -o all.zarr"
@@ -57,7 +59,7 @@ def capture(
             "--messages",
             metavar="FILE",
             rich_help_panel=PROMPT,
-            help='A conversation: JSON list of {"role": …, "content": …}.',
+            help='A conversation: JSON list of {"role": …, "content": …}, or {"messages": …, "tools": …}.',
         ),
     ] = None,
     prompts: Annotated[
@@ -66,7 +68,7 @@ def capture(
             "--prompts",
             metavar="FILE",
             rich_help_panel=PROMPT,
-            help="Many: one a line, as text or JSON. A capture each.",
+            help="Many: one a line, as text or JSON. A capture each; a bad line fails alone.",
         ),
     ] = None,
     system: Annotated[
@@ -137,7 +139,8 @@ def capture(
             "--seam",
             metavar="prompt|whole",
             rich_help_panel=GENERATION,
-            help="Where the tokenizer joins prompt and --completion: keep the prompt's tokens, or the whole text's.",
+            help="If a token spans the end of the prompt and --completion: keep the prompt's tokens, or take those of "
+            "the whole text.",
         ),
     ] = "prompt",
     generation: Annotated[
@@ -170,7 +173,7 @@ def capture(
             "--tokenizer",
             metavar="PATH|NAME",
             rich_help_panel=MODEL,
-            help="Tokenizer that does not lie with the model.",
+            help="A tokenizer that lies elsewhere: folder, tokenizer.json, tokenizer.model, .gguf or hub name.",
         ),
     ] = None,
     ignore_weights: Annotated[

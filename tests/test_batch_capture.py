@@ -137,6 +137,8 @@ def test_resume_does_what_is_missing_partial_or_failed(truth: Path, tmp_path: Pa
         ([*prompts(N)[:-1], {**prompts(N)[-1], "top_p": 0.5}], {}, "is not what it was"),
         (prompts(N), {"settings": Settings(top_k=2)}, "top_k was 5, now it is 2"),
         (prompts(N), {"seed": 6}, "seed was 5, now it is 6"),
+        (prompts(N), {"seam": "whole"}, "seam was 'prompt', now it is 'whole'"),
+        ([*prompts(N)[:-1], {**prompts(N)[-1], "seam": "whole"}], {}, "is not what it was"),
         (prompts(N), {"model_id": "another"}, "model was 'LlamaForCausalLM', now it is 'another'"),
     ],
 )

@@ -89,7 +89,7 @@ def test_the_seed_is_what_the_documents_say() -> None:
         ("[1]", "expected a JSON object, found list"),
         ('{"prompt": "a", "prompt": "b"}', "'prompt' is there twice"),
         ({"prompt": "a", "temprature": 1}, "unknown key 'temprature'"),
-        ({"id": "x"}, "no prompt, messages or token_ids"),
+        ({"seed": 1}, "no prompt, messages or token_ids"),
         ({"prompt": "a", "messages": [{"role": "user", "content": "b"}]}, "both prompt and messages"),
         ({"prompt": " "}, "prompt is empty"),
         ({"prompt": 3}, "prompt is 3, expected a text or token ids"),
@@ -106,26 +106,88 @@ def test_the_seed_is_what_the_documents_say() -> None:
         ('{"prompt": "a", "temperature": NaN}', "temperature is nan"),
         ({"prompt": "a", "seed": 2**64}, "seed is"),
         ({"prompt": "a", "raw": "yes"}, "expected true or false"),
+        ({"prompt": "a", "seam": "both"}, "seam is 'both', expected prompt or whole"),
+        ({"prompt": "a", "tools": "weather"}, "tools: expected a JSON list of tools"),
+        ({"prompt": [1, 2], "tools": [{"name": "f"}]}, "not with raw text or ids"),
+        ({"prompt": "a", "continue": True}, "continue goes on with the last of messages"),
+        ({"messages": [{"role": "user", "content": "a"}], "continue": 1}, "continue is 1, expected true or false"),
         ({"prompt": "a", "id": 1.5}, "id is 1.5"),
         ({"prompt": "a", "id": "two\nlines"}, "printable"),
         ('{"prompt": "\\ud800"}', "half of a surrogate pair"),
     ],
 )
-def test_a_line_that_cannot_be_used(tmp_path: Path, record: Any, message: str) -> None:
+def test_a_line_that_cannot_be_used_is_that_prompts_failure(tmp_path: Path, record: Any, message: str) -> None:
     text = record if isinstance(record, str) else json.dumps(record)
-    with pytest.raises(InputError, match="line 2: ") as refusal:
-        read(tmp_path, f'{{"prompt": "good"}}\n{text}\n')
-    assert message in str(refusal.value)
+    found = read(tmp_path, f'{{"id": "good", "prompt": "good"}}\n{text}\n{{"id": "too", "prompt": "b"}}\n')
+    assert [one.id for one in found] == ["good", "line-2", "too"]
+    assert [one.problem is None for one in found] == [True, False, True]
+    assert message in (found[1].problem or "")
+    assert found[1].where == "line 2"
+    assert found[1].prompt == text or json.loads(str(found[1].prompt), parse_constant=str)
 
 
-def test_problems_are_told_together_by_line(tmp_path: Path) -> None:
-    text = lines({"id": "a", "prompt": "x"}, {"id": "a", "prompt": "y"}, {"prompt": ""}, {}, {"prompt": 1}, {"x": 1})
+def test_a_failure_keeps_its_own_id_where_it_has_one(tmp_path: Path) -> None:
+    bad = {"id": "mine", "prompt": ""}, {"id": "good", "prompt": ""}, {"id": [], "prompt": "x"}, {"id": "line-5"}
+    found = read(tmp_path, lines({"id": "good", "prompt": "x"}, *bad))
+    assert [one.id for one in found] == ["good", "mine", "line-3", "line-4", "line-5"]
+    taken = read(tmp_path, lines({"prompt": ""}, {"id": "line-1", "prompt": "x"}, {"id": "line-1-2", "prompt": "y"}))
+    assert [one.id for one in taken] == ["line-1-3", "line-1", "line-1-2"]
+
+
+def test_a_line_with_nothing_but_spaces_around_json_null(tmp_path: Path) -> None:
+    found = read(tmp_path, 'null\n{"prompt": "x", "tools": null, "continue": null, "seam": null}\n')
+    assert found[0].problem == "expected a JSON object, found NoneType"
+    assert (found[1].problem, found[1].wording) == (None, DEFAULTS.wording)
+
+
+def test_what_is_set_for_all_holds_where_it_has_a_meaning(tmp_path: Path) -> None:
+    tools = ({"name": "f"},)
+    defaults = Defaults(wording=PromptOptions(tools=tools, continue_last=True, seam="whole"))
+    chat = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    own = {"messages": chat, "tools": [{"name": "g"}], "continue": False, "seam": "prompt"}
+    found = read(
+        tmp_path,
+        lines({"messages": chat}, {"prompt": "a"}, {"prompt": "a", "raw": True}, {"prompt": [1]}, own),
+        defaults=defaults,
+    )
+    assert [one.problem for one in found] == [None] * 5
+    assert [one.wording.tools for one in found] == [tools, tools, None, None, ({"name": "g"},)]
+    assert [one.wording.continue_last for one in found] == [True, False, False, False, False]
+    assert [one.wording.seam for one in found] == ["whole"] * 4 + ["prompt"]
+    assert len({one.sha256 for one in found}) == 5
+
+
+def test_a_file_without_a_prompt_that_can_be_used_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError) as refusal:
-        read(tmp_path, text)
+        read(tmp_path, lines({"prompt": ""}, {}, {"prompt": 1}, {"prompt": [1, -2]}, {"x": 1}))
     told = str(refusal.value)
-    assert "line 2: the id 'a' was given before (line 1)" in told
-    assert all(f"line {number}: " in told for number in (3, 4, 5))
+    assert all(f"line {number}: " in told for number in (1, 2, 3, 4))
     assert told.endswith("and 1 more")
+
+
+def test_a_line_of_another_encoding_fails_alone(tmp_path: Path) -> None:
+    for name, text in (("a.jsonl", b'{"prompt": "caf\xe9"}\r\n{"prompt": "b"}\r\n'), ("a.txt", b"caf\xe9\r\nb\r\n")):
+        (tmp_path / name).write_bytes(text)
+        found = read_prompts(tmp_path / name, DEFAULTS)
+        assert [one.id for one in found][:1] == ["line-1"]
+        assert (found[0].problem or "").endswith("is 0xe9")
+        assert (found[1].prompt, found[1].problem) == ("b", None)
+    (tmp_path / "wide.txt").write_bytes("\ufeffone\ntwo\n".encode("utf-16-le"))
+    with pytest.raises(InputError, match="not UTF-8"):
+        read_prompts(tmp_path / "wide.txt", DEFAULTS)
+
+
+def test_a_first_line_that_is_cut_short_makes_no_texts_of_the_others(tmp_path: Path) -> None:
+    found = read(tmp_path, '{"prompt": "cut\n{"prompt": "whole"}\n', "prompts")
+    assert [one.problem is None for one in found] == [False, True]
+    assert found[1].prompt == "whole"
+    assert [one.prompt for one in read(tmp_path, "{braces\nplain\n", "prompts")] == ["{braces", "plain"]
+
+
+def test_the_second_of_two_ids_is_a_failure(tmp_path: Path) -> None:
+    found = read(tmp_path, lines({"id": "a", "prompt": "x"}, {"id": "a", "prompt": "y"}, {"id": "b", "prompt": "z"}))
+    assert [one.id for one in found] == ["a", "line-2", "b"]
+    assert found[1].problem == "the id 'a' was given before (line 1)"
 
 
 def test_files_without_prompts(tmp_path: Path) -> None:

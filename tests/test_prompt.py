@@ -11,17 +11,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from attnlens.capture.prompt import (
-    TokenIds,
-    build_prompt,
-    check_ids,
-    encode_completion,
-    read_messages,
-    read_prompt_file,
-    read_token_ids,
-)
+from attnlens.capture.losses import losses
+from attnlens.capture.prompt import build_prompt, check_ids
+from attnlens.capture.prompt_files import TokenIds, read_conversation, read_prompt_file, read_token_ids
 from attnlens.schemas.errors import InputError
-from tiny import TEMPLATE, byte_level_tokenizer
+from tiny import TEMPLATE, byte_fallback_tokenizer, byte_level_tokenizer, wordpiece_tokenizer, wrap
 
 BASE = byte_level_tokenizer()
 CHAT = byte_level_tokenizer(TEMPLATE)
@@ -106,13 +100,6 @@ def test_what_the_template_refuses_is_said() -> None:
         build_prompt(strict, text="x", system="y")
 
 
-def test_completion_adds_nothing_and_knows_special_tokens() -> None:
-    assert encode_completion(CHAT, " Alice.<end>") == [*plain(" Alice."), END]
-    for text, said in [("", "empty"), ("\udc00", "no valid Unicode")]:
-        with pytest.raises(InputError, match=said):
-            encode_completion(CHAT, text)
-
-
 @given(text=st.text(min_size=1))
 @settings(max_examples=100, deadline=None)
 def test_raw_ids_decode_to_the_text(text: str) -> None:
@@ -145,7 +132,7 @@ def test_prompt_files(tmp_path: Path, content: str, expected: str) -> None:
 
 
 def test_unreadable_files(tmp_path: Path) -> None:
-    for read in (read_prompt_file, read_messages, read_token_ids):
+    for read in (read_prompt_file, read_conversation, read_token_ids):
         with pytest.raises(InputError, match="no such file"):
             read(tmp_path / "none")
         with pytest.raises(InputError, match="cannot be read"):
@@ -168,7 +155,7 @@ def test_message_files_round_trip(
 ) -> None:
     path = tmp_path_factory.mktemp("messages") / "m.json"
     path.write_text(json.dumps({"messages": messages} if wrapped else messages, indent=indent))
-    assert read_messages(path) == messages
+    assert read_conversation(path).messages == messages
 
 
 @pytest.mark.parametrize(
@@ -185,7 +172,7 @@ def test_message_files_round_trip(
 )
 def test_bad_message_files(tmp_path: Path, content: str, said: str) -> None:
     with pytest.raises(InputError) as caught:
-        read_messages(write(tmp_path, content))
+        read_conversation(write(tmp_path, content))
     assert said in str(caught.value)
 
 
@@ -245,3 +232,34 @@ def test_ids_outside_the_vocabulary() -> None:
     for ids in ([3, 10], [3, -1]):
         with pytest.raises(InputError, match=rf"completion: id {ids[1]} at index 1 is outside .*, 0 … 9"):
             check_ids(ids, 10, "completion")
+
+
+def test_what_a_tokenizer_does_not_know_is_told() -> None:
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    words = wordpiece_tokenizer()
+    ids = [*words("the 🦜")["input_ids"]]
+    assert losses(words, "the 🦜", ids) == (
+        f"1 of {len(ids)} given tokens are <unk>: the tokenizer does not know what stood there",
+    )
+    silent = Tokenizer(models.BPE({"<begin>": 0, "a": 1, "b": 2}, []))
+    silent.pre_tokenizer = pre_tokenizers.Whitespace()
+    assert silent.encode("aéb é🦜").ids == [1, 2]
+    assert losses(wrap(silent), "aéb é🦜", [0, 1, 2]) == (
+        "the tokenizer has no token for 2 of the characters that were given: é, 🦜",
+    )
+
+
+@given(text=st.text())
+@settings(max_examples=60, deadline=None)
+def test_what_every_tokenizer_does_is_no_loss(text: str) -> None:
+    assert losses(BASE, text, plain(text)) == ()
+    assert losses(FALLBACK, text, FALLBACK(text)["input_ids"]) == ()
+
+
+FALLBACK = byte_fallback_tokenizer()
+
+
+def test_lower_case_and_spaces_are_no_loss() -> None:
+    tokenizer = wordpiece_tokenizer()
+    assert losses(tokenizer, "The\tDOG  ", tokenizer("The\tDOG  ")["input_ids"]) == ()

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from attnlens.capture.messages import check_messages, check_tools, require_unicode, require_unicode_messages
 from attnlens.capture.plan import Text
-from attnlens.capture.prompt import check_messages, require_unicode
 from attnlens.capture.prompt_options import PromptOptions
 from attnlens.capture.settings import Generation
 from attnlens.schemas.errors import InputError
 
 TEXT_KEYS = ("prompt", "messages", "token_ids")
 GENERATION_KEYS = ("max_new_tokens", "temperature", "top_p", "seed")
-KEYS = ("id", *TEXT_KEYS, "completion", "system", "raw", *GENERATION_KEYS)
+WORDING_KEYS = ("system", "raw", "tools", "continue", "seam")
+KEYS = ("id", *TEXT_KEYS, "completion", *WORDING_KEYS, *GENERATION_KEYS)
 LONGEST_ID = 200
 TOLD = 4
 """So many problems are told in one message."""
@@ -25,7 +27,7 @@ TOLD = 4
 
 @dataclass(frozen=True, kw_only=True)
 class Asked:
-    """One prompt. `where` says where it stands ("line 7")."""
+    """One prompt. `where` says where it stands ("line 7"), `problem` why it cannot be used but fails."""
 
     id: str
     where: str
@@ -34,11 +36,12 @@ class Asked:
     completion: str | None
     token_ids: tuple[int, ...] | None
     generation: Generation
+    problem: str | None = None
 
     @property
     def sha256(self) -> str:
-        """Hash over everything that is asked; `where` is not."""
-        values = {name: value for name, value in dataclasses.asdict(self).items() if name != "where"}
+        """Hash over everything that is asked; where it stands and what is wrong with it are not."""
+        values = {name: value for name, value in dataclasses.asdict(self).items() if name not in ("where", "problem")}
         return hashlib.sha256(_canonical(values).encode()).hexdigest()
 
 
@@ -60,8 +63,18 @@ def seed_of(seed: int, prompt_id: str) -> int:
     return int.from_bytes(digest[:6], "big")
 
 
+@dataclass(frozen=True, kw_only=True)
+class Unread:
+    """What the reader of a file could make nothing of: the text, and why."""
+
+    text: str
+    problem: str
+
+
 def ask(found: Iterable[tuple[str, object]], defaults: Defaults, source: str) -> list[Asked]:
     """Prompts out of texts, lists of messages, lists of token ids, or mappings with `KEYS`, each with where it stands.
+
+    One that cannot be used is among them, with its problem; so is the second of two with the same id.
 
     Args:
         found: pairs of where, and what was found there.
@@ -69,31 +82,61 @@ def ask(found: Iterable[tuple[str, object]], defaults: Defaults, source: str) ->
         source: names the whole, for the message.
 
     Raises:
-        InputError: no prompt, or some that cannot be used; the first few problems are told together.
+        InputError: no prompt, or none that can be used; the first few problems are told together.
     """
     asked: list[Asked] = []
-    problems: list[str] = []
+    bad: list[int] = []
     places: dict[str, str] = {}
     copies: dict[str, int] = {}
     for where, value in found:
-        if isinstance(value, InputError):  # what the reader of a file made of a line
-            problems.append(f"{where}: {value}")
-            continue
+        name = None
         try:
+            if isinstance(value, Unread):
+                raise InputError(value.problem)
+            name = _name(value) if isinstance(value, Mapping) else None
             one = _ask(where, value, defaults, copies)
+            if one.id in places:
+                raise InputError(f"the id {one.id!r} was given before ({places[one.id]})")
         except InputError as error:
-            problems.append(f"{where}: {error}")
-            continue
-        if one.id in places:
-            problems.append(f"{where}: the id {one.id!r} was given before ({places[one.id]})")
-        places.setdefault(one.id, where)
+            bad.append(len(asked))
+            one = _failed(where, value, "" if name in places else name or "", defaults, str(error))
+        if one.id:
+            places[one.id] = where
         asked.append(one)
-    if problems:
-        more = f"; and {len(problems) - TOLD} more" if len(problems) > TOLD else ""
-        raise InputError(f"{source}: {'; '.join(problems[:TOLD])}{more}")
     if not asked:
         raise InputError(f"{source} holds no prompts")
+    if len(bad) == len(asked):
+        more = f"; and {len(bad) - TOLD} more" if len(bad) > TOLD else ""
+        raise InputError(f"{source}: {'; '.join(f'{one.where}: {one.problem}' for one in asked[:TOLD])}{more}")
+    for number in bad:
+        if not asked[number].id:
+            asked[number] = dataclasses.replace(asked[number], id=_free_id(asked[number].where, places))
+            places[asked[number].id] = asked[number].where
     return asked
+
+
+def _failed(where: str, value: object, name: str, defaults: Defaults, problem: str) -> Asked:
+    """A prompt that cannot be used, its words as they stand there. `name` is empty where it has no id of its own."""
+    text = value.text if isinstance(value, Unread) else value
+    if not isinstance(text, str):
+        text = json.dumps(text, ensure_ascii=False, default=str)
+    return Asked(
+        id=name,
+        where=where,
+        prompt=text.encode("utf-8", "replace").decode("utf-8"),
+        wording=defaults.wording,
+        completion=None,
+        token_ids=None,
+        generation=defaults.generation,
+        problem=problem,
+    )
+
+
+def _free_id(where: str, taken: Mapping[str, str]) -> str:
+    """An id from the place, "line-7", that no prompt has."""
+    name = where.replace(" ", "-")
+    numbers = (f"{name}-{number}" for number in itertools.count(2))
+    return name if name not in taken else next(other for other in numbers if other not in taken)
 
 
 def _ask(where: str, value: object, defaults: Defaults, copies: dict[str, int]) -> Asked:
@@ -110,26 +153,47 @@ def _ask(where: str, value: object, defaults: Defaults, copies: dict[str, int]) 
         require_unicode(_required_text(completion, "completion"), "the completion")
     elif completion is not None:
         given, completion = _ids(completion, "completion"), None
-    raw = _flag(record, "raw", defaults.wording.raw)
+    wording = _wording(record, prompt, defaults.wording)
+    name = _name(record) or _content_id(record, copies)
+    return Asked(
+        id=name,
+        where=where,
+        prompt=prompt,
+        wording=wording,
+        completion=completion,
+        token_ids=given,
+        generation=_generation(record, defaults.generation, name),
+    )
+
+
+def _wording(record: Mapping[str, Any], prompt: Text, defaults: PromptOptions) -> PromptOptions:
+    """How the prompt becomes tokens. What was set for all prompts is left out where it has no meaning."""
+    raw = _flag(record, "raw", defaults.raw)
     if raw and "messages" in record:
         raise InputError("messages need the model's template, but raw was asked for")
+    templated = not raw and (isinstance(prompt, str) or "messages" in record)
     system: Any = record.get("system")
     if system is not None:
         require_unicode(_required_text(system, "system"), "the system text")
         if raw or not isinstance(prompt, str):
             raise InputError("a system text goes with a text prompt and the model's template only")
     elif isinstance(prompt, str) and not raw:
-        system = defaults.wording.system
-    name = _name(record) or _content_id(record, copies)
-    return Asked(
-        id=name,
-        where=where,
-        prompt=prompt,
-        wording=dataclasses.replace(defaults.wording, system=system, raw=raw),
-        completion=completion,
-        token_ids=given,
-        generation=_generation(record, defaults.generation, name),
+        system = defaults.system
+    tools = check_tools(record["tools"], "tools") if "tools" in record else None
+    if tools is not None and not templated:
+        raise InputError("tools go with a prompt that the model's template is filled with, not with raw text or ids")
+    continue_last = _flag(record, "continue", defaults.continue_last and "messages" in record)
+    if continue_last and "messages" not in record:
+        raise InputError("continue goes on with the last of messages, but there are none")
+    wording = PromptOptions(
+        system=system,
+        raw=raw,
+        tools=tools if tools is not None else defaults.tools if templated else None,
+        continue_last=continue_last,
+        seam=record.get("seam", defaults.seam),
     )
+    wording.check()
+    return wording
 
 
 def _kind(value: object) -> str:
@@ -152,8 +216,7 @@ def _text(record: Mapping[str, Any]) -> tuple[Text, tuple[int, ...] | None]:
     given = _ids(record["token_ids"], "token_ids") if "token_ids" in record else None
     if "messages" in record:
         messages = check_messages(record["messages"], "messages")
-        for message in messages:
-            require_unicode(message["content"], f"the {message['role']} message")
+        require_unicode_messages(messages)
         return messages, given
     if "prompt" in record:
         prompt = record["prompt"]

@@ -101,8 +101,8 @@ def capture_many(
         model: a causal language model of transformers, on any device.
         tokenizer: its tokenizer.
         prompts: each a text, chat messages, token ids, or a mapping with some of the keys of a line of `--prompts`:
-            id; prompt, messages or token_ids; completion; system, raw, max_new_tokens, temperature, top_p, seed. A
-            prompt without an id gets one made of its content.
+            id; prompt, messages or token_ids; completion; system, raw, tools, continue, seam, max_new_tokens,
+            temperature, top_p, seed. A prompt without an id gets one made of its content.
         store: path of the `.zarr` folder to make.
         system: a system message before every text prompt that has none.
         raw: feed texts as they are, without the chat template.
@@ -127,7 +127,7 @@ def capture_many(
         progress: is told what happens.
 
     Raises:
-        InputError: an argument or prompt that cannot be used, before anything is captured.
+        InputError: an argument that cannot be used, or no prompt that can be, before anything is captured.
         ModelError: the model cannot be captured truthfully.
         StoreError: the store cannot be written.
         Interrupted: Ctrl-C; what was committed is kept.
@@ -322,8 +322,10 @@ def plan_of(model: nn.Module, tokenizer: Any, one: Asked) -> Plan:
     """What is to be captured of one prompt.
 
     Raises:
-        InputError: the model's template, vocabulary or context refuses it.
+        InputError: it cannot be used, or the model's template, vocabulary or context refuses it.
     """
+    if one.problem is not None:
+        raise InputError(one.problem)
     prompt = read_prompt(tokenizer, one.prompt, one.wording)
     new = one.generation.max_new_tokens
     return plan_capture(model, tokenizer, prompt, one.completion, one.token_ids, new, one.wording)
@@ -339,7 +341,8 @@ def _first_ids(tokenizer: Any, asked: Sequence[Asked]) -> list[int]:
     problem: InputError | None = None
     for one in asked:
         try:
-            return read_prompt(tokenizer, one.prompt, one.wording).ids
+            if one.problem is None:
+                return read_prompt(tokenizer, one.prompt, one.wording).ids
         except InputError as error:
             problem = problem or InputError(f"none of the {len(asked)} prompts can be used; {one.where}: {error}")
     assert problem is not None
@@ -363,6 +366,7 @@ def _model(session: Session) -> dict[str, Any]:
         "architecture": about.architecture,
         "dtype": about.dtype,
         "quantization": about.quantization,
+        "tokenizer": about.tokenizer,
         "n_layer": about.n_layer,
         "lenses": [f"{lens.info.name} {lens.info.hash}" for lens in session.equipment.lenses],
     }

@@ -169,6 +169,7 @@ def open_model(options: CaptureOptions, progress: Progress) -> PlannedModel:
         options.quantize,
         options.trust_remote_code,
         options.revision,
+        tokenizer=options.tokenizer,
     )
     require_bitsandbytes(request)
     progress.stage("configuration and tokenizer")

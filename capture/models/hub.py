@@ -44,8 +44,13 @@ def check(request: Request) -> None:
     request.refuse_revision("a local folder")
     config = _read_config(folder)
     check_weights(folder, config)
-    if not any((folder / name).is_file() for name in TOKENIZER_FILES) and not _brings_tokenizer_code(folder):
-        raise ModelError(f"no tokenizer in {request.name}: expected one of {', '.join(TOKENIZER_FILES)}")
+    if request.tokenizer is not None:
+        return
+    if not any((folder / name).is_file() for name in TOKENIZER_FILES) and not brings_tokenizer_code(folder):
+        raise ModelError(
+            f"no tokenizer in {request.name}: expected one of {', '.join(TOKENIZER_FILES)}; one that lies elsewhere is "
+            "named by --tokenizer"
+        )
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
@@ -66,8 +71,8 @@ def _read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def _brings_tokenizer_code(folder: Path) -> bool:
-    """Remote code names its own files."""
+def brings_tokenizer_code(folder: Path) -> bool:
+    """Whether the tokenizer is remote code, which names its own files."""
     try:
         return "auto_map" in json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
     except (ValueError, OSError):
@@ -132,7 +137,7 @@ def _prepare(request: Request) -> Prepared:
     shared: dict[str, Any] = {"trust_remote_code": request.trust_remote_code}
     name = str(request.path) if local else request.name
     if not local:
-        shared |= {"revision": request.revision or "main", "local_files_only": not _hub_answers()}
+        shared |= {"revision": request.revision or "main", "local_files_only": not hub_answers()}
     config = _load_config(request, name, shared)
     require_causal(request, config)
     given = getattr(config, "quantization_config", None)
@@ -140,8 +145,10 @@ def _prepare(request: Request) -> Prepared:
         raise ModelError(
             f"{request.name} is quantized already ({describe_checkpoint(given)['method']}): leave out --quantize"
         )
+    if request.tokenizer is not None:  # it is read when the model is there
+        return Prepared(config, None, name, shared)
     folder = request.path if local else _snapshot(request.name, shared["revision"])
-    plain = None if folder is None or _brings_tokenizer_code(folder) else folder
+    plain = None if folder is None or brings_tokenizer_code(folder) else folder
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, **shared)
     except Exception as error:
@@ -156,7 +163,7 @@ def _prepare(request: Request) -> Prepared:
     return Prepared(config, tokenizer, name, shared)
 
 
-def _hub_answers() -> bool:
+def hub_answers() -> bool:
     """Whether it is worth asking: without a name server the hub's client retries for half a minute."""
     import socket
     from urllib.parse import urlsplit

@@ -15,6 +15,7 @@ from attnlens.capture.models.failure import one_line
 from attnlens.capture.models.quantize import describe, require_bitsandbytes, settle
 from attnlens.capture.models.quiet import quiet
 from attnlens.capture.models.request import LoadedModel, Request
+from attnlens.capture.models.tokenizer import check_tokenizer_source, with_tokenizer
 from attnlens.progress import Progress, Silent
 from attnlens.schemas.errors import AttnlensError, InputError, ModelError
 
@@ -88,6 +89,7 @@ def load(
     require_bitsandbytes(request)
     source = next(source for source in SOURCES if source.matches(request))
     source.check(request)
+    check_tokenizer_source(request)
     if tensor_parallel:
         require_split(request, source.splits)
     check_device(device)
@@ -96,7 +98,7 @@ def load(
         with quiet():
             report.stage("loading")
             loaded = source.load(request, report)
-            return _finish(request, loaded)
+            return _finish(request, with_tokenizer(request, loaded))
     except AttnlensError:
         raise
     except Exception as error:  # a foreign checkpoint fails in any way a library knows; the cause is kept
@@ -124,7 +126,7 @@ def _finish(request: Request, loaded: LoadedModel) -> LoadedModel:
     model.requires_grad_(False)
     model.config._name_or_path = loaded.id
     model.name_or_path = loaded.id
-    loaded.tokenizer.name_or_path = loaded.id
+    loaded.tokenizer.name_or_path = loaded.tokenizer_id or loaded.id
     settle(model)
     if request.quantize is None:
         return loaded

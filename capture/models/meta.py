@@ -25,6 +25,7 @@ from attnlens.capture.models.meta_tokenizer import (
 )
 from attnlens.capture.models.request import LoadedModel, Request
 from attnlens.capture.models.state import model_from_state
+from attnlens.capture.models.tokenizer import load_tokenizer, tokenizer_name
 from attnlens.progress import Progress
 from attnlens.schemas.errors import ModelError
 
@@ -70,7 +71,19 @@ def check(request: Request) -> None:
     read_params(folder / "params.json")
     for shard in find_shards(folder):
         check_torch_file(shard)
-    check_tokenizer(_find_tokenizer(folder))
+    if request.tokenizer is None:
+        check_tokenizer(_find_tokenizer(folder))
+
+
+def _tokenizer(request: Request, folder: Path) -> tuple[Any, bool, str]:
+    """The tokenizer, whether it is Llama 3's, and what messages call it."""
+    elsewhere = load_tokenizer(request)
+    if elsewhere is not None:
+        return elsewhere, set(STOP) <= set(elsewhere.get_vocab()), f"the tokenizer {request.tokenizer}"
+    file = _find_tokenizer(folder)
+    check_tokenizer(file)
+    tiktoken = is_tiktoken(file)
+    return tiktoken_tokenizer(file) if tiktoken else sentencepiece_tokenizer(file), tiktoken, str(file)
 
 
 def load(request: Request, progress: Progress) -> LoadedModel:
@@ -81,8 +94,6 @@ def load(request: Request, progress: Progress) -> LoadedModel:
     """
     folder = _require_folder(request)
     params = read_params(folder / "params.json")
-    tokenizer_file = _find_tokenizer(folder)
-    tiktoken = is_tiktoken(tokenizer_file)
     shards = open_shards(find_shards(folder))
     vocabulary = vocabulary_size(params, shards)
     tied = "output.weight" not in shards[0]
@@ -91,17 +102,16 @@ def load(request: Request, progress: Progress) -> LoadedModel:
     check_ranks(tensors, shards)
     dtype = shards[0]["layers.0.attention.wq.weight"].dtype
     state = merge(tensors, shards, request.torch_dtype())
-    tokenizer = tiktoken_tokenizer(tokenizer_file) if tiktoken else sentencepiece_tokenizer(tokenizer_file)
+    tokenizer, tiktoken, called = _tokenizer(request, folder)
     if len(tokenizer) != vocabulary:  # as Meta's code asserts: a cut tokenizer would put the special tokens elsewhere
         raise ModelError(
-            f"{tokenizer_file} has {len(tokenizer)} tokens and the embedding {vocabulary} rows: "
-            "they do not belong together"
+            f"{called} has {len(tokenizer)} tokens and the embedding {vocabulary} rows: they do not belong together"
         )
     config = _config(params, vocabulary, tied=tied, tiktoken=tiktoken, tokenizer=tokenizer, dtype=dtype)
     model = model_from_state(request, config, state, dtype)
     _set_stop_tokens(model, tokenizer, tiktoken=tiktoken)
     name = folder.resolve().parent.name if folder.name == SUBFOLDER else folder.resolve().name
-    return LoadedModel(model, tokenizer, name)
+    return LoadedModel(model, tokenizer, name, tokenizer_id=tokenizer_name(request))
 
 
 def outline(request: Request) -> tuple[Any, Any, str, Any]:
@@ -114,10 +124,7 @@ def outline(request: Request) -> tuple[Any, Any, str, Any]:
     request.refuse_revision("a local folder")
     folder = _require_folder(request)
     params = read_params(folder / "params.json")
-    tokenizer_file = _find_tokenizer(folder)
-    check_tokenizer(tokenizer_file)
-    tiktoken = is_tiktoken(tokenizer_file)
-    tokenizer = tiktoken_tokenizer(tokenizer_file) if tiktoken else sentencepiece_tokenizer(tokenizer_file)
+    tokenizer, tiktoken, _ = _tokenizer(request, folder)
     vocabulary, tied, dtype = params.vocab_size if params.vocab_size > 0 else len(tokenizer), False, torch.bfloat16
     if any(folder.glob("consolidated.*.pth")):
         shards = open_shards(find_shards(folder))

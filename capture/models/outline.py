@@ -10,6 +10,7 @@ from attnlens.capture.models import builtin, gguf, hub, meta
 from attnlens.capture.models.failure import one_line
 from attnlens.capture.models.quiet import quiet
 from attnlens.capture.models.request import Request
+from attnlens.capture.models.tokenizer import check_size, check_tokenizer_source, load_tokenizer
 from attnlens.schemas.errors import AttnlensError, ModelError
 
 
@@ -43,10 +44,15 @@ def outline(request: Request) -> Outline:
         InputError: an option that cannot be used.
         ModelError: there is no such model here, or it is no causal language model.
     """
+    check_tokenizer_source(request)
     describe = next(describe for matches, describe in OUTLINES if matches(request))
     try:
         with quiet():
             config, tokenizer, name, dtype = describe(request)
+            elsewhere = load_tokenizer(request)
+            if elsewhere is not None:
+                tokenizer = elsewhere
+                check_size(request, tokenizer, config.get_text_config(decoder=True).vocab_size)
             return Outline(
                 config=config,
                 tokenizer=tokenizer,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import gzip
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from io import TextIOWrapper
 from os import PathLike
@@ -127,7 +127,7 @@ def _sample(inif: Any, capture: Capture) -> Any:
         "generated": range(capture.n_prompt, n_token),
         ABSENT: np.flatnonzero(capture.token_id < 0).tolist(),
     }
-    texts = [str(message.get("content", "")) for message in about.messages or []] or [about.prompt]
+    texts = [_text_of(message) for message in about.messages or []] or [about.prompt]
     return inif.Sample(
         id=capture.id,
         texts=[*texts, about.completion] if about.completion else texts,
@@ -136,6 +136,15 @@ def _sample(inif: Any, capture: Capture) -> Any:
         input_tokens=capture.n_prompt,
         output_tokens=max(0, n_token - capture.n_prompt),
     )
+
+
+def _text_of(message: Mapping[str, Any]) -> str:
+    """The text of a message, whose content is a text, a list of parts, or nothing beside calls of tools."""
+    content = message.get("content")
+    if isinstance(content, list):
+        return "".join(str(part.get("text", "")) if isinstance(part, dict) else str(part) for part in content)
+    calls = message.get("tool_calls")
+    return str(content) if content is not None else json.dumps(calls, ensure_ascii=False) if calls else ""
 
 
 def _tokens(inif: Any, capture: Capture) -> Iterator[Any]:

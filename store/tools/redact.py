@@ -22,7 +22,9 @@ POSITIONS = re.compile(r"[0-9]+(:[0-9]+)?")
 TEXT = "text:"
 SHORT = 3
 """Pieces of fewer letters than this say too little to be looked for inside other words."""
-FREE = ("prompt", "completion", "messages", "error", "prompt_id", "self_checks", "sampling")
+FREE = (
+    "prompt", "completion", "messages", "tools", "label", "notes", "error", "prompt_id", "self_checks", "sampling"
+)  # fmt: skip
 """Fields of the metadata that may quote the text."""
 
 
@@ -88,9 +90,20 @@ class Redaction:
     def metadata(self, about: CaptureMetadata) -> CaptureMetadata:
         """The metadata without the texts. What vouched for the whole text vouches no more."""
         values = about.model_dump(mode="json")
+        for message in values["messages"] or ():
+            message["content"] = self._joined(message.get("content"))
         for name in FREE:
             values[name] = self._scrub(values[name])
         return CaptureMetadata.model_validate(values)
+
+    def _joined(self, content: Any) -> Any:
+        """The content of a message, its parts as one if a text that goes may lie across them."""
+        if not isinstance(content, list):
+            return content
+        whole = "".join(str(part.get("text", "")) for part in content if isinstance(part, dict))
+        if self._scrub(whole) == whole:
+            return content
+        return [{"type": "text", "text": whole}]
 
     def _scrub(self, value: Any) -> Any:
         match value:

@@ -1,0 +1,56 @@
+"""One conversation, in one form, and the chat template that writes it as a text."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from attnlens.capture.messages import Message
+from attnlens.schemas.errors import InputError, MissingExtraError
+
+
+@dataclass(frozen=True)
+class Chat:
+    """Messages in one of the forms, ready for a template."""
+
+    tokenizer: Any
+    messages: list[Message]
+    tools: list[dict[str, Any]] | None
+    continued: bool
+
+    def render(self) -> str:
+        """The template's text.
+
+        Raises:
+            InputError: the template refuses.
+        """
+        return self._rendered(self.messages, self.tools, continued=self.continued)
+
+    def probe(self, messages: list[Message], *, tools: bool = True) -> str | None:
+        """The template's text of other messages, or without tools, none of them continued; None if it refuses."""
+        try:
+            return self._rendered(messages, self.tools if tools else None, continued=False)
+        except InputError:
+            return None
+
+    def _rendered(self, messages: list[Message], tools: list[dict[str, Any]] | None, *, continued: bool) -> str:
+        try:
+            from jinja2 import TemplateError
+        except ImportError as error:
+            raise MissingExtraError("chat templates need jinja2: pip install 'attnlens[capture]'") from error
+        try:
+            return str(
+                self.tokenizer.apply_chat_template(
+                    messages,
+                    tools=tools,
+                    tokenize=False,
+                    add_generation_prompt=not self.continued,
+                    continue_final_message=continued,
+                )
+            )
+        except (TemplateError, TypeError, ValueError, LookupError, AttributeError) as error:
+            if continued and "final message" in str(error):
+                raise InputError("the model's chat template changes the words of the message that is to be continued; "
+                                 "write the prompt as text and give --raw") from error  # fmt: skip
+            why = " ".join(str(error).split())[:300]
+            raise InputError(f"the model's chat template refuses these messages: {why}") from error
