@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from attnlens.capture.generation_fields import check_overrides
 from attnlens.capture.plan import Text
 from attnlens.capture.prompt import check_messages, require_unicode
 from attnlens.capture.prompt_options import PromptOptions
@@ -16,7 +17,8 @@ from attnlens.capture.settings import Generation
 from attnlens.schemas.errors import InputError
 
 TEXT_KEYS = ("prompt", "messages", "token_ids")
-GENERATION_KEYS = ("max_new_tokens", "temperature", "top_p", "seed")
+NUMBERS = ("max_new_tokens", "temperature", "top_p", "seed")
+GENERATION_KEYS = (*NUMBERS, "generation")
 KEYS = ("id", *TEXT_KEYS, "completion", "system", "raw", *GENERATION_KEYS)
 LONGEST_ID = 200
 TOLD = 4
@@ -194,13 +196,18 @@ def _flag(record: Mapping[str, Any], key: str, default: bool) -> bool:
 
 def _generation(record: Mapping[str, Any], defaults: Generation, name: str) -> Generation:
     values: dict[str, Any] = {"seed": seed_of(defaults.seed, name)}
-    for key in GENERATION_KEYS:
+    for key in NUMBERS:
         if key not in record:
             continue
         value, whole = record[key], key in ("max_new_tokens", "seed")
         if isinstance(value, bool) or not isinstance(value, int if whole else int | float):
             raise InputError(f"{key} is {_shown(value)}, expected a {'whole ' if whole else ''}number")
         values[key] = value
+    if "generation" in record:
+        fields = record["generation"]
+        if not isinstance(fields, Mapping):
+            raise InputError(f"generation is {_shown(fields)}, expected an object of generation settings")
+        values["overrides"] = {**defaults.overrides, **check_overrides(fields)}
     generation = dataclasses.replace(defaults, **values)
     generation.check()
     return generation
