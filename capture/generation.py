@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -40,13 +41,15 @@ class Prepared:
 
 
 class _Plain(GenerationMixin):  # type: ignore[misc]
-    """Configuration and generation settings of a model whose class cannot generate, or is wrapped in another."""
+    """What transformers asks of a model as it prepares to generate, with other settings than the model's own.
 
-    def __init__(self, model: nn.Module, device: torch.device) -> None:
+    It stands for a model whose settings are replaced, whose class cannot generate, or which is wrapped in another.
+    """
+
+    def __init__(self, model: nn.Module, settings: GenerationConfig) -> None:
         config = getattr(model, "config", None)
         self.config = config if isinstance(config, PreTrainedConfig) else PreTrainedConfig()
-        self.generation_config = settings_of(model)
-        self.device = device
+        self.generation_config = settings
 
 
 def settings_of(model: nn.Module) -> GenerationConfig:
@@ -69,12 +72,16 @@ def prepare(
     own = settings_of(model)
     overrides = check_overrides(generation.overrides)
     values = _checked(own, overrides, cache_matters=_cache_matters(model))
-    mixin: Any = model if isinstance(model, GenerationMixin) else _Plain(model, device)
     ids = torch.tensor([list(prompt)], dtype=torch.long, device=device)
     try:
         with quiet():
-            config = _settled(mixin, tokenizer, generation, overrides, values)
-            return _built(mixin, tokenizer, config, ids)
+            settings = copy.deepcopy(own)
+            for name, value in overrides.items():
+                setattr(settings, name, value)
+            plain_model = _Plain(model, settings)
+            config = _settled(plain_model, tokenizer, generation, overrides, values)
+            # A class may have processors of its own, which `generate` takes.
+            return _built(model if isinstance(model, GenerationMixin) else plain_model, tokenizer, config, ids)
     except Exception as error:  # what a value means is checked in many places of transformers, and of a model's class
         kind = InputError if overrides else ModelError
         raise kind(f"the generation settings {told(_asked(values))} cannot be used: {one_line(error)}") from error
@@ -87,11 +94,11 @@ def told(settings: Mapping[str, Any]) -> str:
 
 
 def _settled(
-    mixin: Any, tokenizer: Any, generation: Generation, overrides: Mapping[str, Any], values: Mapping[str, Any]
+    model: Any, tokenizer: Any, generation: Generation, overrides: Mapping[str, Any], values: Mapping[str, Any]
 ) -> GenerationConfig:
     """The settings that hold: the model's, replaced where a person replaces them, completed by transformers' own."""
     given = {name: value for name, value in overrides.items() if name in FIELDS and FIELDS[name].how != "idle"}
-    config: GenerationConfig = mixin._prepare_generation_config(None, **given, **_chosen(generation))[0]
+    config: GenerationConfig = model._prepare_generation_config(None, **given, **_chosen(generation))[0]
     for name, value in values.items():
         setattr(config, name, value)
     if config.eos_token_id is None and "eos_token_id" not in overrides:

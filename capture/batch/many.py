@@ -240,12 +240,14 @@ def run_batch(
         )
         kept, writer = opened if opened is not None else ([], None)
         batch = _Batch(session, writer, asked, progress)
-        last = False
         try:
             batch.run()
-        finally:
+        except BaseException:
             if writer is not None:
-                last = writer.close()
+                with contextlib.suppress(StoreError):  # what ended the run is told, and not what follows from it
+                    writer.close()
+            raise
+        last = writer.close() if writer is not None else False
     complete, failed = writer.finished() if writer is not None else (0, 0)
     progress.end()
     if writer is not None and not last:
