@@ -71,7 +71,7 @@ def prepare(
     """
     own = settings_of(model)
     overrides = check_overrides(generation.overrides)
-    values = _checked(own, overrides, cache_matters=_cache_matters(model))
+    values = _checked(own, overrides, model)
     ids = torch.tensor([list(prompt)], dtype=torch.long, device=device)
     try:
         with quiet():
@@ -98,11 +98,16 @@ def _settled(
 ) -> GenerationConfig:
     """The settings that hold: the model's, replaced where a person replaces them, completed by transformers' own."""
     given = {name: value for name, value in overrides.items() if name in FIELDS and FIELDS[name].how != "idle"}
-    config: GenerationConfig = model._prepare_generation_config(None, **given, **_chosen(generation))[0]
+    # Asked with None it refuses a model's configuration that holds names of generation settings. With code of a model's
+    # own that may be `top_k` of its experts.
+    none = None if type(model.config).__module__.startswith("transformers.") else GenerationConfig()
+    config: GenerationConfig = model._prepare_generation_config(none, **given, **_chosen(generation))[0]
     for name, value in values.items():
         setattr(config, name, value)
     if config.eos_token_id is None and "eos_token_id" not in overrides:
         config.eos_token_id = getattr(tokenizer, "eos_token_id", None)
+    if config.exponential_decay_length_penalty is not None and config.eos_token_id is None:
+        raise ValueError("exponential_decay_length_penalty acts on the end token, and eos_token_id names none")
     return config
 
 
@@ -110,7 +115,7 @@ def _built(mixin: Any, tokenizer: Any, config: GenerationConfig, ids: Tensor) ->
     """What transformers makes of settings, for a prompt of ids int64 (1, token), in the order of `generate`."""
     held, ends, n_prompt = _held(config), _ends(config.eos_token_id), ids.shape[1]
     config = mixin._prepare_generated_length(config, True, True, "input_ids", n_prompt, ids)
-    mixin._prepare_special_tokens(config, True, device=ids.device, batch_size=1)
+    mixin._prepare_special_tokens(config, True, device=ids.device)
     processors = mixin._get_logits_processor(
         generation_config=config,
         input_ids_seq_length=n_prompt,
@@ -140,7 +145,7 @@ def _chosen(generation: Generation) -> dict[str, Any]:
     }
 
 
-def _checked(own: GenerationConfig, overrides: Mapping[str, Any], *, cache_matters: bool) -> dict[str, Any]:
+def _checked(own: GenerationConfig, overrides: Mapping[str, Any], model: nn.Module) -> dict[str, Any]:
     """Values of all honoured fields that are set.
 
     Raises:
@@ -155,7 +160,7 @@ def _checked(own: GenerationConfig, overrides: Mapping[str, Any], *, cache_matte
             if name in overrides and not hasattr(own, name):
                 raise InputError(unknown(name))
             _refuse_unknown(name, value)
-        elif name == "use_cache" and value is False and cache_matters:
+        elif name == "use_cache" and value is False and _cache_matters(model):
             raise _refusal(name, value, "without a cache the rope of this model turns old keys anew", True)
         elif FIELDS[name].how == "refused" and asks(name, value):
             raise _refusal(name, value, FIELDS[name].why, FIELDS[name].neutral[0])

@@ -91,7 +91,7 @@ def _option(name: str) -> Treatment:
 
 
 _BEAMS = "one text is followed, not several beams"
-_DRAFT = "the model itself checks every drafted token, so the text is the same"
+_DRAFT = "the model itself checks what is drafted, which changes no probability"
 _OUTPUT = "it says what generate returns"
 _COMPILED = "it says how generate compiles the model"
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from transformers import GenerationConfig
+from transformers import GenerationConfig, LlamaConfig
 
 import attnlens
 from attnlens.capture import capture
@@ -23,7 +23,7 @@ from attnlens.capture.generation_fields import FIELDS, asks
 from attnlens.capture.sampling import Sampler
 from attnlens.capture.settings import Generation, Settings, parse_overrides
 from attnlens.schemas.errors import AttnlensError, InputError, ModelError
-from families import VOCABULARY, byte_tokenizer, tiny_model
+from families import SMALL, VOCABULARY, byte_tokenizer, tiny_model
 
 NEW = 14
 SEEDS = (0, 2)
@@ -38,8 +38,8 @@ def prompt_ids() -> list[int]:
 def generated(model: Any, prompt: list[int] | None = None, **options: Any) -> list[int]:
     """What transformers' own `generate` writes after the prompt."""
     ids = torch.tensor([prompt or prompt_ids()])
-    options = {"max_new_tokens": NEW, "do_sample": False, **options}
-    out = model.generate(ids, attention_mask=torch.ones_like(ids), tokenizer=byte_tokenizer(), **options)
+    chosen = {"max_new_tokens": NEW, "do_sample": False, **options}
+    out = model.generate(ids, attention_mask=torch.ones_like(ids), tokenizer=byte_tokenizer(), **chosen)
     text: list[int] = out[0, ids.shape[1] :].tolist()
     return text
 
@@ -135,7 +135,7 @@ def test_the_models_own_settings_give_the_text_of_generate(tmp_path: Path) -> No
     store = attnlens.open(tmp_path / "a.zarr")[0]
     assert store.token_id[store.n_prompt :].tolist() == generated(model) != text
     null = {"suppress_tokens": None, "no_repeat_ngram_size": None, "min_new_tokens": None, "eos_token_id": None}
-    options = {"raw": True, "max_new_tokens": NEW, "temperature": 0, "generation": null}
+    options: dict[str, Any] = {"raw": True, "max_new_tokens": NEW, "temperature": 0, "generation": null}
     capture(model, byte_tokenizer(), PROMPT, tmp_path / "b.zarr", **options)
     store = attnlens.open(tmp_path / "b.zarr")[0]
     assert store.token_id[store.n_prompt :].tolist() == generated(model, **null) == text
@@ -249,11 +249,12 @@ def test_a_forbidden_token_that_is_the_likely_one_leaves_the_others(name: str, t
 
 @pytest.mark.parametrize("temperature", [0, 0.1])
 def test_where_no_token_is_left_one_line_names_the_settings(temperature: float, tmp_path: Path) -> None:
-    options = {"raw": True, "temperature": temperature, "generation": {"suppress_tokens": list(range(VOCABULARY))}}
+    suppressed = {"suppress_tokens": list(range(VOCABULARY))}
+    options: dict[str, Any] = {"raw": True, "temperature": temperature, "generation": suppressed}
     with pytest.raises(ModelError, match=r"no token can be chosen after token 9: .*suppress_tokens=") as caught:
         capture(tiny_model("llama"), byte_tokenizer(), PROMPT, tmp_path / "run.zarr", **options)
     assert "\n" not in str(caught.value)
-    asked = [{"id": "a", "prompt": "ab", "generation": options["generation"]}, {"id": "b", "prompt": "ab"}]
+    asked: list[Any] = [{"id": "a", "prompt": "ab", "generation": suppressed}, {"id": "b", "prompt": "ab"}]
     options = {"raw": True, "temperature": temperature, "max_new_tokens": 3}
     report = capture_many(tiny_model("llama"), byte_tokenizer(), asked, tmp_path / "many.zarr", **options)
     assert [one.id for one in report.failures] == ["a"]
@@ -302,6 +303,24 @@ def test_a_wrapped_model_chooses_as_the_model_does() -> None:
     assert sampler(bare, ids).settings == {"eos_token_id": 2, "top_k": 50}
 
 
+class RoutedConfig(LlamaConfig):
+    """As code that comes with a model: `top_k` is of its experts."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.top_k = 2
+
+
+def test_a_configuration_is_no_place_for_settings_but_a_name_of_its_own_is_none() -> None:
+    model = tiny_model("llama")
+    model.config = RoutedConfig(**SMALL)
+    assert sampler(model, [1]).settings == {"eos_token_id": 2, "top_k": 50}
+    model = tiny_model("llama")
+    model.config.num_beams = 4  # what generate refuses, too
+    with pytest.raises(ModelError, match=r"modified the pretrained model configuration.*num_beams"):
+        sampler(model, [1])
+
+
 # The table of fields
 
 
@@ -311,6 +330,18 @@ def test_every_field_of_the_installed_version_is_in_the_table() -> None:
     known |= set(re.findall(r'kwargs\.pop\("(\w+)"', inspect.getsource(GenerationConfig.__init__)))
     assert len(known) > 60
     assert not {name for name in known if not name.startswith("_")} - set(FIELDS)
+
+
+def test_the_page_says_of_every_field_what_becomes_of_it() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "generation.md").read_text(encoding="utf-8")
+    heads = {"option": "Options decide", "honoured": "Honoured**", "sampling": "Honoured in sampling"}
+    heads |= {"refused": "Refused", "idle": "Without effect"}
+    parts = {part.split("*")[0]: part for part in re.split(r"\n\*\*", page)[1:]}
+    for how, head in heads.items():
+        part = parts[head.rstrip("*")]
+        named = set(re.findall(r"`(\w+)`", part))
+        assert named == {name for name, field in FIELDS.items() if field.how == how}, how
+        assert all(field.why in part for field in FIELDS.values() if field.how == how)
 
 
 REFUSED: dict[str, Any] = {
@@ -471,12 +502,15 @@ def test_overrides_are_json_or_text() -> None:
 
 
 def test_settings_that_contradict_each_other_are_told_in_one_line() -> None:
-    with pytest.raises(InputError, match="cannot be used: Every token in `forced_bos_token_id`") as caught:
-        sampler(tiny_model("llama"), [1], {"forced_bos_token_id": 5, "suppress_tokens": [5]})
-    assert "\n" not in str(caught.value)
-    fields = {"exponential_decay_length_penalty": [3, 2.0], "eos_token_id": None}  # it acts on the end token
-    with pytest.raises(AttnlensError, match="exponential_decay"):
+    fields = {"exponential_decay_length_penalty": [3, 2.0], "eos_token_id": None}
+    with pytest.raises(InputError, match="exponential_decay_length_penalty acts on the end token") as caught:
         sampler(tiny_model("llama"), [1], fields)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(AttnlensError, match=r"suppress_tokens=\[5\]"):
+        # Refused as they are read from transformers 5.20 or so on, before when no token is left.
+        sampler(tiny_model("llama"), [1], {"forced_bos_token_id": 5, "suppress_tokens": [5]}).choose(
+            torch.tensor([1]), torch.zeros(VOCABULARY)
+        )
     chooser = sampler(tiny_model("llama"), [1], {"sequence_bias": {(VOCABULARY + 5,): 2.0}})
     with pytest.raises(ModelError, match=r"sequence_bias.* fail at token 1: .*vocabulary size"):
         chooser.choose(torch.tensor([1]), torch.zeros(VOCABULARY))
