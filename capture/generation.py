@@ -76,7 +76,7 @@ def prepare(
     try:
         with quiet():
             settings = copy.deepcopy(own)
-            for name, value in overrides.items():
+            for name, value in _given(overrides).items():
                 setattr(settings, name, value)
             plain_model = _Plain(model, settings)
             config = _settled(plain_model, tokenizer, generation, overrides, values)
@@ -97,11 +97,10 @@ def _settled(
     model: Any, tokenizer: Any, generation: Generation, overrides: Mapping[str, Any], values: Mapping[str, Any]
 ) -> GenerationConfig:
     """The settings that hold: the model's, replaced where a person replaces them, completed by transformers' own."""
-    given = {name: value for name, value in overrides.items() if name in FIELDS and FIELDS[name].how != "idle"}
     # Asked with None it refuses a model's configuration that holds names of generation settings. With code of a model's
     # own that may be `top_k` of its experts.
     none = None if type(model.config).__module__.startswith("transformers.") else GenerationConfig()
-    config: GenerationConfig = model._prepare_generation_config(none, **given, **_chosen(generation))[0]
+    config: GenerationConfig = model._prepare_generation_config(none, **_given(overrides), **_chosen(generation))[0]
     for name, value in values.items():
         setattr(config, name, value)
     if config.eos_token_id is None and "eos_token_id" not in overrides:
@@ -135,6 +134,11 @@ def _built(mixin: Any, tokenizer: Any, config: GenerationConfig, ids: Tensor) ->
     )
 
 
+def _given(overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """What transformers is told of replaced settings: those that act."""
+    return {name: value for name, value in overrides.items() if name in FIELDS and FIELDS[name].how != "idle"}
+
+
 def _chosen(generation: Generation) -> dict[str, Any]:
     """What options decide, as `generate` calls it."""
     drawn = {"temperature": float(generation.temperature), "top_p": float(generation.top_p)}
@@ -157,7 +161,7 @@ def _checked(own: GenerationConfig, overrides: Mapping[str, Any], model: nn.Modu
         if name.startswith("_"):  # what transformers notes for itself
             continue
         if name not in FIELDS:
-            if name in overrides and not hasattr(own, name):
+            if name in overrides and name not in vars(own):
                 raise InputError(unknown(name))
             _refuse_unknown(name, value)
         elif name == "use_cache" and value is False and _cache_matters(model):

@@ -163,6 +163,26 @@ def test_a_store_that_cannot_be_written_ends_the_run(truth: Path, tmp_path: Path
     assert_same(path, truth)
 
 
+def test_a_failure_that_cannot_be_recorded_ends_the_run(tmp_path: Path) -> None:
+    """A prompt that is refused before its capture begins, in a store that is gone."""
+    path = tmp_path / "run.zarr"
+
+    class Vanishing(Tokenizer):
+        def encode(self, text: Any, **options: Any) -> Any:
+            if "Z" in text:
+                path.rename(tmp_path / "away")
+            return super().encode(text, **options)
+
+        def __call__(self, text: Any, **options: Any) -> Any:
+            if "Z" in text:
+                path.rename(tmp_path / "away")
+            return super().__call__(text, **options)
+
+    tokenizer = Vanishing("encode", TypeError("no text"))
+    with pytest.raises(StoreError, match="cannot write"):
+        capture_many(model(), tokenizer, ASKED[:3], path, **{**OPTIONS, "max_new_tokens": 4})
+
+
 def test_ctrl_c_ends_the_run(tmp_path: Path) -> None:
     with pytest.raises(attnlens.schemas.errors.Interrupted, match="interrupted at prompt Z: 2 of 4"):
         many(tmp_path / "run.zarr", trapped(raises(KeyboardInterrupt())))

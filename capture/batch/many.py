@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import json
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -16,25 +16,20 @@ from torch import nn
 
 from attnlens.capture.batch.asked import Asked, Defaults, ask
 from attnlens.capture.batch.launch import Launch, read_launch
+from attnlens.capture.batch.refusal import Refusal, going_on, refuse_if_none
 from attnlens.capture.batch.watch import PromptProgress
 from attnlens.capture.failure import device_is_lost, named, store_is_lost
 from attnlens.capture.generation_fields import check_overrides
 from attnlens.capture.origin import Origin
 from attnlens.capture.parallel import on_first, parallel_of
 from attnlens.capture.plan import Plan, Text, plan_capture, read_prompt
-from attnlens.capture.prompt import Prompt
 from attnlens.capture.prompt_options import PromptOptions
 from attnlens.capture.session import CaptureReport, Session, open_session
 from attnlens.capture.settings import Generation, Settings
 from attnlens.progress import Progress, Silent
-from attnlens.schemas.errors import InputError, Interrupted, MissingExtraError, ModelError, StoreError
+from attnlens.schemas.errors import InputError, Interrupted, ModelError, StoreError
 from attnlens.schemas.metadata import BatchPrompt
 from attnlens.store.batch import BatchWriter, Mode, check_batch, open_batch
-
-Refusal = (InputError, ModelError, MissingExtraError)
-"""What is said of one prompt in words of ours, and leaves the others alone. So does any other error in the code of a
-model or a tokenizer, see `_Batch.run`."""
-
 
 NOT_COMPARED = ("buffer_bytes", "lenses")
 """Settings that a resumed run may change, or that are told by what they came to: a store never names a local path."""
@@ -329,8 +324,7 @@ class _Batch:
         except Interrupted:
             raise
         except Exception as error:
-            # A device that is lost, or a store, may not take this either; what ends the run is `error`.
-            with contextlib.suppress(StoreError, RuntimeError):
+            if not (store_is_lost(error) or device_is_lost(error, self._session.device)):
                 self._record(one, prompt, error)
             raise
 
@@ -353,33 +347,6 @@ class _Batch:
             f"prompt {prompt.prompt_id}: {complete} of {len(self._asked)} prompts are complete; the same command with "
             "--resume does the rest"
         )
-
-
-def refuse_if_none(asked: Sequence[Asked], check: Callable[[Asked], object]) -> None:
-    """Refuses a run in which the generation settings of every prompt are refused by `check`, before anything is begun.
-
-    Raises:
-        InputError: a setting that was given cannot be used.
-        ModelError: the model's own ask for something that is not done here.
-    """
-    refusals: dict[str, Exception | None] = {}
-    for one in asked:
-        same = json.dumps([one.generation.overrides, one.generation.temperature == 0], sort_keys=True)
-        if same not in refusals:
-            try:
-                check(one)
-                return
-            except Refusal as error:
-                refusals[same] = error
-    first = next(iter(refusals.values()), None)
-    if first is not None:
-        raise first
-
-
-def going_on(one: Asked, ids: Sequence[int]) -> Plan:
-    """How a prompt goes on, after other ids than its own."""
-    given = one.token_ids if one.completion is None else ()
-    return Plan(prompt=Prompt("", list(ids)), given=given, max_new_tokens=one.generation.max_new_tokens)
 
 
 def plan_of(model: nn.Module, tokenizer: Any, one: Asked) -> Plan:

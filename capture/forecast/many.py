@@ -10,7 +10,8 @@ from typing import Any
 from attnlens.capture.batch.asked import Asked, Defaults
 from attnlens.capture.batch.file import read_prompts
 from attnlens.capture.batch.launch import read_launch
-from attnlens.capture.batch.many import Refusal, check_store, going_on, mode_of, plan_of, refuse_if_none
+from attnlens.capture.batch.many import check_store, mode_of, plan_of
+from attnlens.capture.batch.refusal import Refusal, going_on, refuse_if_none
 from attnlens.capture.batch.run import refuse_single
 from attnlens.capture.forecast.forecast import WITH_WEIGHTS
 from attnlens.capture.forecast.model import (
