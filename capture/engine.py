@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import nn
 
+from attnlens.capture.generation_fields import check_overrides
 from attnlens.capture.origin import Origin
 from attnlens.capture.parallel import on_first, parallel_of
 from attnlens.capture.plan import Text, plan_capture, read_prompt
@@ -124,7 +125,11 @@ def capture(
         buffer_bytes=buffer_bytes,
     )
     sampling = Generation(
-        max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed, overrides=dict(generation or {})
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        top_p=top_p,
+        seed=seed,
+        overrides=check_overrides(generation or {}),
     )
     wording = PromptOptions(
         system=system,

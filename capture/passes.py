@@ -28,7 +28,7 @@ from attnlens.capture.readings import Readings
 from attnlens.capture.reported import ReportTap
 from attnlens.capture.residual import LayerTracker
 from attnlens.capture.residual_evidence import ResidualEvidence
-from attnlens.capture.sampling import Sampler, end_tokens
+from attnlens.capture.sampling import Sampler
 from attnlens.capture.slots import ends_group
 from attnlens.capture.tap import AttentionTap, Call
 from attnlens.capture.value_norm import ValueNorms
@@ -54,7 +54,7 @@ class Passes:
         probed: Probed,
         vocabulary: Vocabulary,
         rows: CaptureWriter,
-        sampler: Sampler,
+        sampler: Sampler | None,
         device: torch.device,
         progress: Progress,
         *,
@@ -179,20 +179,24 @@ class Passes:
 
     def _generate(self, logits: Tensor, cache: Any) -> None:
         """The decode loop: choose a token, complete the row that predicted it, feed it."""
-        plan = self._plan
-        ends = end_tokens(getattr(self._model, "generation_config", None)) or _tokenizer_end(self._tokenizer)
+        plan, sampler = self._plan, self._sampler
+        assert sampler is not None
         self._progress.stage("decode", total=plan.max_new_tokens, unit="tokens")
         started = time.perf_counter()
+        timeline = torch.tensor(self._timeline, device=self._device)
         while True:
-            timeline = torch.tensor(self._timeline, device=self._device)
-            token = self._sampler.choose(timeline, logits)
+            token = sampler.choose(timeline, logits)
             if self._parallel is not None:
                 token = self._parallel.token(token)
             self._rows.model_probability(self.n_token - 1, _probability_of(logits, token))
             self._append([token])
             self._complete(token)
             self._progress.advance(1, note=self._note())
-            if token in ends or self.n_token == plan.capacity:
+            timeline = torch.tensor(self._timeline, device=self._device)
+            over = sampler.is_over(timeline)
+            if self._parallel is not None:  # a time limit is not reached by all at the same token
+                over = bool(self._parallel.token(int(over)))
+            if over or self.n_token == plan.capacity:
                 break
             rows, cache = self._pass([token], cache, generating=True)
             logits = rows[-1]
@@ -274,8 +278,3 @@ class Passes:
 
 def _probability_of(logits: Tensor, token: int) -> NDArray[np.float32]:
     return np.array([float(torch.log_softmax(logits.float(), dim=-1)[token].exp())], dtype=np.float32)
-
-
-def _tokenizer_end(tokenizer: Any) -> frozenset[int]:
-    end = getattr(tokenizer, "eos_token_id", None)
-    return frozenset() if end is None else frozenset({int(end)})

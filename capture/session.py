@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from attnlens.capture.describe import device_name, model_info, versions
 from attnlens.capture.encoding import choose_encoding
 from attnlens.capture.equipment import Equipment, equip
 from attnlens.capture.evidence import ROW_SUM_LIMIT
+from attnlens.capture.failure import named
 from attnlens.capture.forward import input_device
 from attnlens.capture.memory import return_freed_memory
 from attnlens.capture.origin import Origin
@@ -30,7 +31,7 @@ from attnlens.capture.sampling import Sampler
 from attnlens.capture.settings import Generation, Settings
 from attnlens.capture.vocabulary import Vocabulary
 from attnlens.progress import Progress
-from attnlens.schemas.errors import Interrupted
+from attnlens.schemas.errors import AttnlensError, Interrupted, ModelError, StoreError
 from attnlens.schemas.metadata import CaptureMetadata, ModelInfo, Sampling, SelfCheck
 from attnlens.store.batch import BatchWriter
 from attnlens.store.writer import CaptureWriter, StoreWriter, write_heads
@@ -67,25 +68,27 @@ class Session:
     equipment: Equipment
     parallel: Parallel | None = None
 
-    def sampler(self, generation: Generation, n_prompt: int) -> Sampler:
-        """The chooser of tokens after a prompt of `n_prompt`.
+    def sampler(self, generation: Generation, plan: Plan) -> Sampler | None:
+        """The chooser of tokens after a prompt; None where none are chosen: the text is given, or ends there.
 
         Raises:
+            InputError: a generation setting that was given cannot be used.
             ModelError: the model's generation settings ask for something that is not done here.
         """
-        return Sampler(
-            self.model,
-            temperature=generation.temperature,
-            top_p=generation.top_p,
-            seed=generation.seed,
-            n_prompt=n_prompt,
-            device=self.device,
-        )
+        if plan.given is not None or plan.max_new_tokens < 1:
+            return None
+        generation = replace(generation, max_new_tokens=plan.max_new_tokens)
+        return Sampler(self.model, self.tokenizer, generation, plan.prompt.ids, self.device)
 
     def metadata(
-        self, capture_id: str, plan: Plan, generation: Generation, sampler: Sampler, prompt_id: str | None = None
+        self,
+        capture_id: str,
+        plan: Plan,
+        generation: Generation,
+        prompt_id: str | None = None,
+        sampler: Sampler | None = None,
     ) -> CaptureMetadata:
-        """What is known of a capture before it begins.
+        """What is known of a capture before it begins. `sampler`: what chooses its tokens, if anything does.
 
         Raises:
             ModelError: attention cannot be kept in the way that was asked for.
@@ -118,7 +121,7 @@ class Session:
                 temperature=float(generation.temperature),
                 top_p=float(generation.top_p),
                 seed=generation.seed,
-                generation_config=sampler.settings,
+                generation_config=sampler.settings if sampler is not None else {},
                 overrides=dict(generation.overrides),
             ),
             versions=versions(),
@@ -130,7 +133,7 @@ class Session:
     def failed(self, capture_id: str, prompt_id: str, words: str, generation: Generation) -> CaptureMetadata:
         """The record of a prompt, `words` as they were given, that could not be made into tokens."""
         plan = Plan(prompt=Prompt(words, []), given=None, max_new_tokens=generation.max_new_tokens)
-        return self.metadata(capture_id, plan, generation, self.sampler(generation, 1), prompt_id)
+        return self.metadata(capture_id, plan, generation, prompt_id)
 
     def capture(
         self,
@@ -154,12 +157,12 @@ class Session:
         """
         started = time.perf_counter() if started is None else started
         return_freed_memory()
-        sampler = self.sampler(generation, plan.n_prompt)
-        path, metadata = self._place(writer, self.metadata(capture_id, plan, generation, sampler, prompt_id))
+        sampler = self.sampler(generation, plan)
+        path, metadata = self._place(writer, self.metadata(capture_id, plan, generation, prompt_id, sampler))
         rows: CaptureWriter | None = None
         with torch.no_grad():
             try:
-                with self._begin(writer, path, metadata, plan.capacity) as rows:
+                with self._begin(writer, path, metadata, plan.capacity) as rows, self._in_one_line(path):
                     passes = Passes(
                         self.model,
                         self.tokenizer,
@@ -191,6 +194,27 @@ class Session:
             attention=metadata.attention or "none",
             attention_choice=metadata.attention_choice,
         )
+
+    @contextmanager
+    def _in_one_line(self, path: Path) -> Iterator[None]:
+        """Whatever code of a model, its tokenizer or its hooks raises becomes one line that names the model.
+
+        Not where several processes hold the model: the others wait for one that has left their common order.
+
+        Raises:
+            ModelError: as said; the cause is chained.
+            StoreError: the system refuses something to the store at `path`.
+        """
+        try:
+            yield
+        except AttnlensError:
+            raise
+        except OSError as error:
+            raise StoreError(f"cannot write {path}: {named(error)}") from error
+        except Exception as error:
+            if self.parallel is not None:
+                raise
+            raise ModelError(f"{type(self.model).__name__}: {named(error)}") from error
 
     def _place(
         self, writer: StoreWriter | BatchWriter | None, metadata: CaptureMetadata

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from attnlens.capture.generation_fields import check_overrides
 from attnlens.capture.lenses.choice import LOGIT, choose_lenses, read_config
 from attnlens.schemas.errors import InputError
 from attnlens.store.layout import MIB
@@ -111,11 +112,12 @@ class Generation:
     overrides: Mapping[str, Any] = field(default_factory=dict)
 
     def check(self) -> None:
-        """Refuses numbers that mean nothing.
+        """Refuses numbers and settings that mean nothing.
 
         Raises:
             InputError: as said.
         """
+        check_overrides(self.overrides)
         if self.max_new_tokens < 0:
             raise InputError(f"max_new_tokens is {self.max_new_tokens}, expected 0 or more")
         if not 0 <= self.temperature < float("inf"):
@@ -130,7 +132,7 @@ def parse_overrides(given: Sequence[str]) -> dict[str, Any]:
     """Generation settings from FIELD=VALUE texts; a value is JSON, or a text where it is no JSON.
 
     Raises:
-        InputError: no `=`, no field, or a field twice.
+        InputError: no `=`, no field, a field twice, or one that cannot be replaced so.
     """
     found: dict[str, Any] = {}
     for text in given:
@@ -144,4 +146,4 @@ def parse_overrides(given: Sequence[str]) -> dict[str, Any]:
             found[name] = json.loads(value)
         except ValueError:
             found[name] = value
-    return found
+    return check_overrides(found)

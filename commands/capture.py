@@ -149,7 +149,7 @@ def capture(
             "--generation",
             metavar="FIELD=VALUE",
             rich_help_panel=GENERATION,
-            help="Replace one of the model's generation settings, null unsets it; may be repeated.",
+            help="Replace a generation setting of the model (docs/generation.md), null unsets it; may be repeated.",
             show_default=False,
         ),
     ] = None,

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from attnlens.capture.generation_fields import check_overrides
 from attnlens.capture.messages import check_messages, check_tools, require_unicode, require_unicode_messages
 from attnlens.capture.plan import Text
 from attnlens.capture.prompt_options import PromptOptions
@@ -17,7 +18,8 @@ from attnlens.capture.settings import Generation
 from attnlens.schemas.errors import InputError
 
 TEXT_KEYS = ("prompt", "messages", "token_ids")
-GENERATION_KEYS = ("max_new_tokens", "temperature", "top_p", "seed")
+NUMBERS = ("max_new_tokens", "temperature", "top_p", "seed")
+GENERATION_KEYS = (*NUMBERS, "generation")
 WORDING_KEYS = ("system", "raw", "tools", "continue", "seam")
 KEYS = ("id", *TEXT_KEYS, "completion", *WORDING_KEYS, *GENERATION_KEYS)
 LONGEST_ID = 200
@@ -257,13 +259,18 @@ def _flag(record: Mapping[str, Any], key: str, default: bool) -> bool:
 
 def _generation(record: Mapping[str, Any], defaults: Generation, name: str) -> Generation:
     values: dict[str, Any] = {"seed": seed_of(defaults.seed, name)}
-    for key in GENERATION_KEYS:
+    for key in NUMBERS:
         if key not in record:
             continue
         value, whole = record[key], key in ("max_new_tokens", "seed")
         if isinstance(value, bool) or not isinstance(value, int if whole else int | float):
             raise InputError(f"{key} is {_shown(value)}, expected a {'whole ' if whole else ''}number")
         values[key] = value
+    if "generation" in record:
+        fields = record["generation"]
+        if not isinstance(fields, Mapping):
+            raise InputError(f"generation is {_shown(fields)}, expected an object of generation settings")
+        values["overrides"] = {**defaults.overrides, **check_overrides(fields)}
     generation = dataclasses.replace(defaults, **values)
     generation.check()
     return generation

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import time
@@ -15,7 +16,10 @@ from torch import nn
 
 from attnlens.capture.batch.asked import Asked, Defaults, ask
 from attnlens.capture.batch.launch import Launch, read_launch
+from attnlens.capture.batch.refusal import Refusal, going_on, refuse_if_none
 from attnlens.capture.batch.watch import PromptProgress
+from attnlens.capture.failure import device_is_lost, named, store_is_lost
+from attnlens.capture.generation_fields import check_overrides
 from attnlens.capture.origin import Origin
 from attnlens.capture.parallel import on_first, parallel_of
 from attnlens.capture.plan import Plan, Text, plan_capture, read_prompt
@@ -23,13 +27,9 @@ from attnlens.capture.prompt_options import PromptOptions
 from attnlens.capture.session import CaptureReport, Session, open_session
 from attnlens.capture.settings import Generation, Settings
 from attnlens.progress import Progress, Silent
-from attnlens.schemas.errors import InputError, Interrupted, MissingExtraError, ModelError, StoreError
+from attnlens.schemas.errors import InputError, Interrupted, ModelError, StoreError
 from attnlens.schemas.metadata import BatchPrompt
 from attnlens.store.batch import BatchWriter, Mode, check_batch, open_batch
-
-Refusal = (InputError, ModelError, MissingExtraError)
-"""What is wrong with one prompt, and leaves the others alone."""
-
 
 NOT_COMPARED = ("buffer_bytes", "lenses")
 """Settings that a resumed run may change, or that are told by what they came to: a store never names a local path."""
@@ -102,7 +102,7 @@ def capture_many(
         tokenizer: its tokenizer.
         prompts: each a text, chat messages, token ids, or a mapping with some of the keys of a line of `--prompts`:
             id; prompt, messages or token_ids; completion; system, raw, tools, continue, seam, max_new_tokens,
-            temperature, top_p, seed. A prompt without an id gets one made of its content.
+            temperature, top_p, seed, generation. A prompt without an id gets one made of its content.
         store: path of the `.zarr` folder to make.
         system: a system message before every text prompt that has none.
         raw: feed texts as they are, without the chat template.
@@ -134,7 +134,11 @@ def capture_many(
     """
     settings = settings or Settings()
     sampling = Generation(
-        max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed, overrides=dict(generation or {})
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        top_p=top_p,
+        seed=seed,
+        overrides=check_overrides(generation or {}),
     )
     wording = PromptOptions(
         system=system,
@@ -218,9 +222,8 @@ def run_batch(
     first = _first_ids(tokenizer, asked)
     parallel = parallel_of(model)
     with open_session(model, tokenizer, first, settings, progress, origin=origin) as session:
-        session.failed(
-            "0000", "", "", defaults.generation
-        )  # a model that cannot give what was asked for is refused here
+        session.failed("0000", "", "", defaults.generation)  # refuses a model that cannot give what was asked for
+        refuse_if_none(asked, lambda one: session.sampler(one.generation, going_on(one, first)))
         shared = {**_shared(settings, defaults), **_model(session)}
         together = launch.shared and parallel is None
         opened = on_first(
@@ -232,12 +235,14 @@ def run_batch(
         )
         kept, writer = opened if opened is not None else ([], None)
         batch = _Batch(session, writer, asked, progress)
-        last = False
         try:
             batch.run()
-        finally:
+        except BaseException:
             if writer is not None:
-                last = writer.close()
+                with contextlib.suppress(StoreError):  # what ended the run is told, and not what follows from it
+                    writer.close()
+            raise
+        last = writer.close() if writer is not None else False
     complete, failed = writer.finished() if writer is not None else (0, 0)
     progress.end()
     if writer is not None and not last:
@@ -279,10 +284,12 @@ class _Batch:
             watch = PromptProgress(self._progress, one.id, lambda: len(self.failures))
             try:
                 self.captures.append(self._capture(one, prompt, watch))
-            except Refusal as error:
-                self.failures.append(Failure(id=one.id, where=one.where, capture_id=prompt.capture, message=str(error)))
             except Interrupted:
-                raise Interrupted(self._kept(prompt)) from None
+                raise Interrupted(f"interrupted at {self._kept(prompt)}") from None
+            except Exception as error:  # noqa: BLE001 - the code of a model or a tokenizer may raise anything
+                self._go_on_after(error, prompt)
+                failure = Failure(id=one.id, where=one.where, capture_id=prompt.capture, message=named(error))
+                self.failures.append(failure)
             finished = self._finished()
             self._progress.advance(sum(finished) - done, note=_failed(finished[1]))
             done = sum(finished)
@@ -290,31 +297,55 @@ class _Batch:
     def _finished(self) -> tuple[int, int]:
         return self._writer.finished() if self._writer is not None else (0, 0)
 
+    def _go_on_after(self, error: Exception, prompt: BatchPrompt) -> None:
+        """Ends the run where no other prompt can be captured either; what is left is for --resume.
+
+        Raises:
+            StoreError: the store cannot be written.
+            ModelError: the device no longer answers.
+            Exception: an error that the other processes which hold the model may not have met.
+        """
+        if device_is_lost(error, self._session.device):
+            raise ModelError(
+                f"the device {self._session.device} no longer answers ({named(error)}) at {self._kept(prompt)}"
+            ) from error
+        if store_is_lost(error):
+            raise error
+        if self._session.parallel is not None and not isinstance(error, Refusal):
+            raise error
+
     def _capture(self, one: Asked, prompt: BatchPrompt, watch: Progress) -> CaptureReport:
         started = time.perf_counter()
         try:
-            plan = plan_of(self._session.model, self._session.tokenizer, one)
-        except Refusal as error:
-            self._record(one, prompt, error)
-            raise
-        try:
+            plan = self._plan(one)
             return self._session.capture(
                 plan, one.generation, self._writer, prompt.capture, watch, prompt_id=one.id, started=started
             )
-        except Refusal as error:
-            self._record(one, prompt, error)
+        except Interrupted:
             raise
+        except Exception as error:
+            if not (store_is_lost(error) or device_is_lost(error, self._session.device)):
+                self._record(one, prompt, error)
+            raise
+
+    def _plan(self, one: Asked) -> Plan:
+        """What is to be captured; an OSError of a tokenizer is the prompt's, and no store's."""
+        try:
+            return plan_of(self._session.model, self._session.tokenizer, one)
+        except OSError as error:
+            raise InputError(f"the prompt cannot be made into tokens: {named(error)}") from error
 
     def _record(self, one: Asked, prompt: BatchPrompt, error: Exception) -> None:
         """Keeps why a prompt failed, unless its capture has begun and says so itself."""
         if self._writer is not None and not self._writer.has_begun(prompt.capture):
-            self._writer.fail(self._session.failed(prompt.capture, one.id, _words(one), one.generation), str(error))
+            failed = self._session.failed(prompt.capture, one.id, _words(one), one.generation)
+            self._writer.fail(failed, named(error))
 
     def _kept(self, prompt: BatchPrompt) -> str:
         complete, _ = self._finished()
         return (
-            f"interrupted at prompt {prompt.prompt_id}: {complete} of {len(self._asked)} prompts are complete; the "
-            "same command with --resume does the rest"
+            f"prompt {prompt.prompt_id}: {complete} of {len(self._asked)} prompts are complete; the same command with "
+            "--resume does the rest"
         )
 
 
@@ -343,8 +374,10 @@ def _first_ids(tokenizer: Any, asked: Sequence[Asked]) -> list[int]:
         try:
             if one.problem is None:
                 return read_prompt(tokenizer, one.prompt, one.wording).ids
-        except InputError as error:
-            problem = problem or InputError(f"none of the {len(asked)} prompts can be used; {one.where}: {error}")
+        except Exception as error:  # noqa: BLE001 - a template's or tokenizer's own code may run here
+            problem = problem or InputError(
+                f"none of the {len(asked)} prompts can be used; {one.where}: {named(error)}"
+            )
     assert problem is not None
     raise problem
 

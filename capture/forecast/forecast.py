@@ -78,6 +78,7 @@ def forecast(options: CaptureOptions, progress: Progress) -> Forecast:
         options.max_new_tokens,
         options.wording,
     )
+    model.check_generation(options.generation, plan)
     first = first_pass(plan)
     seen = model.sketch(first)
     records = model.records(seen)

@@ -10,7 +10,8 @@ from typing import Any
 from attnlens.capture.batch.asked import Asked, Defaults
 from attnlens.capture.batch.file import read_prompts
 from attnlens.capture.batch.launch import read_launch
-from attnlens.capture.batch.many import Refusal, check_store, mode_of, plan_of
+from attnlens.capture.batch.many import check_store, mode_of, plan_of
+from attnlens.capture.batch.refusal import Refusal, going_on, refuse_if_none
 from attnlens.capture.batch.run import refuse_single
 from attnlens.capture.forecast.forecast import WITH_WEIGHTS
 from attnlens.capture.forecast.model import (
@@ -171,12 +172,15 @@ def _plans(
 ) -> tuple[list[tuple[Asked, Plan]], list[RefusedPrompt]]:
     """What is to be captured of each prompt, and the prompts of which nothing can be."""
     model.encoding(model.short, 1)  # refuses, for every prompt, what the model cannot give
+    refuse_if_none(asked, lambda one: model.check_generation(one.generation, going_on(one, [0])))
     plans: list[tuple[Asked, Plan]] = []
     refused: list[RefusedPrompt] = []
     progress.stage("prompts", total=len(asked), unit="prompts")
     for one in asked:
         try:
-            plans.append((one, plan_of(model.short.model, model.tokenizer, one)))
+            plan = plan_of(model.short.model, model.tokenizer, one)
+            model.check_generation(one.generation, plan)
+            plans.append((one, plan))
         except Refusal as error:
             refused.append(RefusedPrompt(id=one.id, where=one.where, message=str(error)))
         progress.advance()

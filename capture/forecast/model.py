@@ -21,7 +21,7 @@ from attnlens.capture.models.request import Request
 from attnlens.capture.plan import Plan
 from attnlens.capture.run import CaptureOptions
 from attnlens.capture.sampling import Sampler
-from attnlens.capture.settings import Settings
+from attnlens.capture.settings import Generation, Settings
 from attnlens.capture.tracked import tracked_ids
 from attnlens.capture.vocabulary import Vocabulary
 from attnlens.progress import Progress
@@ -61,6 +61,16 @@ class PlannedModel:
     def tokenizer(self) -> Any:
         """The tokenizer, which is real."""
         return self.found.tokenizer
+
+    def check_generation(self, generation: Generation, plan: Plan) -> None:
+        """Refuses what a capture would refuse of the generation settings.
+
+        Raises:
+            InputError: a setting that was given cannot be used.
+            ModelError: the model's own ask for something that is not done here.
+        """
+        if plan.given is None and plan.max_new_tokens > 0:
+            Sampler(self.short.model, self.tokenizer, generation, plan.prompt.ids, torch.device("cpu"))
 
     def sketch(self, n_token: int) -> Sketch:
         """What a first pass over `n_token` tokens shows."""
@@ -176,15 +186,6 @@ def open_model(options: CaptureOptions, progress: Progress) -> PlannedModel:
     found = outline(request)
     short = sketch(found.config, found.dtype, SHORT, trust_remote_code=options.trust_remote_code)
     short.model.generation_config = found.generation or short.model.generation_config
-    generation = options.generation
-    Sampler(
-        short.model,
-        temperature=generation.temperature,
-        top_p=generation.top_p,
-        seed=generation.seed,
-        n_prompt=1,
-        device=torch.device("cpu"),
-    )
     return PlannedModel(options=options, found=found, short=short)
 
 
