@@ -8,11 +8,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from attnlens.capture.models.account import account
 from attnlens.capture.models.checkpoint import check_weights
 from attnlens.capture.models.failure import one_line
-from attnlens.capture.models.quantize import describe_checkpoint
+from attnlens.capture.models.quantize import (
+    declared_quantization,
+    describe_checkpoint,
+    require_known,
+    require_unpacked,
+)
 from attnlens.capture.models.request import LoadedModel, Request
-from attnlens.capture.models.state import load_options, require_all_weights
+from attnlens.capture.models.state import load_options
+from attnlens.capture.models.watch import watching
 from attnlens.progress import Progress
 from attnlens.schemas.errors import InputError, ModelError
 
@@ -84,15 +91,19 @@ def load(request: Request, progress: Progress) -> LoadedModel:
     prepared = _prepare(request)
     config, tokenizer, name, shared = prepared.config, prepared.tokenizer, prepared.name, prepared.shared
     local, dtype = request.path.is_dir(), _checkpoint_dtype(config)
-    given = getattr(config, "quantization_config", None)
+    given = declared_quantization(config)
     options = load_options(request, dtype)
-    model, info = AutoModelForCausalLM.from_pretrained(
-        name, config=config, dtype=request.torch_dtype() or "auto", **options, **shared
-    )
-    require_all_weights(request.name, info)
+    with watching() as watch:
+        model, _ = AutoModelForCausalLM.from_pretrained(
+            name, config=config, dtype=request.torch_dtype() or "auto", **options, **shared
+        )
+    left_out = account(request.name, watch, request.ignore_weights)
+    if given is not None:
+        require_unpacked(request.name, given, watch)
     revision = None if local else _commit(request.name, shared["revision"])
     identity = request.short_name if local else request.name
-    return LoadedModel(model, tokenizer, identity, revision, None if given is None else describe_checkpoint(given))
+    quantization = None if given is None else describe_checkpoint(given)
+    return LoadedModel(model, tokenizer, identity, revision, quantization, left_out=left_out)
 
 
 @dataclass(frozen=True)
@@ -134,7 +145,9 @@ def _prepare(request: Request) -> Prepared:
         shared |= {"revision": request.revision or "main", "local_files_only": not _hub_answers()}
     config = _load_config(request, name, shared)
     require_causal(request, config)
-    given = getattr(config, "quantization_config", None)
+    given = declared_quantization(config)
+    if given is not None:
+        require_known(request.name, given)
     if given is not None and request.quantize is not None:
         raise ModelError(
             f"{request.name} is quantized already ({describe_checkpoint(given)['method']}): leave out --quantize"
