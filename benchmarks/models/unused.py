@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
 
 from attnlens.capture.models import load
 from attnlens.schemas.errors import ModelError
@@ -24,7 +25,7 @@ WEIGHTS = "model.safetensors"
 
 
 def unused_refused(model: Any, tokenizer: Any, folder: Path) -> str:
-    """`yes`; or, beginning with `no`, what the loader did instead.
+    """`yes`; beginning with `no`, what the loader did instead; or why it could not be asked.
 
     Args:
         model: a causal language model, tiny, in float32.
@@ -38,6 +39,8 @@ def unused_refused(model: Any, tokenizer: Any, folder: Path) -> str:
     try:
         left_out = load(str(clean), device="cpu").left_out
     except ModelError as refusal:
+        if not _loads(clean):
+            return "transformers cannot load its folder"
         return f"no: the clean folder is refused: {refusal}"
     if left_out:
         return f"no: of the clean folder {left_out[0].tensors} was left out"
@@ -56,6 +59,14 @@ def unused_refused(model: Any, tokenizer: Any, folder: Path) -> str:
         else:
             return f"no: {what} too many ({next(iter(added))}) is loaded without a word"
     return "yes"
+
+
+def _loads(folder: Path) -> bool:
+    try:
+        AutoModelForCausalLM.from_pretrained(folder)
+    except ValueError:  # a text part alone, whose configuration no automatic class is for
+        return False
+    return True
 
 
 def _name_class(folder: Path, model: Any) -> None:

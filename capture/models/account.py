@@ -6,7 +6,6 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
-from typing import Any
 
 from attnlens.capture.models.left_out import LAYER, Model, read_model, reason
 from attnlens.capture.models.watch import FLOATS, Seen, Stored, Watch

@@ -17,9 +17,10 @@ AHEAD = re.compile(r"(^|\.)(mtp|mtp_\w+|nextn|nextn_\w+|medusa_heads?)\.")
 AHEAD_MARKS = ("eh_proj", "enorm", "hnorm", "shared_head")
 """What a layer of its own for the token after next has, and a decoder layer has not: it joins two streams."""
 TOWERS = frozenset(
-    "vision_tower vision_model vision_encoder vision_embed_tokens visual image_encoder embed_vision audio_tower "
-    "audio_model audio_encoder speech_encoder embed_audio multi_modal_projector mm_projector vision_projector "
-    "image_projector audio_projector image_newline view_seperator talker token2wav code2wav".split()
+    {"vision_tower", "vision_model", "vision_encoder", "vision_embed_tokens", "visual", "image_encoder", "embed_vision"}
+    | {"audio_tower", "audio_model", "audio_encoder", "speech_encoder", "embed_audio", "talker", "token2wav"}
+    | {"multi_modal_projector", "mm_projector", "vision_projector", "image_projector", "audio_projector"}
+    | {"image_newline", "view_seperator", "code2wav"}
 )
 HEADS = re.compile(
     r"^((\w+\.)?(v_head|value_head|reward_head|score|regression_layer|classifier|classification_head|pooler)"

@@ -6,6 +6,7 @@ import logging
 from importlib.metadata import version
 from typing import Any
 
+from attnlens.capture.adapters import plain_modules
 from attnlens.capture.extra import require_package
 from attnlens.capture.models.request import Request
 from attnlens.capture.models.watch import Watch
@@ -64,7 +65,7 @@ def describe(request: Request, model: Any) -> dict[str, Any]:
 
     kinds = {"8bit": bitsandbytes.nn.Linear8bitLt, "4bit": bitsandbytes.nn.Linear4bit}
     quantized_kind = kinds[str(request.quantize)]
-    linear = {path: module for path, module in model.named_modules() if isinstance(module, nn.Linear)}
+    linear = {path: module for path, module in plain_modules(model) if isinstance(module, nn.Linear)}
     quantized = [path for path, module in linear.items() if isinstance(module, quantized_kind)]
     if not quantized:
         raise ModelError(f"{type(model).__name__} has no linear layer that bitsandbytes could quantize")
