@@ -90,6 +90,8 @@ def load(request: Request, progress: Progress) -> LoadedModel:
     from transformers import AutoModelForCausalLM
 
     source = _find_adapter(request)
+    if source is not None and request.tensor_parallel:
+        raise InputError(f"--tensor-parallel splits no adapters, and {request.name} has one: leave it out")
     asked, request = request, request if source is None else _base_request(request, source)
     prepared = _prepare(request, None if source is None else asked)
     config, tokenizer, name, shared = prepared.config, prepared.tokenizer, prepared.name, prepared.shared

@@ -98,7 +98,8 @@ def require_known(name: str, given: Any) -> None:
     Raises:
         ModelError: names the method.
     """
-    from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING, AutoHfQuantizer
+    from transformers import __version__
+    from transformers.quantizers.auto import AutoHfQuantizer
 
     config = given if isinstance(given, dict) else given.to_dict()
     try:
@@ -106,10 +107,10 @@ def require_known(name: str, given: Any) -> None:
     except ValueError:
         known = False
     if not known:
+        method = config.get("quant_method") or "a method that it does not name"
         raise ModelError(
-            f"the weights of {name} are quantized by {config.get('quant_method') or 'a method that it does not name'}, "
-            f"which transformers does not know (known: {', '.join(sorted(AUTO_QUANTIZATION_CONFIG_MAPPING))}): "
-            "fetch the unquantized checkpoint, or one in another format"
+            f"the weights of {name} are quantized by {method}, which transformers {__version__} does not know: fetch "
+            "the unquantized checkpoint, or one in another format"
         )
 
 
