@@ -71,9 +71,14 @@ def _tuned(model: nn.Module, name: str) -> Iterator[tuple[str, Any]]:
 
     for path, module in model.named_modules():
         if isinstance(module, BaseTunerLayer | AuxiliaryTrainingWrapper):
-            held = (getattr(module, attribute, None) for attribute in module.adapter_layer_names)
-            if any(hasattr(part, "keys") and name in part.keys() for part in held):  # noqa: SIM118
+            if any(_part(module, attribute, name) is not None for attribute in module.adapter_layer_names):
                 yield path, module
+
+
+def _part(layer: Any, attribute: str, name: str) -> Any:
+    """What a layer holds for one adapter under `attribute`, a table by adapters; None where there is nothing."""
+    table: Any = getattr(layer, attribute, None)
+    return table[name] if hasattr(table, "keys") and name in table.keys() else None  # noqa: SIM118
 
 
 def plain_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
@@ -137,8 +142,7 @@ def _parts(owner: nn.Module, name: str) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for path, layer in _tuned(owner, name):
         for attribute in (*layer.adapter_layer_names, *layer.other_param_names):
-            table = getattr(layer, attribute, None)
-            part = table[name] if hasattr(table, "keys") and name in table.keys() else None  # noqa: SIM118
+            part = _part(layer, attribute, name)
             inner = part.state_dict() if isinstance(part, nn.Module) else {"": part}
             found |= {f"{path}.{attribute}.{key}".rstrip("."): tensor for key, tensor in inner.items()}
     return found

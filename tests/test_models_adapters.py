@@ -69,7 +69,8 @@ def write(folder: Path, kind: str = "lora", *, beside: bool = False) -> Any:
 
 def logits(model: Any) -> torch.Tensor:
     with torch.no_grad():
-        return model(IDS).logits
+        found: torch.Tensor = model(IDS).logits
+    return found
 
 
 def refusal(folder: Path, **options: Any) -> str:
@@ -154,6 +155,8 @@ def test_folder_and_model_give_the_same_store(tmp_path: Path) -> None:
             given, byte_level_tokenizer(), "Alice and Bob", store, raw=True, max_new_tokens=4, temperature=0, **options
         )
         stores.append(zarr.open_group(store, mode="r")["0000"])
+    first: Any
+    second: Any
     first, second = stores
     assert first["token_id"][:].tolist() == second["token_id"][:].tolist()
     np.testing.assert_allclose(first["attention_weight"][:], second["attention_weight"][:], atol=2.5e-4)

@@ -31,7 +31,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def state_of(folder: Path) -> State:
-    return load_file(folder / "model.safetensors")
+    return dict(load_file(folder / "model.safetensors"))
 
 
 def edit(folder: Path, **changes: Any) -> None:
@@ -41,7 +41,8 @@ def edit(folder: Path, **changes: Any) -> None:
 
 def logits(model: Any) -> torch.Tensor:
     with torch.no_grad():
-        return model(IDS).logits
+        found: torch.Tensor = model(IDS).logits
+    return found
 
 
 def refusal(folder: Path, kind: type[Exception] = ModelError, **options: Any) -> str:

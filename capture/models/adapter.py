@@ -69,7 +69,7 @@ def on_hub(name: str, shared: dict[str, Any]) -> AdapterSource | None:
     """
     from transformers.utils import cached_file
 
-    options = {key: shared[key] for key in ("revision", "local_files_only") if key in shared}
+    options = _hub_options(shared)
     quietly = {
         f"_raise_exceptions_for_{what}": False for what in ("missing_entries", "gated_repo", "connection_errors")
     }
@@ -83,6 +83,10 @@ def on_hub(name: str, shared: dict[str, Any]) -> AdapterSource | None:
     config = cached_file(name, "config.json", **options, **quietly)
     beside = config is not None and any(_has(name, file, options) for file in LAYOUTS)
     return _read(Path(path), name, name, beside=beside)
+
+
+def _hub_options(shared: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in shared.items() if key in ("revision", "local_files_only")}
 
 
 def _has(name: str, file: str, options: dict[str, Any]) -> bool:
@@ -137,7 +141,7 @@ def attach(model: Any, source: AdapterSource, shared: dict[str, Any]) -> tuple[A
     """
     from peft import PeftConfig, PeftModel
 
-    options = {key: shared[key] for key in ("revision", "local_files_only") if key in shared}
+    options = _hub_options(shared)
     try:
         config = PeftConfig.from_pretrained(source.place, **options)
         _refuse_kind(source.name, config)
