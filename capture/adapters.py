@@ -70,9 +70,9 @@ def _tuned(model: nn.Module, name: str) -> Iterator[tuple[str, Any]]:
     from peft.utils.other import AuxiliaryTrainingWrapper
 
     for path, module in model.named_modules():
-        if isinstance(module, BaseTunerLayer | AuxiliaryTrainingWrapper):
-            if any(_part(module, attribute, name) is not None for attribute in module.adapter_layer_names):
-                yield path, module
+        kind = isinstance(module, BaseTunerLayer | AuxiliaryTrainingWrapper)
+        if kind and any(_part(module, attribute, name) is not None for attribute in module.adapter_layer_names):
+            yield path, module
 
 
 def _part(layer: Any, attribute: str, name: str) -> Any:

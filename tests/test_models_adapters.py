@@ -145,15 +145,14 @@ def test_folder_and_model_give_the_same_store(tmp_path: Path) -> None:
     model = write(tmp_path, "dora", beside=True)
     loaded = load(str(tmp_path / "ada"), device="cpu")
     stores = []
-    for name, given, origin in (
-        ("folder", loaded.model, loaded.origin()),
-        ("python", model, None),
-    ):
+    settings: dict[str, Any] = {"raw": True, "max_new_tokens": 4, "temperature": 0}
+    ways: list[tuple[str, Any, dict[str, Any]]] = [
+        ("folder", loaded.model, {"origin": loaded.origin()}),
+        ("python", model, {}),
+    ]
+    for name, given, more in ways:
         store = tmp_path / f"{name}.zarr"
-        options = {} if origin is None else {"origin": origin}
-        capture(
-            given, byte_level_tokenizer(), "Alice and Bob", store, raw=True, max_new_tokens=4, temperature=0, **options
-        )
+        capture(given, byte_level_tokenizer(), "Alice and Bob", store, **settings, **more)
         stores.append(zarr.open_group(store, mode="r")["0000"])
     first: Any
     second: Any
@@ -197,6 +196,14 @@ def test_an_adapter_that_does_more_than_change_weights(tmp_path: Path) -> None:
     peft.get_peft_model(llama(), config).save_pretrained(tmp_path / "ada")
     edit(tmp_path / "ada", base_model_name_or_path=str(tmp_path / "base"))
     assert "of type PROMPT_TUNING, which does more than change weights" in refusal(tmp_path / "ada")
+
+
+def test_a_setting_that_peft_does_not_know(tmp_path: Path) -> None:
+    write(tmp_path)
+    edit(tmp_path / "ada", use_sideways_lora=False, sideways=None)
+    assert load(str(tmp_path / "ada"), device="cpu").adapters
+    edit(tmp_path / "ada", use_sideways_lora=True)
+    assert "does not know: use_sideways_lora; a newer peft" in refusal(tmp_path / "ada")
 
 
 def test_adapters_without_their_base(tmp_path: Path) -> None:

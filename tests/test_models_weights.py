@@ -15,6 +15,9 @@ import transformers as t
 from safetensors.torch import load_file, save_file
 
 from attnlens import cli
+from attnlens.benchmarks.models.examine import build
+from attnlens.benchmarks.models.tiny_tokenizer import byte_tokenizer
+from attnlens.benchmarks.models.unused import unused_refused
 from attnlens.capture.models import load
 from attnlens.schemas.errors import InputError, ModelError
 from tiny import META, byte_level_tokenizer, meta_logits, write_hf, write_meta
@@ -386,6 +389,12 @@ def test_part_of_a_tower_that_is_there(tmp_path: Path) -> None:
     extra = name.replace("q_proj", "g_proj")
     write_safetensors(tmp_path, {**state, extra: state[name].clone()})
     assert "g_proj" in refusal(tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["gemma3_text", "gpt2", "mixtral", "falcon_h1"])
+def test_a_class_is_loaded_as_it_was_saved_and_not_with_more(tmp_path: Path, kind: str) -> None:
+    """Experts are put together while they are loaded, so their names are not those of the file."""
+    assert unused_refused(build(kind), byte_tokenizer(), tmp_path) == "yes"
 
 
 # On request

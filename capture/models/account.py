@@ -37,7 +37,7 @@ def account(name: str, watch: Watch, ignored: Sequence[str] = ()) -> tuple[LeftO
     reasons: dict[str, str] = {}
     for tensor in unused:
         asked = next((pattern for pattern in ignored if fnmatchcase(tensor, pattern)), None)
-        why = f"ignored on request: {asked}" if asked is not None else reason(tensor, unused, model)
+        why = f"ignored on request: {asked}" if asked is not None else reason(tensor, unused[tensor], model)
         if why is not None:
             reasons[tensor] = why
     foreign = [tensor for tensor in unused if tensor not in reasons]

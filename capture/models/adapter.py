@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -33,13 +35,14 @@ REFERENCES = (".vera_A.default", ".vera_B.default", ".tinylora_v.default", ".uni
 class AdapterSource:
     """Where an adapter is. `base`: the model that it names, None where that lies in the same place.
 
-    `revision` is the base's.
+    `revision` is the base's. `settings`: names in its config that are given and not null, false or empty.
     """
 
     place: str
     name: str
     base: str | None
-    revision: str | None = None
+    revision: str | None
+    settings: frozenset[str]
 
 
 def in_folder(folder: Path, name: str) -> AdapterSource | None:
@@ -104,11 +107,12 @@ def _read(path: Path, place: str, name: str, *, beside: bool) -> AdapterSource:
         base, revision = config.get("base_model_name_or_path"), config.get("revision")
     except (ValueError, OSError, AttributeError) as error:
         raise ModelError(f"{path} cannot be read: {one_line(error)}") from error
+    settings = frozenset(key for key, value in config.items() if value)
     if beside:
-        return AdapterSource(place, name, None)
+        return AdapterSource(place, name, None, None, settings)
     if not isinstance(base, str) or not base:
         raise ModelError(f"{path} does not name its base model: set base_model_name_or_path to a folder or a hub name")
-    return AdapterSource(place, name, base, revision if isinstance(revision, str) else None)
+    return AdapterSource(place, name, base, revision if isinstance(revision, str) else None, settings)
 
 
 @contextmanager
@@ -145,6 +149,7 @@ def attach(model: Any, source: AdapterSource, shared: dict[str, Any]) -> tuple[A
     try:
         config = PeftConfig.from_pretrained(source.place, **options)
         _refuse_kind(source.name, config)
+        _refuse_unknown(source, config)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of weights that are missing, which are refused below
             wrapped = PeftModel.from_pretrained(model, source.place, adapter_name=NAME, **options)
@@ -165,6 +170,16 @@ def _refuse_kind(name: str, config: Any) -> None:
     if config.is_prompt_learning or config.is_adaption_prompt or kind in BESIDES:
         raise ModelError(
             f"the adapter of {name} is of type {kind}, which does more than change weights: it cannot be captured"
+        )
+
+
+def _refuse_unknown(source: AdapterSource, config: Any) -> None:
+    """peft drops settings that it does not know with a warning."""
+    known = {field.name for field in dataclasses.fields(config)} | {"peft_version"}
+    if unknown := source.settings - known:
+        raise ModelError(
+            f"the adapter of {source.name} has settings that peft {version('peft')} does not know: {three(unknown)}; "
+            "a newer peft may know them"
         )
 
 

@@ -32,10 +32,22 @@ MARKS = re.compile(r"(^|[._])(version|_float_tensor)$")
 
 @dataclass(frozen=True)
 class Model:
-    """What is asked about the model: its class's own list, its number of layers, its buffers and rotary bases."""
+    """What is asked about the model.
+
+    Attributes:
+        ignored: names that its class wants to hear nothing of.
+        depth: layers that its config asks for.
+        ahead: prefixes of layers in the checkpoint that are heads for the token after next.
+        words: parts of the names of its tensors.
+        buffers: those that are in no checkpoint.
+        bases: rotary bases that its config names.
+        window: of local attention, tokens.
+        quantized: a quantizer unpacks its weights.
+    """
 
     ignored: re.Pattern[str] | None
     depth: int | None
+    ahead: frozenset[str]
     words: frozenset[str]
     buffers: Mapping[str, Any]
     bases: tuple[float, ...]
@@ -51,6 +63,11 @@ def read_model(seen: Seen) -> Model:
     return Model(
         ignored=re.compile("|".join(f"({pattern})" for pattern in sorted(patterns))) if patterns else None,
         depth=depth_of(config),
+        ahead=frozenset(
+            name[: layer.end()]
+            for name in seen.unused
+            if (layer := LAYER.search(name)) and name[layer.end() :].startswith(AHEAD_MARKS)
+        ),
         words=frozenset(word for name in seen.expected for word in name.split(".")),
         buffers={name: buffer for name, buffer in model.named_buffers() if name not in seen.expected},
         bases=tuple(_bases(config)),
@@ -77,12 +94,8 @@ def _bases(config: Any) -> Iterator[float]:
         yield float(base)
 
 
-def reason(name: str, tensors: Mapping[str, Stored], model: Model) -> str | None:
-    """Why the model may leave out the tensor `name`; None: it may not.
-
-    `tensors`: everything in the checkpoint that the model does not use.
-    """
-    stored = tensors[name]
+def reason(name: str, stored: Stored, model: Model) -> str | None:
+    """Why the model may leave out the tensor `name` of the checkpoint; None: it may not."""
     if stored.value is not None:
         found = _computed(name, stored, model)
         if found is not None or name.endswith((".bias", "inv_freq", "_cached")):
@@ -95,8 +108,7 @@ def reason(name: str, tensors: Mapping[str, Stored], model: Model) -> str | None
         return "a part for images or sound, which a text never enters"
     layer = LAYER.search(name)
     if layer and model.depth is not None and int(layer[1]) >= model.depth:
-        ahead = any(other.startswith(name[: layer.end()] + mark) for other in tensors for mark in AHEAD_MARKS)
-        return "a head for several tokens ahead" if ahead else None
+        return "a head for several tokens ahead" if name[: layer.end()] in model.ahead else None
     if HEADS.search(name):
         return "a head for something else than the next token"
     if model.quantized and CACHE_SCALES.search(name):

@@ -11,7 +11,7 @@ from __future__ import annotations
 import inspect
 import re
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -106,7 +106,8 @@ def watching() -> Iterator[Watch]:
 
 
 def _look(model: Any, expected: dict[str, Any], state: Mapping[str, Any], settings: Any, info: Any) -> Seen:
-    targets = {name: _target(name, model, expected, settings.weight_mapping or []) for name in state}
+    mapping = settings.weight_mapping or []
+    targets = _targets(state, model, expected, mapping)
     buffers = {name for name, _ in model.named_buffers()} - set(expected)
     stored, unused = {}, []
     for name, tensor in state.items():
@@ -117,7 +118,7 @@ def _look(model: Any, expected: dict[str, Any], state: Mapping[str, Any], settin
             value = _read(tensor) if target in buffers or COMPUTED.search(name) else None
         stored[name] = Stored(target, _dtype(tensor), _shape(tensor), value)
     # What it says itself comes on top: a name that we did not foresee stands for itself.
-    foreseen = {alias for name in unused for alias in _aliases(*targets[name], settings.weight_mapping or [])}
+    foreseen = {alias for name in unused for alias in _aliases(*targets[name], mapping)}
     unused += sorted(set(info.unexpected_keys) - foreseen)
     return Seen(
         model=model,
@@ -131,16 +132,19 @@ def _look(model: Any, expected: dict[str, Any], state: Mapping[str, Any], settin
     )
 
 
-def _target(name: str, model: Any, expected: Mapping[str, Any], mapping: list[Any]) -> tuple[str, str | None]:
+def _targets(
+    names: Iterable[str], model: Any, expected: Mapping[str, Any], mapping: list[Any]
+) -> dict[str, tuple[str, str | None]]:
     """The name in the model, as transformers finds it, and the pattern of the conversion that takes the tensor."""
     from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 
     renamings = [entry for entry in mapping if isinstance(entry, WeightRenaming)]
     converters = [entry for entry in mapping if isinstance(entry, WeightConverter)]
-    target, pattern = rename_source_key(name, renamings, converters, model.base_model_prefix, dict(expected))
-    if target not in expected and name in expected:
-        return name, None
-    return target, pattern
+    found = {}
+    for name in names:
+        target, pattern = rename_source_key(name, renamings, converters, model.base_model_prefix, expected)
+        found[name] = (name, None) if target not in expected and name in expected else (target, pattern)
+    return found
 
 
 def _aliases(target: str, pattern: str | None, mapping: list[Any]) -> list[str]:
