@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -27,9 +28,16 @@ State = dict[str, torch.Tensor]
 LAYERS, WIDTH, KEYS, HIDDEN = 3, 32, 16, 48
 
 
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("saved")
+    write_hf(folder, dtype="float32")
+    return folder
+
+
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    write_hf(tmp_path / "tiny", dtype="float32")
+def folder(saved: Path, tmp_path: Path) -> Path:
+    shutil.copytree(saved, tmp_path / "tiny")
     return tmp_path / "tiny"
 
 
@@ -315,7 +323,9 @@ def test_rounded_rotary_frequencies(folder: Path, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize(("base", "scale"), [(500000.0, 1.0), (10000.0, 4.0)])
 def test_rotary_frequencies_of_another_model(folder: Path, base: float, scale: float) -> None:
     write_safetensors(folder, {**state_of(folder), **rotary(base, scale)})
-    assert "model.layers.0.self_attn.rotary_emb.inv_freq" in refusal(folder)
+    said = refusal(folder)
+    assert "model.layers.0.self_attn.rotary_emb.inv_freq" in said
+    assert "it gives other rotary frequencies" in said
 
 
 def gpt2(folder: Path, added: State) -> None:

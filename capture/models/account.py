@@ -153,6 +153,8 @@ def _unused(name: str, seen: Seen, foreign: list[str], model: Model) -> str:
         why = "they look like scales of quantized weights, and there is no quantization_config that applies them"
     elif model.depth is not None and any(layer >= model.depth for layer in layers):
         why = f"its config has {model.depth} layers, and the checkpoint a layer {max(layers)}"
+    elif all(tensor.endswith(("inv_freq", "_cached")) for tensor in foreign):
+        why = "it gives other rotary frequencies"
     elif all(tensor.endswith("bias") for tensor in foreign):
         why = "its config asks for no such bias"
     else:
