@@ -33,7 +33,7 @@ REFERENCES = (".vera_A.default", ".vera_B.default", ".tinylora_v.default", ".uni
 
 @dataclass(frozen=True)
 class AdapterSource:
-    """Where an adapter is. `base`: the model that it names, None where that lies in the same place.
+    """A folder with an adapter. `base`: the model that it names, None where that lies in the same place.
 
     `revision` is the base's. `settings`: names in its config that are given and not null, false or empty.
     """
@@ -83,9 +83,12 @@ def on_hub(name: str, shared: dict[str, Any]) -> AdapterSource | None:
     if path is None:
         return None
     require_package("peft", f"{name}, which holds an adapter ({CONFIG}),")
+    weights = next((found for file in WEIGHTS if (found := cached_file(name, file, **options, **quietly))), None)
+    if weights is None:
+        raise ModelError(f"{name} has an {CONFIG} and no weights of the adapter: expected {' or '.join(WEIGHTS)}")
     config = cached_file(name, "config.json", **options, **quietly)
     beside = config is not None and any(_has(name, file, options) for file in LAYOUTS)
-    return _read(Path(path), name, name, beside=beside)
+    return _read(Path(path), str(Path(weights).parent), name, beside=beside)
 
 
 def _hub_options(shared: dict[str, Any]) -> dict[str, Any]:
@@ -134,7 +137,7 @@ def bare() -> Iterator[None]:
         modeling_utils.maybe_load_adapters, auto_factory.is_peft_available = found, looks
 
 
-def attach(model: Any, source: AdapterSource, shared: dict[str, Any]) -> tuple[Adapter, ...]:
+def attach(model: Any, source: AdapterSource) -> tuple[Adapter, ...]:
     """Load the adapter into the base `model`, in place; what there is to say about it.
 
     By peft itself: transformers' own `load_adapter` leaves out the magnitudes of DoRA and, in some releases, layers
@@ -145,15 +148,14 @@ def attach(model: Any, source: AdapterSource, shared: dict[str, Any]) -> tuple[A
     """
     from peft import PeftConfig, PeftModel
 
-    options = _hub_options(shared)
     try:
-        config = PeftConfig.from_pretrained(source.place, **options)
+        config = PeftConfig.from_pretrained(source.place)
         _refuse_kind(source.name, config)
         _refuse_unknown(source, config)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of weights that are missing, which are refused below
-            wrapped = PeftModel.from_pretrained(model, source.place, adapter_name=NAME, **options)
-        state = _loaded_again(wrapped, source, options)
+            wrapped = PeftModel.from_pretrained(model, source.place, adapter_name=NAME)
+        state = _loaded_again(wrapped, source)
     except AttnlensError:
         raise
     except Exception as error:
@@ -183,7 +185,7 @@ def _refuse_unknown(source: AdapterSource, config: Any) -> None:
         )
 
 
-def _loaded_again(wrapped: Any, source: AdapterSource, options: dict[str, Any]) -> dict[str, Any]:
+def _loaded_again(wrapped: Any, source: AdapterSource) -> dict[str, Any]:
     """The tensors in the adapter's file, every one of which is in the model.
 
     Loaded a second time, because only this function of peft says what it had no use for.
@@ -195,7 +197,7 @@ def _loaded_again(wrapped: Any, source: AdapterSource, options: dict[str, Any]) 
     from peft.utils.save_and_load import load_peft_weights
 
     mapping = getattr(wrapped.get_base_model(), "_checkpoint_conversion_mapping", None)
-    state = load_peft_weights(source.place, device="cpu", key_mapping=mapping, **options)
+    state = load_peft_weights(source.place, device="cpu", key_mapping=mapping)
     result = set_peft_model_state_dict(wrapped, dict(state), adapter_name=NAME)  # it takes some out
     missing = [key for key in result.missing_keys if NAME in key.split(".") and not key.endswith(REFERENCES)]
     for what, keys in (
@@ -205,20 +207,16 @@ def _loaded_again(wrapped: Any, source: AdapterSource, options: dict[str, Any]) 
         if keys:
             raise ModelError(f"the adapter of {source.name} {what} {three(keys)}: it does not fit its base model")
     adapter = get_peft_model_state_dict(wrapped, adapter_name=NAME, save_embedding_layers=False)
-    numbers = sum(tensor.numel() for tensor in adapter.values())
-    whole = {key: tensor for key, tensor in state.items() if key not in adapter and _is_weight(key, wrapped)}
+    numbers, weights = sum(tensor.numel() for tensor in adapter.values()), set(wrapped.state_dict())
+    # a trained embedding, for example, took the place of the base's own
+    whole = {key: tensor for key, tensor in state.items() if key not in adapter and key in weights}
     given = sum(tensor.numel() for key, tensor in state.items() if key not in whole)
-    if numbers != given:
+    if numbers < given:  # more there are where experts of old files are put together
         raise ModelError(
             f"the adapter of {source.name} has {given} numbers, of which {numbers} are in the model: it does not fit "
             "its base model"
         )
     return whole
-
-
-def _is_weight(key: str, wrapped: Any) -> bool:
-    """Whether a tensor of the file took the place of a weight of the base: a trained embedding, for example."""
-    return key in wrapped.state_dict()
 
 
 def _named(adapter: Adapter, name: str, model: Any, whole: dict[str, Any]) -> Adapter:

@@ -105,7 +105,7 @@ def load(request: Request, progress: Progress) -> LoadedModel:
     left_out = account(request.name, watch, request.ignore_weights)
     if given is not None:
         require_unpacked(request.name, given, watch)
-    adapters = () if source is None else attach(model, source, _shared(asked))
+    adapters = () if source is None else attach(model, source)
     revision = None if local else _commit(request.name, shared["revision"])
     identity = request.short_name if local else request.name
     quantization = None if given is None else describe_checkpoint(given)
@@ -126,8 +126,8 @@ def _base_request(request: Request, source: AdapterSource) -> Request:
     """
     if source.base is None:
         return request
-    near = Path(source.place) / source.base  # a folder that moved together with the adapter's
-    place = near if Path(source.place).is_dir() and near.is_dir() else Path(source.base).expanduser()
+    near = request.path / source.base  # a folder that moved together with the adapter's
+    place = near if near.is_dir() else Path(source.base).expanduser()
     if place.is_dir():
         if in_folder(place, place.name) is not None:
             raise ModelError(f"the base model of the adapter {source.name}, {place}, has an adapter of its own")
