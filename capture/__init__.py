@@ -10,6 +10,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from attnlens.capture.extra import require_capture_extra
+
 if TYPE_CHECKING:
     from attnlens.capture.batch.many import ManyReport, capture_many
     from attnlens.capture.engine import CaptureReport, capture
@@ -23,6 +25,7 @@ _HOMES = {"CaptureReport": "engine", "capture": "engine", "Settings": "settings"
 def __getattr__(name: str) -> Any:
     # Lazy, so that the parts that need no torch (capture.extra) can be imported without it.
     if name in __all__:
+        require_capture_extra()
         home = import_module(f"attnlens.capture.{_HOMES.get(name, 'batch.many')}")
         return getattr(home, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -23,13 +23,20 @@ def require_capture_extra() -> None:
         )
 
 
-def require_package(name: str, purpose: str) -> None:
-    """Return if the package `name` is installed.
+def require_package(name: str, purpose: str, module: str | None = None) -> None:
+    """Return if the package `name` is installed; `module` is what it is imported as, where that is not its name.
 
     Raises:
         MissingExtraError: `purpose` needs it, and it is not there.
     """
-    if find_spec(name) is None:
+    if not _is_there(module or name):
         raise MissingExtraError(
             f"{purpose} needs {name}, which is not installed: pip install 'attnlens[capture]' (or pip install {name})"
         )
+
+
+def _is_there(module: str) -> bool:
+    try:
+        return find_spec(module) is not None
+    except ModuleNotFoundError:  # not even the package around it
+        return False

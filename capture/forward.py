@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
 
+from attnlens.capture.kv_cache import accepted, give
 from attnlens.schemas.errors import AttnlensError, ModelError
 
 
@@ -31,13 +31,7 @@ class CallStyle:
 
 def style_of(model: nn.Module) -> CallStyle:
     """What the model's signature says; wrappers (PEFT) are looked through."""
-    inner = model
-    while "kwargs" in (names := inspect.signature(inner.forward).parameters) and "logits_to_keep" not in names:
-        deeper = getattr(inner, "model", None) or getattr(inner, "base_model", None)
-        if not isinstance(deeper, nn.Module) or deeper is inner:
-            break
-        inner = deeper
-    return CallStyle(keeps_logits="logits_to_keep" in inspect.signature(inner.forward).parameters)
+    return CallStyle(keeps_logits=accepted(model, "logits_to_keep") is not None)
 
 
 def forward(
@@ -59,11 +53,11 @@ def forward(
     if style.reports:
         kwargs["output_attentions"] = True
     if cache is not None:
-        kwargs["past_key_values"] = cache
+        kwargs |= give(model, cache)
         if style.cached_positions:
             kwargs["position_ids"] = torch.arange(first, first + ids.shape[1], device=ids.device)[None]
     elif use_cache and style.given_cache:
-        kwargs["past_key_values"] = DynamicCache()
+        kwargs |= give(model, DynamicCache())
     if last is not None and style.keeps_logits:
         kwargs["logits_to_keep"] = last
     return model(**kwargs)

@@ -16,6 +16,7 @@ from attnlens.capture.entries import VocabularyEntries
 from attnlens.capture.equipment import Equipment
 from attnlens.capture.evidence import AttentionEvidence
 from attnlens.capture.forward import attempt, is_out_of_memory, logits_of
+from attnlens.capture.kv_cache import taken
 from attnlens.capture.layer_table import seen_window
 from attnlens.capture.memory import return_small_blocks
 from attnlens.capture.midpoint import MidpointTracker
@@ -212,7 +213,7 @@ class Passes:
         self._readings.end_pass()
         if len(tokens) > 1 or ends_group(first):
             return_small_blocks()
-        return logits_of(self._model, output)[0], getattr(output, "past_key_values", None)
+        return logits_of(self._model, output)[0], taken(output)
 
     def _complete(self, following: int | None) -> None:
         """What followed the last row is known: once the lens has read it, the rows so far may be committed."""

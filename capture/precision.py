@@ -13,7 +13,12 @@ from typing import Any
 import torch
 
 _EXACT = "highest"
-_MATMULS: tuple[Any, ...] = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)  # type: ignore[attr-defined]
+
+
+def _newer_settings() -> tuple[Any, ...]:
+    """What has torch's newer setting, of 2.9; before that the older one is all there is."""
+    matmuls = (getattr(backend, "matmul", None) for backend in (torch.backends.cuda, torch.backends.mkldnn))
+    return tuple(matmul for matmul in matmuls if hasattr(matmul, "fp32_precision"))
 
 
 @contextmanager
@@ -22,14 +27,15 @@ def full_precision() -> Iterator[None]:
 
     Torch has an older and a newer way to set this, and refuses to be asked in the one once the other was used.
     """
-    kept = [(matmul, matmul.fp32_precision) for matmul in _MATMULS]
+    matmuls = _newer_settings()
+    kept = [(matmul, matmul.fp32_precision) for matmul in matmuls]
     try:
         older: str | None = torch.get_float32_matmul_precision()
     except RuntimeError:
         older = None
     try:
         if older is None:
-            for matmul in _MATMULS:
+            for matmul in matmuls:
                 matmul.fp32_precision = "ieee"
         elif older != _EXACT:
             torch.set_float32_matmul_precision(_EXACT)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from attnlens.capture.agreement import relative_error, tolerance
 from attnlens.capture.configuration import refuse_configuration
 from attnlens.capture.forward import CallStyle, attempt, forward, logits_of, style_of
+from attnlens.capture.kv_cache import taken
 from attnlens.capture.layer_table import layer_table
 from attnlens.capture.lenses.logit import LogitLens
 from attnlens.capture.lenses.tail import find_logit_lens
@@ -377,7 +378,7 @@ def _check_cached(
                 tracker.begin(ids.shape[1] - 1)
                 output = attempt(model, ids[:, :-1], candidate, use_cache=True, last=1)
                 tracker.end()
-                cache = getattr(output, "past_key_values", None)
+                cache = taken(output)
                 if cache is None:
                     raise ModelError(f"{type(model).__name__} returns no cache of keys and values")
                 prompt, calls[:] = list(calls), []

@@ -11,6 +11,7 @@ import numpy as np
 import zarr
 from numcodecs.zstd import Zstd
 from numpy.typing import NDArray
+from zarr.abc.codec import Codec
 from zarr.codecs import BloscCodec, BytesCodec, Crc32cCodec, ShardingCodec, TransposeCodec, ZstdCodec
 
 from attnlens.store.bounded import PlanesCodec
@@ -85,7 +86,7 @@ def packing_for(name: str, dtype: str, *, sharded: bool) -> Packing:
 def packing_of(array: zarr.Array[Any]) -> Packing | None:
     """How the chunks of a sharded array were written; None where that is none of ours."""
     codecs: tuple[Any, ...] = getattr(array.metadata, "codecs", ())
-    if len(codecs) != 1 or not isinstance(codecs[0], ShardingCodec) or codecs[0].index_location.value != "end":
+    if len(codecs) != 1 or not isinstance(codecs[0], ShardingCodec) or _said(codecs[0], "index_location") != "end":
         return None
     inner, index = codecs[0].codecs, codecs[0].index_codecs
     order = None
@@ -101,6 +102,11 @@ def _are(codecs: Sequence[object], kinds: Sequence[type]) -> bool:
     return len(codecs) == len(kinds) and all(map(isinstance, codecs, kinds))
 
 
-def _little(codec: object) -> bool:
-    endian = getattr(codec, "endian", None)
-    return endian is None or endian.value == "little"
+def _little(codec: Codec) -> bool:
+    return _said(codec, "endian") in (None, "little")
+
+
+def _said(codec: Codec, key: str) -> object:
+    """What the codec's JSON says under `key`: the attributes are enums until zarr 3.2 and strings since."""
+    configuration: Any = codec.to_dict().get("configuration", {})
+    return configuration.get(key)

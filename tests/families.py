@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -10,6 +11,8 @@ import transformers as t
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
+CACHE = "cache" if "cache" in inspect.signature(t.LlamaForCausalLM.forward).parameters else "past_key_values"
+"""What this version of transformers calls keys and values of earlier tokens, as an argument and in its outputs."""
 VOCABULARY = 300
 SMALL = {
     "vocab_size": VOCABULARY,

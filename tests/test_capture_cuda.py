@@ -13,7 +13,7 @@ import torch
 import attnlens
 from attnlens.capture import capture
 from attnlens.store.verify import verify
-from families import byte_tokenizer, tiny_model
+from families import CACHE, byte_tokenizer, tiny_model
 
 pytestmark = pytest.mark.gpu
 PROMPT = "The quick brown fox jumps over the lazy dog, and over it again"
@@ -46,8 +46,8 @@ def eager_rows(model: Any, found: Any) -> np.ndarray[Any, Any]:
     with torch.no_grad():
         for piece in [ids[: found.n_prompt], *[[token] for token in ids[found.n_prompt : -1]]]:
             fed = torch.tensor([piece], device="cuda")
-            out = model(fed, past_key_values=cache, use_cache=True, output_attentions=True)
-            cache, end = out.past_key_values, first + len(piece)
+            out = model(fed, **{CACHE: cache}, use_cache=True, output_attentions=True)
+            cache, end = out[CACHE], first + len(piece)
             for layer, own in enumerate(out.attentions):
                 rows[layer, :, first:end, end - own.shape[3] : end] = own[0].float().cpu().numpy()
             first = end

@@ -11,7 +11,7 @@ import torch
 import zarr
 
 from attnlens.capture import capture
-from families import FAMILIES, byte_tokenizer, tiny_model
+from families import CACHE, FAMILIES, byte_tokenizer, tiny_model
 
 N_NEW = 6
 PROMPT = "The quick brown fox"
@@ -68,8 +68,8 @@ def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     attention, logits, cache = [], [], None
     with torch.no_grad():
         for piece in passes(ids, report.n_prompt):
-            out = model(torch.tensor([piece]), past_key_values=cache, use_cache=True, output_attentions=True)
-            cache = out.past_key_values
+            out = model(torch.tensor([piece]), **{CACHE: cache}, use_cache=True, output_attentions=True)
+            cache = out[CACHE]
             attention.append([weights[0] for weights in out.attentions])
             logits.append(out.logits[0])
     for handle in handles:

@@ -11,21 +11,40 @@ import torch
 from attnlens.capture import capture
 from families import byte_tokenizer, tiny_model
 
-SETTINGS = (
+OLDER_SETTINGS = (
     "pass",
     "torch.set_float32_matmul_precision('high')",
     "torch.set_float32_matmul_precision('medium')",
     "torch.backends.cuda.matmul.allow_tf32 = True",
+)
+NEWER_SETTINGS = (
     "torch.backends.cuda.matmul.fp32_precision = 'tf32'",
     "torch.backends.fp32_precision = 'tf32'",
 )
+NEWER = hasattr(torch.backends, "fp32_precision")
+"""torch 2.9 and later have a second way to set it."""
+# torch 2.13 made as 2.6 is.
+WITHOUT_NEWER = """
+import torch
+
+def refuse(self, name, found=type(torch.backends.cuda.matmul).__getattr__):
+    if name == "fp32_precision":
+        raise AttributeError("Unknown attribute " + name)
+    return found(self, name)
+
+if hasattr(torch.backends.mkldnn, "matmul"):
+    del type(torch.backends.mkldnn).matmul
+type(torch.backends.cuda.matmul).__getattr__ = refuse
+"""
 # A process for each: torch never forgets that its newer settings were used.
 SCRIPT = """
 import os, sys, torch
 from attnlens.capture.precision import full_precision
 
 def asked():
-    found = [torch.backends.cuda.matmul.fp32_precision, torch.backends.mkldnn.matmul.fp32_precision]
+    found = []
+    if hasattr(torch.backends.mkldnn, "matmul"):
+        found = [torch.backends.cuda.matmul.fp32_precision, torch.backends.mkldnn.matmul.fp32_precision]
     for ask in (torch.get_float32_matmul_precision, lambda: torch.backends.cuda.matmul.allow_tf32):
         try:
             found.append(ask())
@@ -38,13 +57,13 @@ def check(setting):
     before = asked()
     try:
         with full_precision():
-            assert not {"tf32", "bf16"} & set(asked()[:2]), asked()
-            assert asked()[2:] == ["highest", False], asked()
+            assert not {"tf32", "bf16"} & set(asked()[:-2]), asked()
+            assert asked()[-2:] == ["highest", False], asked()
             raise KeyError
     except KeyError:
         pass
     assert asked() == before, (before, asked())
-    print(setting, before[:2])
+    print(setting, before)
 
 for setting in sys.argv[1:]:
     child = os.fork()
@@ -56,12 +75,24 @@ for setting in sys.argv[1:]:
 """
 
 
-def test_products_are_full_and_settings_are_put_back() -> None:
-    done = subprocess.run([sys.executable, "-c", SCRIPT, *SETTINGS], check=False, capture_output=True, text=True)
+def undone(script: str, settings: tuple[str, ...]) -> list[str]:
+    """A line for each of `settings`: what could be asked once it was set, before full precision undid it."""
+    done = subprocess.run([sys.executable, "-c", script, *settings], check=False, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    said = done.stdout.splitlines()
-    assert len(said) == len(SETTINGS)
-    assert sum("tf32" in line.split("[")[1] for line in said) == len(SETTINGS) - 1  # they did what they were to undo
+    said = [line.split("[")[1] for line in done.stdout.splitlines()]
+    assert len(said) == len(settings)
+    return said
+
+
+def test_products_are_full_and_settings_are_put_back() -> None:
+    said = undone(SCRIPT, OLDER_SETTINGS + NEWER_SETTINGS * NEWER)
+    effect = "tf32" if NEWER else "True"
+    assert sum(effect in line for line in said) == len(said) - 1  # they did what they were to undo
+
+
+def test_products_are_full_with_a_torch_that_has_the_older_settings_only() -> None:
+    said = undone(WITHOUT_NEWER + SCRIPT, OLDER_SETTINGS)
+    assert said == ["'highest', False]", "'high', True]", "'medium', True]", "'high', True]"]
 
 
 def test_a_capture_computes_in_full(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from attnlens.render.options import RenderOptions
 from attnlens.render.pictures import render
 from attnlens.schemas.errors import InputError, ModelError
 from attnlens.store.verify import verify
-from families import FAMILIES, SMALL, byte_tokenizer, tiny_model
+from families import CACHE, FAMILIES, SMALL, byte_tokenizer, tiny_model
 from plain_bits import own_order
 
 PROMPT = "The quick brown fox jumps over"
@@ -57,8 +57,8 @@ def eager_rows(model: Any, found: Any) -> np.ndarray[Any, Any]:
     first, cache = 0, None
     with torch.no_grad():
         for piece in passes(ids, found.n_prompt):
-            out = model(torch.tensor([piece]), past_key_values=cache, use_cache=True, output_attentions=True)
-            cache, end = out.past_key_values, first + len(piece)
+            out = model(torch.tensor([piece]), **{CACHE: cache}, use_cache=True, output_attentions=True)
+            cache, end = out[CACHE], first + len(piece)
             for layer, own in enumerate(out.attentions):
                 rows[layer, :, first:end, end - own.shape[3] : end] = own[0].float().numpy()
             first = end

@@ -13,7 +13,7 @@ from transformers.models.llama import modeling_llama
 
 from attnlens.capture import capture
 from attnlens.schemas.errors import AttnlensError, InputError, ModelError
-from families import GPT2, SMALL, VOCABULARY, byte_tokenizer, tiny_model
+from families import CACHE, GPT2, SMALL, VOCABULARY, byte_tokenizer, tiny_model
 
 
 def refused(model: Any, path: Path) -> str:
@@ -112,8 +112,8 @@ def test_layers_that_run_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     first, looped = model.model.layers[0], model.model.layers[1]
 
     def again(self: Any, hidden_states: Any, **kwargs: Any) -> Any:
-        out = plain(self, hidden_states, **{**kwargs, "past_key_values": kwargs.get("past_key_values")})
-        return first(out, **{**kwargs, "past_key_values": None}) if self is looped else out
+        out = plain(self, hidden_states, **{**kwargs, CACHE: kwargs.get(CACHE)})
+        return first(out, **{**kwargs, CACHE: None}) if self is looped else out
 
     monkeypatch.setattr(modeling_llama.LlamaDecoderLayer, "forward", again)
     message = refused(model, tmp_path / "run.zarr")

@@ -126,3 +126,26 @@ def test_the_license_is_whole() -> None:
     text = (ROOT / "LICENSE").read_text()
     assert "Apache License" in text
     assert "END OF TERMS AND CONDITIONS" in text
+
+
+def test_capture_without_torch_names_the_extra() -> None:
+    script = """
+import sys
+
+class Without:
+    def __init__(self, finder): self.finder = finder
+    def __getattr__(self, name): return getattr(self.finder, name)
+    def find_spec(self, name, *more): return None if name == "torch" else self.finder.find_spec(name, *more)
+
+sys.meta_path = [Without(finder) for finder in sys.meta_path]
+import attnlens.capture
+from attnlens.schemas.errors import MissingExtraError
+try:
+    from attnlens.capture import capture
+except MissingExtraError as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", script], check=False, capture_output=True, text=True)
+    assert done.stdout == "capturing needs torch, which is not installed: pip install 'attnlens[capture]'\n", (
+        done.stderr
+    )

@@ -23,7 +23,7 @@ from attnlens.cli import app
 from attnlens.progress import Silent
 from attnlens.schemas.errors import AttnlensError
 from attnlens.schemas.metadata import LayerInfo
-from families import FAMILIES, SMALL, byte_tokenizer, tiny_model
+from families import CACHE, FAMILIES, SMALL, byte_tokenizer, tiny_model
 from tiny import write_meta
 
 TEXT_DECIDES = {"token_bytes", "vocabulary_id", "vocabulary_text", "manifest_file", "manifest_sha256"}
@@ -81,7 +81,7 @@ def test_the_cache_is_that_of_a_run(tmp_path: Path) -> None:
     found = planned(folder_of(tmp_path, FAMILIES["llama"]()))
     with torch.no_grad():
         out = tiny_model("llama")(torch.ones(1, found.capacity, dtype=torch.int64), use_cache=True)
-    kept = sum(layer.keys.nbytes + layer.values.nbytes for layer in out.past_key_values.layers)
+    kept = sum(layer.keys.nbytes + layer.values.nbytes for layer in out[CACHE].layers)
     assert found.memory["host"]["keys and values"] == kept
 
 

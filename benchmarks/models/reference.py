@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from attnlens.capture.kv_cache import give, taken
+
 
 @dataclass
 class Reference:
@@ -38,9 +40,11 @@ def reference_of(
     with torch.no_grad(), eager_recorded(lambda module, weights: seen.append((paths[id(module)], weights))):
         for piece in passes:
             seen.clear()
-            extra = {"position_ids": torch.arange(first, first + len(piece))[None]} if positions and first else {}
-            out = model(torch.tensor([piece]), past_key_values=cache, use_cache=True, output_attentions=True, **extra)
-            cache = out.past_key_values
+            extra = give(model, cache)
+            if positions and first:
+                extra["position_ids"] = torch.arange(first, first + len(piece))[None]
+            out = model(torch.tensor([piece]), use_cache=True, output_attentions=True, **extra)
+            cache = taken(out)
             first += len(piece)
             logits.append(out.logits[0])
             own = [weights[0] for weights in out.attentions or () if isinstance(weights, Tensor)]

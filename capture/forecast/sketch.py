@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from attnlens.capture.configuration import refuse_configuration, text_config
 from attnlens.capture.forecast.live import LiveBytes
 from attnlens.capture.forward import attempt, logits_of, style_of
+from attnlens.capture.kv_cache import taken
 from attnlens.capture.layer_table import layer_table
 from attnlens.capture.override import eager_configuration, hooks_kept, tapped
 from attnlens.capture.reported import find_places, reported_table
@@ -108,9 +109,7 @@ def _pass(model: Any, n_token: int, device: str) -> Sketch:
         output = attempt(model, ids, style, use_cache=True, last=1)
         tracker.end()
     logits = logits_of(model, output)
-    cache_bytes = sum(
-        tensor.untyped_storage().nbytes() for tensor in _tensors(getattr(output, "past_key_values", None))
-    )
+    cache_bytes = sum(tensor.untyped_storage().nbytes() for tensor in _tensors(taken(output)))
     try:
         streams = LayerTracker(path, layers, lambda depth, stream: widths.append(stream.shape[-1]))
         with streams, eager_configuration(model):

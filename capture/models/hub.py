@@ -21,6 +21,7 @@ from attnlens.capture.models.quantize import (
 )
 from attnlens.capture.models.request import LoadedModel, Request
 from attnlens.capture.models.state import load_options
+from attnlens.capture.models.vocabulary_file import explain_vocabulary_files, require_same_pieces
 from attnlens.capture.models.watch import watching
 from attnlens.progress import Progress
 from attnlens.schemas.errors import InputError, ModelError
@@ -209,16 +210,21 @@ def _prepare(request: Request, adapter: Request | None = None) -> Prepared:
         raise ModelError(
             f"{request.name} is quantized already ({describe_checkpoint(given)['method']}): leave out --quantize"
         )
+    speaker = adapter if adapter is not None and _brings_tokenizer(adapter) else request
+    heard = _shared(speaker)
+    folder = speaker.path if speaker.path.is_dir() else _snapshot(speaker.name, heard["revision"])
+    plain = None if folder is None or _brings_tokenizer_code(folder) else folder
     try:
-        speaker = adapter if adapter is not None and _brings_tokenizer(adapter) else request
-        tokenizer = AutoTokenizer.from_pretrained(
-            str(speaker.path) if speaker.path.is_dir() else speaker.name, **_shared(speaker)
-        )
+        tokenizer = AutoTokenizer.from_pretrained(str(speaker.path) if speaker.path.is_dir() else speaker.name, **heard)
     except Exception as error:
         _explain_remote_code(request, error)
+        if plain is not None:
+            explain_vocabulary_files(request.name, plain)
         raise ModelError(f"the tokenizer of {request.name} cannot be loaded: {one_line(error)}") from error
     if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):
         raise ModelError(f"no tokenizer in {request.name}: its vocabulary holds special tokens only")
+    if plain is not None:
+        require_same_pieces(request.name, plain, tokenizer)
     return Prepared(config, tokenizer, name, shared)
 
 
@@ -308,9 +314,13 @@ def _checkpoint_dtype(config: Any) -> Any:
 
 def _commit(name: str, revision: str) -> str:
     """The commit that `revision` stands for, read from where the cache put the config."""
+    folder = _snapshot(name, revision)
+    return folder.name if folder is not None and folder.parent.name == "snapshots" else revision
+
+
+def _snapshot(name: str, revision: str) -> Path | None:
+    """The folder of the cache that holds the files of `revision`."""
     from huggingface_hub import try_to_load_from_cache
 
     path = try_to_load_from_cache(name, "config.json", revision=revision)
-    if isinstance(path, str) and Path(path).parent.parent.name == "snapshots":
-        return Path(path).parent.name
-    return revision
+    return Path(path).parent if isinstance(path, str) else None
