@@ -84,8 +84,6 @@ def damage(folder: Path, what: str) -> None:
         (folder / "model.safetensors.index.json").write_text("[]")
     elif what == "no config":
         (folder / "config.json").unlink()
-    elif what == "adapter":
-        (folder / "config.json").rename(folder / "adapter_config.json")
     elif what == "config":
         (folder / "config.json").write_text("{")
     elif what == "config list":
@@ -124,7 +122,6 @@ def damage(folder: Path, what: str) -> None:
         ("shard", "1 of 2 weight files are missing"),
         ("index", "model.safetensors.index.json cannot be read"),
         ("no config", "no config.json, no params.json and no .gguf file"),
-        ("adapter", "is a PEFT adapter without its base model"),
         ("config", "config.json cannot be read"),
         ("config list", "holds list, expected a JSON object"),
         ("model type", "model type 'strange' is not known to transformers"),

@@ -243,7 +243,7 @@ def test_llama_2_tokenizer_gives_the_ids_of_sentencepiece(tmp_path: Path) -> Non
     from tiny import META, meta_state
 
     state = meta_state(META, 420)
-    state["rope.freqs"] = torch.ones(4)
+    state["rope.freqs"] = 10000.0 ** -(torch.arange(0, 8, 2) / 8)
     torch.save(state, folder / "consolidated.00.pth")
     loaded = load(str(folder), device="cpu")
     pieces = spm.SentencePieceProcessor(model_file=str(folder / "tokenizer.model"))

@@ -15,7 +15,7 @@ LAYOUTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.b
 
 
 def check_weights(folder: Path, config: dict[str, Any]) -> None:
-    """Return if every weight file is there and no file is cut short. Tensor values are not read.
+    """Return if every weight file is there, none is cut short, and no tensor is in two of them. No value is read.
 
     Raises:
         ModelError: names the file.
@@ -25,11 +25,16 @@ def check_weights(folder: Path, config: dict[str, Any]) -> None:
     first = next((folder / name for name in layouts if (folder / name).is_file()), None)
     if first is None:
         raise ModelError(f"no weights in {folder}: expected one of {', '.join(LAYOUTS)}")
+    places: dict[str, Path] = {}
     for path in _shards(first) if first.suffix == ".json" else [first]:
-        if path.suffix == ".safetensors":
-            check_safetensors(path)
-        else:
+        if path.suffix != ".safetensors":
             check_torch_file(path)
+            continue
+        for name in check_safetensors(path):
+            if places.setdefault(name, path) != path:
+                raise ModelError(
+                    f"{name} is in both {places[name].name} and {path.name} of {folder}: remove one of them"
+                )
 
 
 def _shards(index: Path) -> list[Path]:
@@ -45,8 +50,8 @@ def _shards(index: Path) -> list[Path]:
     return [index.parent / name for name in names]
 
 
-def check_safetensors(path: Path) -> None:
-    """Return if the header is whole and the file as long as it says.
+def check_safetensors(path: Path) -> list[str]:
+    """The names of the tensors, if the header is whole and the file as long as it says.
 
     Raises:
         ModelError: it is not.
@@ -54,8 +59,8 @@ def check_safetensors(path: Path) -> None:
     from safetensors import SafetensorError, safe_open
 
     try:
-        with safe_open(path, framework="np"):
-            pass
+        with safe_open(path, framework="np") as file:
+            return list(file.keys())
     except (SafetensorError, OSError, ValueError) as error:
         raise ModelError(f"{path} is damaged or cut short: {one_line(error)}") from error
 

@@ -14,6 +14,7 @@ from attnlens.capture.models.meta_shards import (
     merge,
     open_shards,
     plan,
+    set_aside,
     vocabulary_size,
 )
 from attnlens.capture.models.meta_tokenizer import (
@@ -98,6 +99,7 @@ def load(request: Request, progress: Progress) -> LoadedModel:
     vocabulary = vocabulary_size(params, shards)
     tied = "output.weight" not in shards[0]
     tensors = plan(params, vocabulary, tied=tied, embedding_axis=_embedding_axis(params, shards))
+    left_out = set_aside(tensors, shards, params, request.ignore_weights)
     check_names(tensors, shards)
     check_ranks(tensors, shards)
     dtype = shards[0]["layers.0.attention.wq.weight"].dtype
@@ -111,7 +113,7 @@ def load(request: Request, progress: Progress) -> LoadedModel:
     model = model_from_state(request, config, state, dtype)
     _set_stop_tokens(model, tokenizer, tiktoken=tiktoken)
     name = folder.resolve().parent.name if folder.name == SUBFOLDER else folder.resolve().name
-    return LoadedModel(model, tokenizer, name, tokenizer_id=tokenizer_name(request))
+    return LoadedModel(model, tokenizer, name, tokenizer_id=tokenizer_name(request), left_out=left_out)
 
 
 def outline(request: Request) -> tuple[Any, Any, str, Any]:
@@ -130,6 +132,7 @@ def outline(request: Request) -> tuple[Any, Any, str, Any]:
         shards = open_shards(find_shards(folder))
         vocabulary, tied = vocabulary_size(params, shards), "output.weight" not in shards[0]
         tensors = plan(params, vocabulary, tied=tied, embedding_axis=_embedding_axis(params, shards))
+        set_aside(tensors, shards, params, request.ignore_weights)
         check_names(tensors, shards)
         check_ranks(tensors, shards)
         dtype = shards[0]["layers.0.attention.wq.weight"].dtype

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import math
 import pickle
 import re
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from attnlens.capture.models.account import grouped
 from attnlens.capture.models.failure import one_line
 from attnlens.capture.models.meta_params import MetaParams
-from attnlens.schemas.errors import ModelError
+from attnlens.schemas.errors import InputError, ModelError
+from attnlens.schemas.metadata import LeftOut
 
 if TYPE_CHECKING:
     import torch
 
 SHARD = re.compile(r"consolidated\.(\d+)\.pth")
-IGNORED = re.compile(r"(.*\.)?rope\.freqs")  # computed from rope_theta
+ROPE = re.compile(r"(.*\.)?rope\.freqs")  # computed from rope_theta
+UNKNOWN = ": they do not fit params.json; if the model is right without them: --ignore-weights PATTERN"
 FLOATS = ("float32", "bfloat16", "float16")
 
 
@@ -65,8 +71,58 @@ def open_shards(paths: list[Path]) -> list[dict[str, torch.Tensor]]:
             raise ModelError(f"{path} is damaged or cut short: {one_line(error, 120)}") from error
         if not isinstance(shard, dict) or not all(isinstance(value, torch.Tensor) for value in shard.values()):
             raise ModelError(f"{path} holds no dictionary of tensors")
-        shards.append({name: tensor for name, tensor in shard.items() if not IGNORED.fullmatch(name)})
+        shards.append(dict(shard))
     return shards
+
+
+def set_aside(
+    tensors: dict[str, TensorPlan], shards: list[dict[str, torch.Tensor]], params: MetaParams, ignored: Sequence[str]
+) -> tuple[LeftOut, ...]:
+    """Take out of `shards` what the model may leave out: rotary frequencies, and what matches a pattern of `ignored`.
+
+    Raises:
+        ModelError: the frequencies are not those of params.json.
+        InputError: a pattern matches no tensor outside of the plan.
+    """
+    reasons: dict[str, str] = {}
+    for name in sorted({name for shard in shards for name in shard if name not in tensors}):
+        asked = next((pattern for pattern in ignored if fnmatchcase(name, pattern)), None)
+        if asked is not None:
+            reasons[name] = f"ignored on request: {asked}"
+        elif ROPE.fullmatch(name):
+            _check_frequencies(name, shards, params)
+            reasons[name] = "rotary frequencies, as the model computes them"
+    for pattern in ignored:
+        if not any(fnmatchcase(name, pattern) for name in reasons):
+            raise InputError(f"--ignore-weights {pattern} matches no tensor that the model leaves out")
+    for shard in shards:
+        for name in reasons:
+            shard.pop(name, None)
+    return grouped(reasons)
+
+
+def _check_frequencies(name: str, shards: list[dict[str, torch.Tensor]], params: MetaParams) -> None:
+    """theta^(-2 i / features), or the same as scaled for long texts; bfloat16 keeps 8 bits of them."""
+    import torch
+
+    plain = params.rope_theta ** -(torch.arange(0, params.features, 2).double() / params.features)
+    for shard in shards:
+        found = shard[name].double().flatten() if name in shard else plain
+        if len(found) != len(plain) or not any(
+            torch.allclose(found, expected, rtol=8e-3) for expected in (plain, _scaled(plain, params))
+        ):
+            raise ModelError(
+                f"{name} holds other frequencies than params.json gives (rope_theta {params.rope_theta:g}): the files "
+                f"do not belong together; if the model is right without it: --ignore-weights {name}"
+            )
+
+
+def _scaled(plain: torch.Tensor, params: MetaParams) -> torch.Tensor:
+    """Slow ones divided by the factor, fast ones kept, and between them a mixture: Meta's Llama 3.1 code."""
+    low, high = params.rope_low_freq_factor, params.rope_high_freq_factor
+    turns = params.rope_old_context_len * plain / (2 * math.pi)
+    kept = ((turns - low) / (high - low)).clamp(0, 1)
+    return kept * plain + (1 - kept) * plain / params.rope_scaling_factor
 
 
 def vocabulary_size(params: MetaParams, shards: list[dict[str, torch.Tensor]]) -> int:
@@ -116,13 +172,13 @@ def check_names(tensors: dict[str, TensorPlan], shards: list[dict[str, torch.Ten
         ModelError: names up to three of them.
     """
     for rank, shard in enumerate(shards):
-        for what, names in (
-            ("lacks", sorted(set(tensors) - set(shard))),
-            ("holds unknown tensors", sorted(set(shard) - set(tensors))),
+        for what, names, advice in (
+            ("lacks", sorted(set(tensors) - set(shard)), ""),
+            ("holds unknown tensors", sorted(set(shard) - set(tensors)), UNKNOWN),
         ):
             if names:
                 more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-                raise ModelError(f"consolidated.{rank:02d}.pth {what} {', '.join(names[:3])}{more}")
+                raise ModelError(f"consolidated.{rank:02d}.pth {what} {', '.join(names[:3])}{more}{advice}")
 
 
 def check_ranks(tensors: dict[str, TensorPlan], shards: list[dict[str, torch.Tensor]]) -> None:
