@@ -1,0 +1,119 @@
+"""The adapters in a model, found by looking at it: of a `PeftModel`, or put in by transformers' `load_adapter`."""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from attnlens.schemas.errors import ModelError
+from attnlens.schemas.metadata import Adapter
+
+WRAPPER = "base_model.model."
+"""What a `PeftModel` puts before the names of a model."""
+
+
+def adapters_of(model: nn.Module) -> tuple[Adapter, ...]:
+    """Every adapter in `model`, active or not, in the order in which they were added.
+
+    A model in which peft has put nothing has none, and then peft is not imported. An adapter that was merged and
+    unloaded has become part of the weights and cannot be seen.
+
+    Raises:
+        ModelError: names an adapter whose weights peft cannot list.
+    """
+    if "peft" not in sys.modules:  # nobody can have put an adapter in without it
+        return ()
+    described: dict[int, Adapter] = {}
+    for owner in model.modules():
+        for name, config in _configurations(owner):
+            if id(config) not in described:  # a PeftModel and the model in it share them
+                described[id(config)] = _describe(model, owner, name, config)
+    return tuple(described.values())
+
+
+def _configurations(module: nn.Module) -> Iterator[tuple[str, Any]]:
+    found = getattr(module, "peft_config", None)
+    if isinstance(found, Mapping):
+        yield from found.items()
+
+
+def _describe(model: nn.Module, owner: nn.Module, name: str, config: Any) -> Adapter:
+    layers = dict(_tuned(model, name))
+    if layers:
+        active = any(name in layer.active_adapters and not layer.disable_adapters for layer in layers.values())
+    else:  # a learned prompt has no layers of its own
+        active = name in _names(getattr(owner, "active_adapter", ())) and not getattr(
+            owner, "_adapters_disabled", False
+        )
+    kind = getattr(config, "peft_type", None)
+    return Adapter(
+        name=name,
+        type=str(getattr(kind, "value", kind)),
+        rank=_common(layers.values(), "r", name, int),
+        scaling=_common(layers.values(), "scaling", name, float),
+        targets=sorted({_target(path, layer) for path, layer in layers.items()}),
+        active=active,
+        merged=any(name in layer.merged_adapters for layer in layers.values()),
+        digest=_digest(_weights(owner, name)),
+    )
+
+
+def _tuned(model: nn.Module, name: str) -> Iterator[tuple[str, Any]]:
+    """The layers, by path, in which the adapter `name` has weights."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+    from peft.utils.other import AuxiliaryTrainingWrapper
+
+    for path, module in model.named_modules():
+        if isinstance(module, BaseTunerLayer | AuxiliaryTrainingWrapper):
+            held = (getattr(module, attribute, None) for attribute in module.adapter_layer_names)
+            if any(hasattr(part, "keys") and name in part.keys() for part in held):  # noqa: SIM118
+                yield path, module
+
+
+def _names(active: Any) -> tuple[str, ...]:
+    return (active,) if isinstance(active, str) else tuple(active) if isinstance(active, list | tuple) else ()
+
+
+def _common(layers: Any, attribute: str, name: str, kind: type[Any]) -> Any:
+    """The value that all layers share; None where there is none, or where they differ."""
+    tables = [getattr(layer, attribute, None) for layer in layers]
+    values = {kind(table[name]) for table in tables if isinstance(table, Mapping) and name in table}
+    return values.pop() if len(values) == 1 else None
+
+
+def _target(path: str, layer: Any) -> str:
+    """The last words of a path: `q_proj`, or `mlp.0` where the last is a number."""
+    words = [word for word in path.split(".") if word != "base_layer"]
+    start = next((at for at in range(len(words) - 1, -1, -1) if not words[at].isdigit()), 0)
+    parameter = getattr(layer, "parameter_name", None)  # an adapter of one parameter, not of a layer
+    return ".".join([*words[start:], *([parameter] if isinstance(parameter, str) else [])])
+
+
+def _weights(owner: nn.Module, name: str) -> dict[str, torch.Tensor]:
+    """The adapter's tensors by the names under which peft saves them, without the wrapper's prefix."""
+    from peft import get_peft_model_state_dict
+
+    try:
+        # without the embedding layers: to decide about them, peft asks the hub; trained ones are there in any case
+        state = get_peft_model_state_dict(owner, adapter_name=name, save_embedding_layers=False)
+    except Exception as error:
+        raise ModelError(f"the weights of the adapter {name!r} cannot be listed: {error}") from error
+    return {key.removeprefix(WRAPPER): tensor for key, tensor in state.items() if isinstance(tensor, torch.Tensor)}
+
+
+def _digest(tensors: Mapping[str, torch.Tensor]) -> str:
+    """sha256 over, in order of names: a line `NAME DTYPE SHAPE`, then the tensor's bytes."""
+    total = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor: Any = tensors[name].detach()
+        if hasattr(tensor, "full_tensor"):  # split over several processes
+            tensor = tensor.full_tensor()
+        dtype, shape = str(tensor.dtype).removeprefix("torch."), "x".join(map(str, tensor.shape))
+        total.update(f"{name} {dtype} {shape}\n".encode())
+        total.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return total.hexdigest()
