@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -11,16 +12,36 @@ import torch
 from torch import nn
 
 import attnlens
+from attnlens.capture.adapters import adapters_of
+from attnlens.capture.hooks import hooks_of
 from attnlens.capture.origin import Origin
 from attnlens.capture.probe import Probed
-from attnlens.schemas.metadata import ModelInfo
+from attnlens.schemas.metadata import Adapter, Hook, ModelInfo
 
-_RECORDED = ("torch", "transformers", "accelerate", "bitsandbytes", "zarr", "numpy")
+_RECORDED = ("torch", "transformers", "accelerate", "bitsandbytes", "peft", "zarr", "numpy")
 _PRIVATE = frozenset({"_name_or_path", "name_or_path", "transformers_version"})
 """Config fields left out: the first may be a path on this machine."""
 
 
-def model_info(model: nn.Module, probed: Probed, *, name: str, origin: Origin) -> ModelInfo:
+@dataclass(frozen=True, kw_only=True)
+class Changes:
+    """What changed a model since its checkpoint was loaded, as far as it can be seen."""
+
+    adapters: tuple[Adapter, ...] = ()
+    hooks: tuple[Hook, ...] = ()
+
+
+def changes_of(model: nn.Module, origin: Origin) -> Changes:
+    """Adapters and hooks of a model that nothing of ours is on. Adapters that were merged are known by its origin only.
+
+    Raises:
+        ModelError: names an adapter whose weights cannot be listed.
+    """
+    adapters = {one.name: one for one in (*origin.adapters, *adapters_of(model))}
+    return Changes(adapters=tuple(adapters.values()), hooks=hooks_of(model))
+
+
+def model_info(model: nn.Module, probed: Probed, *, name: str, origin: Origin, changes: Changes) -> ModelInfo:
     """The record of a model, by the `name` that it goes by."""
     config: Any = getattr(model, "config", None)
     declared = getattr(config, "quantization_config", None)
@@ -30,7 +51,7 @@ def model_info(model: nn.Module, probed: Probed, *, name: str, origin: Origin) -
     return ModelInfo(
         id=name,
         revision=origin.revision,
-        architecture=type(_unwrapped(model)).__name__,
+        architecture=type(unwrapped(model)).__name__,
         config=plain(config.to_dict()) if config is not None else {},
         dtype=str(getattr(model, "dtype", torch.float32)).removeprefix("torch."),
         quantization=quantization,
@@ -40,11 +61,12 @@ def model_info(model: nn.Module, probed: Probed, *, name: str, origin: Origin) -
         layers=list(probed.table),
         tokenizer=origin.tokenizer,
         left_out=list(origin.left_out),
-        adapters=list(origin.adapters),
+        adapters=list(changes.adapters),
+        hooks=list(changes.hooks),
     )
 
 
-def _unwrapped(model: nn.Module) -> nn.Module:
+def unwrapped(model: nn.Module) -> nn.Module:
     """The model inside an adapter wrapper."""
     base: Any = getattr(model, "get_base_model", None)
     inner = base() if callable(base) else model

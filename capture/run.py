@@ -9,6 +9,7 @@ from pathlib import Path
 from attnlens.capture.batch.launch import read_launch
 from attnlens.capture.engine import CaptureReport, capture
 from attnlens.capture.models import LoadedModel, load
+from attnlens.capture.origin import check_label
 from attnlens.capture.plan import Text
 from attnlens.capture.prompt import read_messages, read_prompt_file, read_token_ids, read_tools
 from attnlens.capture.prompt_options import PromptOptions
@@ -128,6 +129,7 @@ def run(options: CaptureOptions, progress: Progress) -> CaptureReport:
         raise InputError(f"--buffer is {options.buffer_mib} MiB, expected 1 or more")
     options.settings.check()
     options.generation.check()
+    check_label(options.label)
     wording = options.wording
     wording.check()
     if options.resume:

@@ -241,7 +241,7 @@ class _Plan:
         if "residual" in dropped:
             update["residual"] = None
         if "token" in self._masks:
-            update |= {"messages": None, "prompt": self._text(0, before.n_prompt),
+            update |= {"messages": None, "tools": None, "prompt": self._text(0, before.n_prompt),
                        "completion": self._text(before.n_prompt, before.n_token)}  # fmt: skip
         about = before.model_copy(update=update)
         if self._redaction is not None:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from attnlens.schemas.errors import InputError
-from attnlens.schemas.metadata import CaptureMetadata
+from attnlens.schemas.metadata import LABEL_LIMIT, CaptureMetadata
 from attnlens.schemas.ranges import runs_of
 from attnlens.schemas.sensitivity import SENSITIVITY, sensitivity_of
 from attnlens.store.chunks import read
@@ -22,7 +22,7 @@ POSITIONS = re.compile(r"[0-9]+(:[0-9]+)?")
 TEXT = "text:"
 SHORT = 3
 """Pieces of fewer letters than this say too little to be looked for inside other words."""
-FREE = ("prompt", "completion", "messages", "error", "prompt_id", "self_checks", "sampling")
+FREE = ("prompt", "completion", "messages", "tools", "label", "notes", "error", "prompt_id", "self_checks", "sampling")
 """Fields of the metadata that may quote the text."""
 
 
@@ -90,6 +90,8 @@ class Redaction:
         values = about.model_dump(mode="json")
         for name in FREE:
             values[name] = self._scrub(values[name])
+        if values["label"] is not None:  # the mark may be longer than what it stands for
+            values["label"] = values["label"][:LABEL_LIMIT]
         return CaptureMetadata.model_validate(values)
 
     def _scrub(self, value: Any) -> Any:
