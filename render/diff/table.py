@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from textwrap import wrap
+from textwrap import TextWrapper
 
 from attnlens.render.diff.diff import DiffReport
 from attnlens.schemas.plain_text import one_line
@@ -39,8 +39,8 @@ def sides(report: DiffReport) -> list[str]:
     if report.model_a == report.model_b:
         return []
     found = (("A", report.a, report.model_a), ("B", report.b, report.model_b))
-    texts = (f"{side}: {one_line(place)}, {one_line(model)}" for side, place, model in found)
-    return [line for text in texts for line in wrap(text, WIDTH, subsequent_indent="   ")]
+    fold = TextWrapper(WIDTH, subsequent_indent="   ", break_long_words=False, break_on_hyphens=False)
+    return [line for side, place, model in found for line in fold.wrap(f"{side}: {one_line(place)}, {one_line(model)}")]
 
 
 def summary(report: DiffReport) -> str:
