@@ -65,7 +65,7 @@ def _all(model: nn.Module) -> Iterator[tuple[str, str, str]]:
             yield from ((path, kind, name) for hook in hooks.values() if (name := _whose(hook)))
         yield from ((path, "replaced", name) for name in _forwards(module))
         if parametrize.is_parametrized(module):
-            for tensor, steps in module.parametrizations.items():  # type: ignore[operator, union-attr]
+            for tensor, steps in module.parametrizations.items():
                 place = f"{path}.{tensor}" if path else tensor
                 yield from ((place, "parametrization", name) for step in steps if (name := _whose(step)))
 

@@ -42,7 +42,7 @@ class Origin:
         self, *, id: str | None, revision: str | None, quantization: dict[str, Any] | None, label: str | None
     ) -> Origin:
         """The same with what was given beside it in its place."""
-        values = {"id": id, "revision": revision, "quantization": quantization, "label": label}
+        values: dict[str, Any] = {"id": id, "revision": revision, "quantization": quantization, "label": label}
         return replace(self, **{name: value for name, value in values.items() if value is not None})
 
 

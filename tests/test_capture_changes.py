@@ -136,7 +136,7 @@ CHANGES: list[tuple[Callable[[Any], Any], Hook]] = [
         Hook(module="lm_head.weight", kind="parametrization", function=f"{HERE}.Scaled"),
     ),
     (
-        lambda made: prune.l1_unstructured(made.lm_head, "weight", 0.5),
+        lambda made: prune.l1_unstructured(made.lm_head, "weight", 0.5),  # type: ignore[no-untyped-call]
         Hook(module="lm_head", kind="forward_pre", function="torch.nn.utils.prune.L1Unstructured"),
     ),
     (offloaded_and_steered, Hook(module="model.layers.0.mlp", kind="replaced", function=f"{HERE}.Steer")),
@@ -197,7 +197,8 @@ def test_what_libraries_put_on_a_model_is_not_somebody_s(tokenizer: Any, tmp_pat
     assert hooks_of(offloaded) == ()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # torch's own, as its compiler is imported
-        assert hooks_of(torch.compile(llama())) == ()
+        compiled: Any = torch.compile(llama())
+        assert hooks_of(compiled) == ()
     about = recorded(made, tokenizer, tmp_path / "run.zarr")
     assert (about.label, about.model.adapters, about.model.hooks) == (None, [], [])
     assert recorded(made, tokenizer, tmp_path / "run.zarr", append=True).model.hooks == []  # nor what we put on
@@ -317,8 +318,7 @@ def adapted(name: str = "poet", seed: int = 0) -> Any:
 
 def digest_of(wrapped: Any, name: str) -> str:
     """sha256 over the adapter's tensors as peft saves them, in the layout that docs/format.md gives."""
-    import peft
-
+    peft = pytest.importorskip("peft")
     total = hashlib.sha256()
     for key, tensor in sorted(peft.get_peft_model_state_dict(wrapped, adapter_name=name).items()):
         array = tensor.detach().numpy()
