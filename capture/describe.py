@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -12,33 +11,14 @@ import torch
 from torch import nn
 
 import attnlens
-from attnlens.capture.adapters import adapters_of
-from attnlens.capture.hooks import hooks_of
+from attnlens.capture.changes import Changes, unwrapped
 from attnlens.capture.origin import Origin
 from attnlens.capture.probe import Probed
-from attnlens.schemas.metadata import Adapter, Hook, ModelInfo
+from attnlens.schemas.metadata import ModelInfo
 
 _RECORDED = ("torch", "transformers", "accelerate", "bitsandbytes", "peft", "zarr", "numpy")
 _PRIVATE = frozenset({"_name_or_path", "name_or_path", "transformers_version"})
 """Config fields left out: the first may be a path on this machine."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Changes:
-    """What changed a model since its checkpoint was loaded, as far as it can be seen."""
-
-    adapters: tuple[Adapter, ...] = ()
-    hooks: tuple[Hook, ...] = ()
-
-
-def changes_of(model: nn.Module, origin: Origin) -> Changes:
-    """Adapters and hooks of a model that nothing of ours is on. Adapters that were merged are known by its origin only.
-
-    Raises:
-        ModelError: names an adapter whose weights cannot be listed.
-    """
-    adapters = {one.name: one for one in (*origin.adapters, *adapters_of(model))}
-    return Changes(adapters=tuple(adapters.values()), hooks=hooks_of(model))
 
 
 def model_info(model: nn.Module, probed: Probed, *, name: str, origin: Origin, changes: Changes) -> ModelInfo:
@@ -64,13 +44,6 @@ def model_info(model: nn.Module, probed: Probed, *, name: str, origin: Origin, c
         adapters=list(changes.adapters),
         hooks=list(changes.hooks),
     )
-
-
-def unwrapped(model: nn.Module) -> nn.Module:
-    """The model inside an adapter wrapper."""
-    base: Any = getattr(model, "get_base_model", None)
-    inner = base() if callable(base) else model
-    return inner if isinstance(inner, nn.Module) else model
 
 
 def plain(value: Any) -> Any:

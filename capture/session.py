@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from attnlens.capture.describe import changes_of, device_name, model_info, unwrapped, versions
+from attnlens.capture.changes import changes_of, unwrapped
+from attnlens.capture.describe import device_name, model_info, versions
 from attnlens.capture.encoding import choose_encoding
 from attnlens.capture.equipment import Equipment, equip
 from attnlens.capture.evidence import ROW_SUM_LIMIT

@@ -22,7 +22,9 @@ POSITIONS = re.compile(r"[0-9]+(:[0-9]+)?")
 TEXT = "text:"
 SHORT = 3
 """Pieces of fewer letters than this say too little to be looked for inside other words."""
-FREE = ("prompt", "completion", "messages", "tools", "label", "notes", "error", "prompt_id", "self_checks", "sampling")
+FREE = (
+    "prompt", "completion", "messages", "tools", "label", "notes", "error", "prompt_id", "self_checks", "sampling"
+)  # fmt: skip
 """Fields of the metadata that may quote the text."""
 
 
