@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import sys
 from collections.abc import Iterator, Mapping
-from typing import Any
-
-import torch
-from torch import nn
+from typing import TYPE_CHECKING, Any
 
 from attnlens.schemas.errors import ModelError
 from attnlens.schemas.metadata import Adapter
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
 
 WRAPPER = "base_model.model."
 """What a `PeftModel` puts before the names of a model."""
@@ -60,7 +61,7 @@ def _describe(model: nn.Module, owner: nn.Module, name: str, config: Any) -> Ada
         targets=sorted({_target(path, layer) for path, layer in layers.items()}),
         active=active,
         merged=any(name in layer.merged_adapters for layer in layers.values()),
-        digest=_digest(_weights(owner, name)),
+        digest=digest(weights_of(owner, name)),
     )
 
 
@@ -74,6 +75,21 @@ def _tuned(model: nn.Module, name: str) -> Iterator[tuple[str, Any]]:
             held = (getattr(module, attribute, None) for attribute in module.adapter_layer_names)
             if any(hasattr(part, "keys") and name in part.keys() for part in held):  # noqa: SIM118
                 yield path, module
+
+
+def plain_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """The modules of `model` by path, without those that adapters brought."""
+    layers: tuple[str, ...] = ()
+    if "peft" in sys.modules:
+        from peft.tuners.tuners_utils import BaseTunerLayer
+        from peft.utils.other import AuxiliaryTrainingWrapper
+
+        kinds = BaseTunerLayer | AuxiliaryTrainingWrapper
+        layers = tuple(f"{path}." for path, module in model.named_modules() if isinstance(module, kinds))
+    for path, module in model.named_modules():
+        within = [path.removeprefix(layer).partition(".")[0] for layer in layers if path.startswith(layer)]
+        if all(part in ("base_layer", "original_module") for part in within):
+            yield path, module
 
 
 def _names(active: Any) -> tuple[str, ...]:
@@ -95,20 +111,44 @@ def _target(path: str, layer: Any) -> str:
     return ".".join([*words[start:], *([parameter] if isinstance(parameter, str) else [])])
 
 
-def _weights(owner: nn.Module, name: str) -> dict[str, torch.Tensor]:
-    """The adapter's tensors by the names under which peft saves them, without the wrapper's prefix."""
+def weights_of(owner: nn.Module, name: str) -> dict[str, torch.Tensor]:
+    """The adapter's tensors by the names under which peft saves them, without the wrapper's prefix.
+
+    Raises:
+        ModelError: there are none that can be listed.
+    """
+    import torch
     from peft import get_peft_model_state_dict
 
     try:
         # without the embedding layers: to decide about them, peft asks the hub; trained ones are there in any case
         state = get_peft_model_state_dict(owner, adapter_name=name, save_embedding_layers=False)
-    except Exception as error:
-        raise ModelError(f"the weights of the adapter {name!r} cannot be listed: {error}") from error
+    except (ValueError, KeyError, AttributeError, NotImplementedError):
+        # some types keep tensors in a wrapper that is gone; the layers refer to them
+        state = _parts(owner, name)
+    if not state:
+        raise ModelError(f"the weights of the adapter {name!r} cannot be listed")
     return {key.removeprefix(WRAPPER): tensor for key, tensor in state.items() if isinstance(tensor, torch.Tensor)}
 
 
-def _digest(tensors: Mapping[str, torch.Tensor]) -> str:
+def _parts(owner: nn.Module, name: str) -> dict[str, Any]:
+    """The same from the layers, by path and attribute."""
+    from torch import nn
+
+    found: dict[str, Any] = {}
+    for path, layer in _tuned(owner, name):
+        for attribute in (*layer.adapter_layer_names, *layer.other_param_names):
+            table = getattr(layer, attribute, None)
+            part = table[name] if hasattr(table, "keys") and name in table.keys() else None  # noqa: SIM118
+            inner = part.state_dict() if isinstance(part, nn.Module) else {"": part}
+            found |= {f"{path}.{attribute}.{key}".rstrip("."): tensor for key, tensor in inner.items()}
+    return found
+
+
+def digest(tensors: Mapping[str, torch.Tensor]) -> str:
     """sha256 over, in order of names: a line `NAME DTYPE SHAPE`, then the tensor's bytes."""
+    import torch
+
     total = hashlib.sha256()
     for name in sorted(tensors):
         tensor: Any = tensors[name].detach()

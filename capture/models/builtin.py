@@ -15,11 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from attnlens.capture.extra import require_package
+from attnlens.capture.models.account import account
 from attnlens.capture.models.cache import SEAL, cache_folder, cached, free_bytes, is_whole, sha256
 from attnlens.capture.models.gguf import outline as gguf_outline
 from attnlens.capture.models.gguf import read_gguf, read_header
 from attnlens.capture.models.request import LoadedModel, Request
-from attnlens.capture.models.state import load_options, require_all_weights
+from attnlens.capture.models.state import load_options
+from attnlens.capture.models.watch import watching
 from attnlens.progress import Progress
 from attnlens.schemas.errors import ModelError
 
@@ -61,10 +63,11 @@ def load(request: Request, progress: Progress) -> LoadedModel:
     options = load_options(request, torch.float32)
     dtype = request.torch_dtype() or torch.float32
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    model, info = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, **options)
-    require_all_weights(NAME, info)
+    with watching() as watch:
+        model, _ = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, **options)
+    left_out = account(NAME, watch, request.ignore_weights)
     source = {"format": "gguf", "types": dict(GGUF_TYPES), "dequantized_to": "float32"}
-    return LoadedModel(model, tokenizer, NAME, None, {"source": source})
+    return LoadedModel(model, tokenizer, NAME, None, {"source": source}, left_out=left_out)
 
 
 def outline(request: Request) -> tuple[Any, Any, str, Any]:

@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from attnlens.capture.models.account import account
+from attnlens.capture.models.adapter import CONFIG, AdapterSource, attach, bare, in_folder, on_hub
 from attnlens.capture.models.checkpoint import check_weights
 from attnlens.capture.models.failure import one_line
-from attnlens.capture.models.quantize import describe_checkpoint
+from attnlens.capture.models.quantize import (
+    declared_quantization,
+    describe_checkpoint,
+    require_known,
+    require_unpacked,
+)
 from attnlens.capture.models.request import LoadedModel, Request
-from attnlens.capture.models.state import load_options, require_all_weights
+from attnlens.capture.models.state import load_options
+from attnlens.capture.models.watch import watching
 from attnlens.progress import Progress
 from attnlens.schemas.errors import InputError, ModelError
 
@@ -41,6 +50,10 @@ def check(request: Request) -> None:
             raise ModelError(f"no such folder: {request.name}")
         return
     request.refuse_revision("a local folder")
+    source = in_folder(folder, request.short_name)
+    if source is not None and source.base is not None:
+        check(_base_request(request, source))
+        return
     config = _read_config(folder)
     check_weights(folder, config)
     if not any((folder / name).is_file() for name in TOKENIZER_FILES) and not _brings_tokenizer_code(folder):
@@ -50,11 +63,6 @@ def check(request: Request) -> None:
 def _read_config(folder: Path) -> dict[str, Any]:
     path = folder / "config.json"
     if not path.is_file():
-        if (folder / "adapter_config.json").is_file():
-            raise ModelError(
-                f"{folder} is a PEFT adapter without its base model: load both in Python and pass the model to "
-                "attnlens.capture.capture"
-            )
         raise ModelError(f"no model in {folder}: it has no config.json, no params.json and no .gguf file")
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
@@ -81,18 +89,72 @@ def load(request: Request, progress: Progress) -> LoadedModel:
     """
     from transformers import AutoModelForCausalLM
 
-    prepared = _prepare(request)
+    source = _find_adapter(request)
+    asked, request = request, request if source is None else _base_request(request, source)
+    prepared = _prepare(request, None if source is None else asked)
     config, tokenizer, name, shared = prepared.config, prepared.tokenizer, prepared.name, prepared.shared
     local, dtype = request.path.is_dir(), _checkpoint_dtype(config)
-    given = getattr(config, "quantization_config", None)
+    given = declared_quantization(config)
     options = load_options(request, dtype)
-    model, info = AutoModelForCausalLM.from_pretrained(
-        name, config=config, dtype=request.torch_dtype() or "auto", **options, **shared
-    )
-    require_all_weights(request.name, info)
+    with watching() as watch, bare():
+        model, _ = AutoModelForCausalLM.from_pretrained(
+            name, config=config, dtype=request.torch_dtype() or "auto", **options, **shared
+        )
+    left_out = account(request.name, watch, request.ignore_weights)
+    if given is not None:
+        require_unpacked(request.name, given, watch)
+    adapters = () if source is None else attach(model, source, _shared(asked))
     revision = None if local else _commit(request.name, shared["revision"])
     identity = request.short_name if local else request.name
-    return LoadedModel(model, tokenizer, identity, revision, None if given is None else describe_checkpoint(given))
+    quantization = None if given is None else describe_checkpoint(given)
+    return LoadedModel(model, tokenizer, identity, revision, quantization, left_out=left_out, adapters=adapters)
+
+
+def _find_adapter(request: Request) -> AdapterSource | None:
+    if request.path.is_dir():
+        return in_folder(request.path, request.short_name)
+    return on_hub(request.name, _shared(request))
+
+
+def _base_request(request: Request, source: AdapterSource) -> Request:
+    """The request for the model that an adapter belongs to.
+
+    Raises:
+        ModelError: it is neither a folder nor a hub name, or an adapter itself.
+    """
+    if source.base is None:
+        return request
+    near = Path(source.place) / source.base  # a folder that moved together with the adapter's
+    place = near if Path(source.place).is_dir() and near.is_dir() else Path(source.base).expanduser()
+    if place.is_dir():
+        if in_folder(place, place.name) is not None:
+            raise ModelError(f"the base model of the adapter {source.name}, {place}, has an adapter of its own")
+        return dataclasses.replace(request, name=str(place), revision=None)
+    if not HUB_NAME.fullmatch(source.base):
+        raise ModelError(
+            f"the adapter {source.name} names {source.base} as its base model, and there is no such folder: set "
+            f"base_model_name_or_path in its {CONFIG} to a folder or a hub name"
+        )
+    return dataclasses.replace(request, name=source.base, revision=source.revision)
+
+
+def _brings_tokenizer(request: Request) -> bool:
+    """Whether an adapter comes with a tokenizer; else it is the base model's."""
+    from transformers.utils import cached_file
+
+    if request.path.is_dir():
+        return any((request.path / name).is_file() for name in TOKENIZER_FILES)
+    options = {key: value for key, value in _shared(request).items() if key != "trust_remote_code"}
+    found = cached_file(request.name, "tokenizer_config.json", _raise_exceptions_for_missing_entries=False, **options)
+    return found is not None
+
+
+def _shared(request: Request) -> dict[str, Any]:
+    """What every call of transformers is told."""
+    shared: dict[str, Any] = {"trust_remote_code": request.trust_remote_code}
+    if not request.path.is_dir():
+        shared |= {"revision": request.revision or "main", "local_files_only": not _hub_answers()}
+    return shared
 
 
 @dataclass(frozen=True)
@@ -114,33 +176,42 @@ def outline(request: Request) -> tuple[Any, Any, str, Any]:
     folder = request.path
     if folder.is_file():
         raise InputError(f"{request.name} is a file: give the folder of the model, or a .gguf file")
+    source = None
     if folder.is_dir():
         request.refuse_revision("a local folder")
-        _read_config(folder)
+        source = in_folder(folder, request.short_name)
+        if source is None or source.base is None:
+            _read_config(folder)
     elif not HUB_NAME.fullmatch(request.name) or folder.is_absolute():
         raise ModelError(f"no such folder: {request.name}")
-    prepared = _prepare(request)
-    identity = request.short_name if folder.is_dir() else request.name
+    else:
+        source = on_hub(request.name, _shared(request))
+    asked, request = request, request if source is None else _base_request(request, source)
+    prepared = _prepare(request, None if source is None else asked)
+    identity = request.short_name if request.path.is_dir() else request.name
     return prepared.config, prepared.tokenizer, identity, _checkpoint_dtype(prepared.config)
 
 
-def _prepare(request: Request) -> Prepared:
+def _prepare(request: Request, adapter: Request | None = None) -> Prepared:
+    """`adapter`: what was asked for, where `request` is for its base."""
     from transformers import AutoTokenizer
 
-    local = request.path.is_dir()
-    shared: dict[str, Any] = {"trust_remote_code": request.trust_remote_code}
-    name = str(request.path) if local else request.name
-    if not local:
-        shared |= {"revision": request.revision or "main", "local_files_only": not _hub_answers()}
+    shared = _shared(request)
+    name = str(request.path) if request.path.is_dir() else request.name
     config = _load_config(request, name, shared)
     require_causal(request, config)
-    given = getattr(config, "quantization_config", None)
+    given = declared_quantization(config)
+    if given is not None:
+        require_known(request.name, given)
     if given is not None and request.quantize is not None:
         raise ModelError(
             f"{request.name} is quantized already ({describe_checkpoint(given)['method']}): leave out --quantize"
         )
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name, **shared)
+        speaker = adapter if adapter is not None and _brings_tokenizer(adapter) else request
+        tokenizer = AutoTokenizer.from_pretrained(
+            str(speaker.path) if speaker.path.is_dir() else speaker.name, **_shared(speaker)
+        )
     except Exception as error:
         _explain_remote_code(request, error)
         raise ModelError(f"the tokenizer of {request.name} cannot be loaded: {one_line(error)}") from error

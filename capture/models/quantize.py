@@ -6,8 +6,10 @@ import logging
 from importlib.metadata import version
 from typing import Any
 
+from attnlens.capture.adapters import plain_modules
 from attnlens.capture.extra import require_package
 from attnlens.capture.models.request import Request
+from attnlens.capture.models.watch import Watch
 from attnlens.schemas.errors import ModelError
 
 FOUR_BIT_TYPE = "nf4"
@@ -63,7 +65,7 @@ def describe(request: Request, model: Any) -> dict[str, Any]:
 
     kinds = {"8bit": bitsandbytes.nn.Linear8bitLt, "4bit": bitsandbytes.nn.Linear4bit}
     quantized_kind = kinds[str(request.quantize)]
-    linear = {path: module for path, module in model.named_modules() if isinstance(module, nn.Linear)}
+    linear = {path: module for path, module in plain_modules(model) if isinstance(module, nn.Linear)}
     quantized = [path for path, module in linear.items() if isinstance(module, quantized_kind)]
     if not quantized:
         raise ModelError(f"{type(model).__name__} has no linear layer that bitsandbytes could quantize")
@@ -79,6 +81,49 @@ def describe(request: Request, model: Any) -> dict[str, Any]:
     compute = str(linear[quantized[0]].compute_dtype).removeprefix("torch.")
     nf4 = {"method": "bitsandbytes", "bits": 4, "type": FOUR_BIT_TYPE, "compute_dtype": compute}
     return {**nf4, "double_quantized": False, **described}
+
+
+def declared_quantization(config: Any) -> Any:
+    """The quantization config of a checkpoint, its own or that of its text part; None for plain weights."""
+    for part in (config, config.get_text_config(decoder=True)):
+        for name in ("quantization_config", "compression_config"):
+            if (given := getattr(part, name, None)) is not None:
+                return given
+    return None
+
+
+def require_known(name: str, given: Any) -> None:
+    """Return if transformers knows the method of the quantization config `given`; one that it does not, it skips.
+
+    Raises:
+        ModelError: names the method.
+    """
+    from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING, AutoHfQuantizer
+
+    config = given if isinstance(given, dict) else given.to_dict()
+    try:
+        known = AutoHfQuantizer.supports_quant_method(config)
+    except ValueError:
+        known = False
+    if not known:
+        raise ModelError(
+            f"the weights of {name} are quantized by {config.get('quant_method') or 'a method that it does not name'}, "
+            f"which transformers does not know (known: {', '.join(sorted(AUTO_QUANTIZATION_CONFIG_MAPPING))}): "
+            "fetch the unquantized checkpoint, or one in another format"
+        )
+
+
+def require_unpacked(name: str, given: Any, watch: Watch) -> None:
+    """Return if transformers applied the quantization config `given` to the weights.
+
+    Raises:
+        ModelError: it did not.
+    """
+    if not watch.seen or watch.seen[0].quantizer is None:
+        raise ModelError(
+            f"{name} has a quantization_config ({describe_checkpoint(given)['method']}) that transformers did not "
+            "apply: fetch the unquantized checkpoint"
+        )
 
 
 def describe_checkpoint(given: Any) -> dict[str, Any]:

@@ -1,0 +1,211 @@
+"""A folder or hub repository with a PEFT adapter: beside the base model, or alone and naming it."""
+
+from __future__ import annotations
+
+import json
+import re
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from attnlens.capture.adapters import WRAPPER, adapters_of, digest, weights_of
+from attnlens.capture.extra import require_package
+from attnlens.capture.models.account import three
+from attnlens.capture.models.checkpoint import LAYOUTS, check_safetensors, check_torch_file
+from attnlens.capture.models.failure import one_line
+from attnlens.schemas.errors import AttnlensError, ModelError
+from attnlens.schemas.metadata import Adapter
+
+CONFIG = "adapter_config.json"
+WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
+NAME = "default"
+"""peft's name for an adapter that was given none; it may hold no dot, so the folder's name cannot be it."""
+BESIDES = ("XLORA", "POLY", "SHADOW")
+"""Types that need more than the changed model: a pass before the pass, numbers of tasks."""
+REFERENCES = (".vera_A.default", ".vera_B.default", ".tinylora_v.default", ".unilora_theta_d.default")
+"""Places of layers that stand for one tensor of the whole adapter."""
+
+
+@dataclass(frozen=True)
+class AdapterSource:
+    """Where an adapter is. `base`: the model that it names, None where that lies in the same place.
+
+    `revision` is the base's.
+    """
+
+    place: str
+    name: str
+    base: str | None
+    revision: str | None = None
+
+
+def in_folder(folder: Path, name: str) -> AdapterSource | None:
+    """The adapter in a local folder, None where there is none. Asked before torch is imported.
+
+    Raises:
+        ModelError: the adapter is damaged, has no weights, or does not name its base.
+        MissingExtraError: peft is not installed. A model is never loaded without its adapter.
+    """
+    path = folder / CONFIG
+    if not path.is_file():
+        return None
+    require_package("peft", f"{folder}, which holds an adapter ({CONFIG}),")
+    first = next((folder / file for file in WEIGHTS if (folder / file).is_file()), None)
+    if first is None:
+        raise ModelError(f"{folder} has an {CONFIG} and no weights of the adapter: expected {' or '.join(WEIGHTS)}")
+    (check_safetensors if first.suffix == ".safetensors" else check_torch_file)(first)
+    beside = (folder / "config.json").is_file() and any((folder / file).is_file() for file in LAYOUTS)
+    return _read(path, str(folder), name, beside=beside)
+
+
+def on_hub(name: str, shared: dict[str, Any]) -> AdapterSource | None:
+    """The adapter in a hub repository, None where there is none.
+
+    Raises:
+        ModelError, MissingExtraError: as `in_folder`.
+    """
+    from transformers.utils import cached_file
+
+    options = {key: shared[key] for key in ("revision", "local_files_only") if key in shared}
+    quietly = {
+        f"_raise_exceptions_for_{what}": False for what in ("missing_entries", "gated_repo", "connection_errors")
+    }
+    try:
+        path = cached_file(name, CONFIG, **options, **quietly)
+    except OSError:  # no such repository: the config's turn to say so
+        return None
+    if path is None:
+        return None
+    require_package("peft", f"{name}, which holds an adapter ({CONFIG}),")
+    config = cached_file(name, "config.json", **options, **quietly)
+    beside = config is not None and any(_has(name, file, options) for file in LAYOUTS)
+    return _read(Path(path), name, name, beside=beside)
+
+
+def _has(name: str, file: str, options: dict[str, Any]) -> bool:
+    from transformers.utils.hub import has_file
+
+    try:
+        return bool(has_file(name, file, **options))
+    except OSError:
+        return False
+
+
+def _read(path: Path, place: str, name: str, *, beside: bool) -> AdapterSource:
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        base, revision = config.get("base_model_name_or_path"), config.get("revision")
+    except (ValueError, OSError, AttributeError) as error:
+        raise ModelError(f"{path} cannot be read: {one_line(error)}") from error
+    if beside:
+        return AdapterSource(place, name, None)
+    if not isinstance(base, str) or not base:
+        raise ModelError(f"{path} does not name its base model: set base_model_name_or_path to a folder or a hub name")
+    return AdapterSource(place, name, base, revision if isinstance(revision, str) else None)
+
+
+@contextmanager
+def bare() -> Iterator[None]:
+    """Inside the block transformers loads models without looking for adapters.
+
+    Left to itself it does so only where peft is installed, and some releases then load the base model that the adapter
+    names, not the one beside it.
+    """
+    from transformers import modeling_utils
+    from transformers.models.auto import auto_factory
+
+    found, looks = modeling_utils.maybe_load_adapters, auto_factory.is_peft_available
+    modeling_utils.maybe_load_adapters = lambda name, _, **rest: (None, name, rest)
+    auto_factory.is_peft_available = lambda: False
+    try:
+        yield
+    finally:
+        modeling_utils.maybe_load_adapters, auto_factory.is_peft_available = found, looks
+
+
+def attach(model: Any, source: AdapterSource, shared: dict[str, Any]) -> tuple[Adapter, ...]:
+    """Load the adapter into the base `model`, in place; what there is to say about it.
+
+    By peft itself: transformers' own `load_adapter` leaves out the magnitudes of DoRA and, in some releases, layers
+    that were trained as a whole.
+
+    Raises:
+        ModelError: it does not fit, or does more than change weights.
+    """
+    from peft import PeftConfig, PeftModel
+
+    options = {key: shared[key] for key in ("revision", "local_files_only") if key in shared}
+    try:
+        config = PeftConfig.from_pretrained(source.place, **options)
+        _refuse_kind(source.name, config)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of weights that are missing, which are refused below
+            wrapped = PeftModel.from_pretrained(model, source.place, adapter_name=NAME, **options)
+        state = _loaded_again(wrapped, source, options)
+    except AttnlensError:
+        raise
+    except Exception as error:
+        raise ModelError(f"the adapter of {source.name} cannot be loaded: {one_line(error)}") from error
+    if wrapped.get_base_model() is not model:
+        raise ModelError(f"the adapter of {source.name} put another model in the place of its base")
+    own = NAME if source.base is None else source.name
+    return tuple(_named(adapter, own, wrapped, state) for adapter in adapters_of(wrapped))
+
+
+def _refuse_kind(name: str, config: Any) -> None:
+    """Some adapters are no change of weights: vectors before the text, another attention, a second model."""
+    kind = str(getattr(config.peft_type, "value", config.peft_type))
+    if config.is_prompt_learning or config.is_adaption_prompt or kind in BESIDES:
+        raise ModelError(
+            f"the adapter of {name} is of type {kind}, which does more than change weights: it cannot be captured"
+        )
+
+
+def _loaded_again(wrapped: Any, source: AdapterSource, options: dict[str, Any]) -> dict[str, Any]:
+    """The tensors in the adapter's file, every one of which is in the model.
+
+    Loaded a second time, because only this function of peft says what it had no use for.
+
+    Raises:
+        ModelError: a tensor is not used, or one that the adapter needs is not there.
+    """
+    from peft import get_peft_model_state_dict, set_peft_model_state_dict
+    from peft.utils.save_and_load import load_peft_weights
+
+    mapping = getattr(wrapped.get_base_model(), "_checkpoint_conversion_mapping", None)
+    state = load_peft_weights(source.place, device="cpu", key_mapping=mapping, **options)
+    result = set_peft_model_state_dict(wrapped, state, adapter_name=NAME)
+    missing = [key for key in result.missing_keys if NAME in key.split(".") and not key.endswith(REFERENCES)]
+    for what, keys in (
+        ("holds tensors that the model has no place for:", result.unexpected_keys),
+        ("has no weights for", missing),
+    ):
+        if keys:
+            raise ModelError(f"the adapter of {source.name} {what} {three(keys)}: it does not fit its base model")
+    adapter = get_peft_model_state_dict(wrapped, adapter_name=NAME, save_embedding_layers=False)
+    numbers = sum(tensor.numel() for tensor in adapter.values())
+    whole = {key: tensor for key, tensor in state.items() if key not in adapter and _is_weight(key, wrapped)}
+    given = sum(tensor.numel() for key, tensor in state.items() if key not in whole)
+    if numbers != given:
+        raise ModelError(
+            f"the adapter of {source.name} has {given} numbers, of which {numbers} are in the model: it does not fit "
+            "its base model"
+        )
+    return whole
+
+
+def _is_weight(key: str, wrapped: Any) -> bool:
+    """Whether a tensor of the file took the place of a weight of the base: a trained embedding, for example."""
+    return key in wrapped.state_dict()
+
+
+def _named(adapter: Adapter, name: str, model: Any, whole: dict[str, Any]) -> Adapter:
+    """By the name of its folder; with the weights that it replaced."""
+    if not whole:
+        return adapter.model_copy(update={"name": name})
+    replaced = {re.sub(r"(\.base_layer)?\.\w+$", "", key).rpartition(".")[2] for key in whole}
+    total = digest({**weights_of(model, NAME), **{key.removeprefix(WRAPPER): value for key, value in whole.items()}})
+    return adapter.model_copy(update={"name": name, "targets": sorted({*adapter.targets, *replaced}), "digest": total})
