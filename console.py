@@ -17,24 +17,25 @@ from rich.table import Column
 from rich.text import Text
 
 from attnlens.progress import Progress, Silent
+from attnlens.schemas.plain_text import one_line, printable
+
+__all__ = [
+    "PlainProgress",
+    "SharedProgress",
+    "TerminalProgress",
+    "human_bytes",
+    "one_line",
+    "open_progress",
+    "printable",
+    "rate",
+    "to_json",
+]
 
 QUIET_SECONDS = 30.0
 """A long stage on something that is not a terminal says that it is alive this often."""
 
 SHARED_SECONDS = 2.0
 """One of several processes says how far it is this often."""
-
-_KEPT = frozenset("\u00a0\u3000\u200c\u200d")  # spaces and joiners that scripts and emoji need
-
-
-def printable(text: str) -> str:
-    """`text` with all that a terminal would obey rather than show (controls, bidi marks, lone surrogates) escaped."""
-    return "".join(c if c.isprintable() or c in _KEPT else c.encode("unicode_escape").decode() for c in text)
-
-
-def one_line(text: str) -> str:
-    """`text` as one printable line, whitespace runs made single spaces."""
-    return printable(" ".join(text.split()))
 
 
 def human_bytes(count: int) -> str:

@@ -12,12 +12,20 @@ from rich.text import Text
 
 from attnlens.console import human_bytes, one_line
 from attnlens.store.info import ArrayInfo, CaptureDescription, StoreDescription
+from attnlens.store.naming import few, lines_of
 
 LONGEST = 280
 """Characters of a prompt or answer that are shown."""
 
 MOST_BLOCKS = 6
 """Of more captures than this each is one line."""
+
+SEAMS = {
+    "clean": "the tokens of the prompt begin those of the whole text",
+    "prompt": "the prompt's tokens stay, the rest continues them",
+    "whole": "the tokens of the whole text, some across the seam",
+}
+"""What the seams between prompt and completion are."""
 
 STYLES = {"complete": "green", "partial": "yellow", "planned": "yellow", "failed": "red"}
 
@@ -90,11 +98,22 @@ def _facts(capture: CaptureDescription) -> Iterator[tuple[str, str]]:
     )
     if model["quantization"]:
         yield "", f"weights: {_pairs(model['quantization'])}"
+    if capture.label:
+        yield "label", _short(capture.label)
+    yield from _changes(model)
     yield "prompt", _short(capture.prompt)
+    if capture.continued:
+        yield "", "its last message is continued, not answered"
+    if capture.tools is not None:
+        yield "tools", _tools(capture.tools)
     yield "given" if sampling["forced"] else "answer", _short(capture.completion)
     yield "tokens", f"{capture.n_prompt} prompt + {capture.n_generated} after it; {capture.committed} rows committed"
+    if capture.seam:
+        yield "seam", f"{capture.seam}: {SEAMS[capture.seam]}"
     if not sampling["forced"]:
         yield "sampling", _sampling(sampling)
+    if sampling["overrides"]:
+        yield "settings", _short(_pairs({name: _value(value) for name, value in sampling["overrides"].items()}))
     yield "attention", _attention(capture)
     yield "lens", ", ".join(capture.lenses) or "none"
     if capture.tracked:
@@ -109,10 +128,34 @@ def _facts(capture: CaptureDescription) -> Iterator[tuple[str, str]]:
         )
     if capture.crop:
         yield from _crop(capture.crop)
+    for note in few(capture.notes, len(capture.notes)):
+        yield "note", _short(note)
     if capture.error:
         yield "ended by", capture.error
     for name, why in capture.absent.items():
         yield "absent", f"{name}: {why}"
+
+
+def _changes(model: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """What the model was made of beside its checkpoint, and what of that it does not use."""
+    if model["tokenizer"]:
+        yield "tokenizer", _short(model["tokenizer"])
+    for name, lines in lines_of(model).items():
+        yield from ((name, line) for line in lines)
+    unused = [f"{one['tensors']} ({_count(one['count'], 'tensor')}): {one['reason']}" for one in model["left_out"]]
+    for line in few(unused, len(unused)):
+        yield "not used", _short(line)
+
+
+def _tools(tools: list[dict[str, Any]]) -> str:
+    """How many, and their names where they have some."""
+    functions = [tool.get("function", tool) for tool in tools]
+    names = [str(one.get("name", "?")) if isinstance(one, dict) else "?" for one in functions]
+    return _short(f"{len(tools)}: {', '.join(names)}" if tools else "none")
+
+
+def _value(value: object) -> object:
+    return "unset" if value is None else value
 
 
 def _crop(crop: dict[str, Any]) -> Iterator[tuple[str, str]]:

@@ -29,11 +29,12 @@ def adapters_of(model: nn.Module) -> tuple[Adapter, ...]:
     """
     if "peft" not in sys.modules:  # nobody can have put an adapter in without it
         return ()
-    described: dict[int, Adapter] = {}
+    described: dict[tuple[int, str], Adapter] = {}
     for owner in model.modules():
         for name, config in _configurations(owner):
-            if id(config) not in described:  # a PeftModel and the model in it share them
-                described[id(config)] = _describe(model, owner, name, config)
+            known = id(config), name  # a PeftModel and the model in it share them, and so may two adapters
+            if known not in described:
+                described[known] = _describe(model, owner, name, config)
     return tuple(described.values())
 
 

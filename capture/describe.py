@@ -11,16 +11,17 @@ import torch
 from torch import nn
 
 import attnlens
+from attnlens.capture.changes import Changes, unwrapped
 from attnlens.capture.origin import Origin
 from attnlens.capture.probe import Probed
 from attnlens.schemas.metadata import ModelInfo
 
-_RECORDED = ("torch", "transformers", "accelerate", "bitsandbytes", "zarr", "numpy")
+_RECORDED = ("torch", "transformers", "accelerate", "bitsandbytes", "peft", "zarr", "numpy")
 _PRIVATE = frozenset({"_name_or_path", "name_or_path", "transformers_version"})
 """Config fields left out: the first may be a path on this machine."""
 
 
-def model_info(model: nn.Module, probed: Probed, *, name: str, origin: Origin) -> ModelInfo:
+def model_info(model: nn.Module, probed: Probed, *, name: str, origin: Origin, changes: Changes) -> ModelInfo:
     """The record of a model, by the `name` that it goes by."""
     config: Any = getattr(model, "config", None)
     declared = getattr(config, "quantization_config", None)
@@ -30,7 +31,7 @@ def model_info(model: nn.Module, probed: Probed, *, name: str, origin: Origin) -
     return ModelInfo(
         id=name,
         revision=origin.revision,
-        architecture=type(_unwrapped(model)).__name__,
+        architecture=type(unwrapped(model)).__name__,
         config=plain(config.to_dict()) if config is not None else {},
         dtype=str(getattr(model, "dtype", torch.float32)).removeprefix("torch."),
         quantization=quantization,
@@ -40,15 +41,9 @@ def model_info(model: nn.Module, probed: Probed, *, name: str, origin: Origin) -
         layers=list(probed.table),
         tokenizer=origin.tokenizer,
         left_out=list(origin.left_out),
-        adapters=list(origin.adapters),
+        adapters=list(changes.adapters),
+        hooks=list(changes.hooks),
     )
-
-
-def _unwrapped(model: nn.Module) -> nn.Module:
-    """The model inside an adapter wrapper."""
-    base: Any = getattr(model, "get_base_model", None)
-    inner = base() if callable(base) else model
-    return inner if isinstance(inner, nn.Module) else model
 
 
 def plain(value: Any) -> Any:

@@ -100,8 +100,9 @@ def capture(
         model_id: name to record; by default the model's own.
         revision: of the model, to record.
         quantization: to record, where the model's config does not say.
-        label: free text to record, which tells this run from others of the model.
-        origin: all of these together, as `attnlens.capture.models.load` knows them.
+        label: free text to record and to show beside the model's name, which tells this run from others of the model:
+            one line, at most 200 characters.
+        origin: all of these together, as `attnlens.capture.models.load` knows them; what is given beside it goes first.
         progress: is told what happens.
 
     Raises:
@@ -152,7 +153,7 @@ def capture(
         text.ids,
         settings,
         progress,
-        origin=origin or Origin(id=model_id, revision=revision, quantization=quantization, label=label),
+        origin=(origin or Origin()).given(id=model_id, revision=revision, quantization=quantization, label=label),
     ) as session:
         capture_id = writer.new_id() if writer is not None else "0000"
         report = session.capture(plan, sampling, writer, capture_id, progress, started=started)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from attnlens.schemas.metadata import Adapter, LeftOut
+from attnlens.schemas.errors import InputError
+from attnlens.schemas.metadata import LABEL_LIMIT, Adapter, LeftOut
+from attnlens.schemas.plain_text import printable
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,7 +21,10 @@ class Origin:
         tokenizer: name of the tokenizer, where it does not come with the model.
         left_out: tensors of the checkpoint that the model does not use, and why that is right.
         adapters: adapters that were loaded with the model.
-        label: free text that tells this run from others.
+        label: free text that tells this run from others: one line, at most 200 characters.
+
+    Raises:
+        InputError: the label cannot be shown as it is.
     """
 
     id: str | None = None
@@ -29,3 +34,31 @@ class Origin:
     left_out: tuple[LeftOut, ...] = ()
     adapters: tuple[Adapter, ...] = ()
     label: str | None = None
+
+    def __post_init__(self) -> None:
+        check_label(self.label)
+
+    def given(
+        self, *, id: str | None, revision: str | None, quantization: dict[str, Any] | None, label: str | None
+    ) -> Origin:
+        """The same with what was given beside it in its place."""
+        values: dict[str, Any] = {"id": id, "revision": revision, "quantization": quantization, "label": label}
+        return replace(self, **{name: value for name, value in values.items() if value is not None})
+
+
+def check_label(label: str | None) -> None:
+    """See that a label can stand in one line, as it is: in a list, above a picture.
+
+    Raises:
+        InputError: it is empty, too long, or holds a character that cannot be shown.
+    """
+    if label is None:
+        return
+    wanted = f"expected one line of text, at most {LABEL_LIMIT} characters"
+    if not label.strip():
+        raise InputError(f"the label (--label) is empty; {wanted}")
+    if len(label) > LABEL_LIMIT:
+        raise InputError(f"the label (--label) has {len(label)} characters; {wanted}")
+    odd = next((character for character in label if printable(character) != character), None)
+    if odd is not None:
+        raise InputError(f"the label (--label) holds U+{ord(odd):04X}, which cannot be shown; {wanted}")

@@ -10,6 +10,7 @@ from typing import Any
 from attnlens.capture.batch.launch import read_launch
 from attnlens.capture.engine import CaptureReport, capture
 from attnlens.capture.models import LoadedModel, load
+from attnlens.capture.origin import check_label
 from attnlens.capture.plan import Text
 from attnlens.capture.prompt_files import read_conversation, read_prompt_file, read_token_ids, read_tools
 from attnlens.capture.prompt_options import PromptOptions
@@ -129,6 +130,7 @@ def run(options: CaptureOptions, progress: Progress) -> CaptureReport:
         raise InputError(f"--buffer is {options.buffer_mib} MiB, expected 1 or more")
     options.settings.check()
     options.generation.check()
+    check_label(options.label)
     wording = options.wording
     wording.check()
     if options.resume:

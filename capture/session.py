@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from attnlens.capture.changes import changes_of, unwrapped
 from attnlens.capture.describe import device_name, model_info, versions
 from attnlens.capture.encoding import choose_encoding
 from attnlens.capture.equipment import Equipment, equip
@@ -263,6 +264,7 @@ def open_session(
     return_freed_memory()
     origin = origin or Origin()
     parallel = parallel_of(model)
+    changes = changes_of(model, origin)  # before anything of ours is on the model
     with _evaluating(model), full_precision():
         progress.stage("probe")
         device = input_device(model)
@@ -281,7 +283,7 @@ def open_session(
             device=device,
             probed=probed,
             vocabulary=vocabulary,
-            model_info=model_info(model, probed, name=origin.id or _name_of(model), origin=origin),
+            model_info=model_info(model, probed, name=origin.id or _name_of(model), origin=origin, changes=changes),
             equipment=equipment,
             parallel=parallel,
         )
@@ -316,7 +318,7 @@ def _kept(store: Path, metadata: CaptureMetadata) -> str:
 
 def _name_of(model: nn.Module) -> str:
     """Hub name of a model as transformers recorded it; the last part where it is a path on this machine."""
-    name = str(getattr(getattr(model, "config", None), "_name_or_path", "") or type(model).__name__)
+    name = str(getattr(getattr(model, "config", None), "_name_or_path", "") or type(unwrapped(model)).__name__)
     return Path(name).name if Path(name).is_absolute() or Path(name).exists() else name
 
 

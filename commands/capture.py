@@ -188,7 +188,12 @@ def capture(
     ] = None,
     label: Annotated[
         str | None,
-        typer.Option("--label", metavar="TEXT", rich_help_panel=STORE, help="Tells this run from others."),
+        typer.Option(
+            "--label",
+            metavar="TEXT",
+            rich_help_panel=STORE,
+            help="Shown beside the model's name: tells this run from others.",
+        ),
     ] = None,
     trust_remote_code: Annotated[
         bool,

@@ -15,6 +15,8 @@ Status = Literal["planned", "partial", "complete", "failed"]
 LayerKind = Literal["full", "sliding", "chunked", "none"]
 Mode = Literal["dense", "qk"]
 ModelDType = Literal["float32", "float16", "bfloat16"]
+LABEL_LIMIT = 200
+"""Characters of the longest label."""
 
 
 class Record(BaseModel):
@@ -68,11 +70,17 @@ class Adapter(Record):
 
 
 class Hook(Record):
-    """A module that somebody put hooks on. `kind`: forward or forward_pre; `function`: its name."""
+    """What somebody put on a module that may change what it computes.
+
+    `module`: its path, "" for the whole model, `*` for the numbers in the paths of `count` modules, `*` alone for every
+    module. `kind`: `forward` and `forward_pre` hooks, `replaced` for another forward, `parametrization`.
+    `function`: name of what runs.
+    """
 
     module: str
     kind: str
     function: str
+    count: int = Field(default=1, ge=1)
 
 
 class ModelInfo(Record):

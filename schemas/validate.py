@@ -14,7 +14,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from attnlens.schemas.arrays import ARRAY, MODEL_DTYPES, TIMELINE, ArraySpec, specs, wanted
-from attnlens.schemas.metadata import CaptureMetadata, StoreMetadata
+from attnlens.schemas.metadata import LABEL_LIMIT, CaptureMetadata, StoreMetadata
 from attnlens.schemas.problems import Kind, Problem
 from attnlens.schemas.qk import qk_problems, vector_shape
 from attnlens.schemas.version import FORMAT, FORMAT_VERSION, NAMESPACE
@@ -23,6 +23,8 @@ CAPTURE_NAME = re.compile(r"[0-9]{4,12}")
 """Name of a capture's group."""
 LENS_NAME = re.compile(r"[a-z][a-z0-9_]{0,39}")
 """Name of a further lens, which its arrays have behind theirs."""
+DIGEST = re.compile(r"[0-9a-f]{64}")
+"""A sha256."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -225,7 +227,18 @@ def _disagreements(about: CaptureMetadata, where: str) -> list[str]:
         problems.append("attention is absent, but attention_absent does not say why")
     if about.lens is None and about.lens_absent is None:
         problems.append("lens is absent, but lens_absent does not say why")
-    return problems + _evidence_disagreements(about) + _crop_problems(about)
+    return problems + _evidence_disagreements(about) + _crop_problems(about) + _change_problems(about)
+
+
+def _change_problems(about: CaptureMetadata) -> list[str]:
+    """What cannot be a label, or the digest of an adapter. Whatever characters a text has, readers show it as text."""
+    problems = []
+    if about.label is not None and len(about.label) > LABEL_LIMIT:
+        problems.append(f"label has {len(about.label)} characters, expected at most {LABEL_LIMIT}")
+    for adapter in about.model.adapters:
+        if not DIGEST.fullmatch(adapter.digest):
+            problems.append(f"model.adapters: digest of {_short(adapter.name)} is {_short(adapter.digest)}, no sha256")
+    return problems
 
 
 def _crop_problems(about: CaptureMetadata) -> list[str]:

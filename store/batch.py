@@ -274,8 +274,14 @@ def _same(path: Path, batches: Sequence[Batch], wanted: Wanted, settings: Mappin
 def _difference(batch: Batch, wanted: Wanted, settings: Mapping[str, Any]) -> str | None:
     """How a batch differs from what is asked, in words; None if it does not."""
     for key in sorted(settings.keys() & batch.settings.keys()):
-        if settings[key] != batch.settings[key]:
-            return f"{key} was {batch.settings[key]!r}, now it is {settings[key]!r}"
+        was, found = batch.settings[key], settings[key]
+        if was == found:
+            continue
+        if isinstance(was, list) and isinstance(found, list):  # of long lists, only what differs
+            gone = [f"no longer {item!r}" for item in was if item not in found]
+            if changes := gone + [f"now {item!r}" for item in found if item not in was]:
+                return f"{key}: {', '.join(changes)}"
+        return f"{key} was {was!r}, now it is {found!r}"
     before, now = dict(_hashes(batch)), dict(wanted)
     for name in now:
         if name not in before:

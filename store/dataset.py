@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from attnlens.schemas.arrays import FILL
 from attnlens.schemas.errors import MissingExtraError
+from attnlens.store.naming import told
 
 if TYPE_CHECKING:
     import xarray
@@ -110,6 +111,8 @@ def _meaning(capture: Capture, name: str, array: LazyArray) -> dict[str, Any]:
 
 def _about(capture: Capture) -> dict[str, Any]:
     """Attributes of a dataset: numbers and texts, so that any file format takes them."""
-    about = {"capture": capture.id, "model": capture.metadata.model.id}
+    about: dict[str, Any] = {"capture": capture.id, "model": capture.metadata.model.id}
+    for name, value in told(capture.metadata).items():
+        about[name] = "; ".join(value) if isinstance(value, list) else value
     about |= {name: value for name in ABOUT if (value := getattr(capture.metadata, name)) is not None}
     return about | {"lenses": ", ".join(capture.lens_names)}

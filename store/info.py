@@ -11,6 +11,7 @@ from typing import Any
 from attnlens.schemas.arrays import ARRAYS, group_of, wanted
 from attnlens.schemas.errors import StoreError
 from attnlens.store.descriptions import raw_bytes
+from attnlens.store.naming import model_name
 from attnlens.store.places import Place
 from attnlens.store.reader import Capture, open_store
 
@@ -29,15 +30,25 @@ class ArrayInfo:
 
 @dataclass(frozen=True, kw_only=True)
 class CaptureDescription:
-    """One capture. `lens`: the first of `lenses`. `tracked`: ids. `absent`: what it does not hold, and why."""
+    """One capture. `lens`: the first of `lenses`. `tracked`: ids. `absent`: what it does not hold, and why.
+
+    `name`: what its model is called wherever it is named (`store.naming`). `label`, `notes`, `tools`, `continued` and
+    `seam` as in the metadata.
+    """
 
     id: str
     prompt_id: str | None
     status: str
     error: str | None
+    name: str
+    label: str | None
+    notes: list[str]
     model: dict[str, Any]
     prompt: str
     completion: str
+    tools: list[dict[str, Any]] | None
+    continued: bool
+    seam: str | None
     n_prompt: int
     n_generated: int
     n_token: int
@@ -126,9 +137,15 @@ def _capture(place: Place, capture: Capture) -> CaptureDescription:
         prompt_id=about.prompt_id,
         status=about.status,
         error=about.error,
+        name=model_name(about),
+        label=about.label,
+        notes=about.notes,
         model=about.model.model_dump(mode="json", exclude={"layers", "config"}),
         prompt=about.prompt,
         completion=about.completion,
+        tools=about.tools,
+        continued=about.continued,
+        seam=about.seam,
         n_prompt=about.n_prompt,
         n_generated=max(0, about.n_token - about.n_prompt),
         n_token=about.n_token,

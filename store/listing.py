@@ -5,18 +5,21 @@ from __future__ import annotations
 from dataclasses import dataclass
 from os import PathLike
 
+from attnlens.store.naming import changes_of, label_of
 from attnlens.store.reader import open_store
 
 
 @dataclass(frozen=True, kw_only=True)
 class Line:
-    """One capture, in short."""
+    """One capture, in short. `model`: its id. `changes`: its adapters and hooks, as a model's name has them."""
 
     id: str
     status: str
     n_prompt: int
     n_token: int
     model: str
+    label: str | None
+    changes: str
     prompt: str
     completion: str
 
@@ -34,6 +37,8 @@ def listing(path: str | PathLike[str]) -> list[Line]:
             n_prompt=capture.n_prompt,
             n_token=capture.n_token,
             model=capture.metadata.model.id,
+            label=label_of(capture.metadata) or None,
+            changes=changes_of(capture.metadata.model),
             prompt=capture.metadata.prompt,
             completion=capture.metadata.completion,
         )

@@ -22,6 +22,7 @@ from attnlens.store.descriptions import Limits, default_limits, describe_array
 from attnlens.store.fronted import fronted
 from attnlens.store.manifest import MANIFEST_ARRAYS, document_digest, manifest_hash
 from attnlens.store.named import NamedArray
+from attnlens.store.naming import model_name
 from attnlens.store.places import Place, open_place
 from attnlens.store.places.place import GROUP_DOCUMENT, join
 from attnlens.store.root import read_root
@@ -183,7 +184,7 @@ class Capture:
 
     def __repr__(self) -> str:
         about = f"{self.status}, {self.n_token} tokens, {self.committed} rows"
-        return f"<Capture {self.id}: {about}, {self.metadata.model.id}>"
+        return f"<Capture {self.id}: {about}, {model_name(self.metadata)}>"
 
     @property
     def place(self) -> Place:

@@ -14,8 +14,10 @@ import attnlens
 from attnlens.render.pictures import render
 from attnlens.schemas.arrays import ARRAYS
 from attnlens.schemas.errors import InputError, StoreError
+from attnlens.schemas.metadata import CaptureMetadata
 from attnlens.schemas.sensitivity import SENSITIVITY
 from attnlens.store.tools.crop import crop
+from attnlens.store.tools.redact import FREE
 from attnlens.store.verify import verify
 from attnlens.store.writer import StoreWriter
 from store_sample import Sample
@@ -38,6 +40,9 @@ def store(tmp_path: Path) -> Path:
         prompt="<s>Who is Zanzibar's sister?",
         messages=[{"role": "user", "content": "Who is ZANZIBAR's sister?", "zanzibar": ["Zanzibar"]}],
         self_checks=[{"name": "a", "passed": True, "detail": "saw Zanzibar"}],
+        tools=[{"name": "map", "description": "of zanzibar", "enum": ["ZANZIBAR"]}],
+        label="Zanzibar" * 25,
+        notes=["the prompt ends within Zanzibar"],
     )
     path = tmp_path / "run.zarr"
     writer = StoreWriter.create(path)
@@ -140,6 +145,24 @@ def test_every_array_of_the_table_is_classified() -> None:
             assert tells.ids is not None
         if "feature" in spec.axes or "head_feature" in spec.axes:
             assert tells.tells in ("stream", "projection")
+
+
+def test_what_happens_to_every_field_of_the_metadata_was_decided() -> None:
+    numbers = {"status", "committed", "n_prompt", "n_token", "n_fed", "continued", "seam", "lens_first", "created",
+               "timings", "versions", "device", "manifest", "front", "digest"}  # fmt: skip
+    program = {"id", "attention", "attention_absent", "attention_dtype", "attention_choice", "lens", "lens_absent",
+               "lenses", "evidence", "absent", "residual"}  # fmt: skip
+    changed_elsewhere = {"crop", "tracked"}
+    of_the_model = {"model"}
+    assert {*FREE, *numbers, *program, *changed_elsewhere, *of_the_model} == set(CaptureMetadata.model_fields)
+
+
+def test_a_label_stays_but_for_the_text(store: Path, tmp_path: Path) -> None:
+    crop(store, tmp_path / "out.zarr", redact=[SECRET])
+    about = attnlens.open(tmp_path / "out.zarr")[0].metadata
+    assert about.label == ("[redacted]" * 25)[:200]
+    assert about.notes == ["the prompt ends within [redacted]"]
+    assert about.tools == [{"name": "map", "description": "of [redacted]", "enum": ["[redacted]"]}]
 
 
 def test_streams_and_low_projections_go(tmp_path: Path) -> None:

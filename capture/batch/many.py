@@ -28,7 +28,7 @@ from attnlens.capture.session import CaptureReport, Session, open_session
 from attnlens.capture.settings import Generation, Settings
 from attnlens.progress import Progress, Silent
 from attnlens.schemas.errors import InputError, Interrupted, ModelError, StoreError
-from attnlens.schemas.metadata import BatchPrompt
+from attnlens.schemas.metadata import Adapter, BatchPrompt
 from attnlens.store.batch import BatchWriter, Mode, check_batch, open_batch
 
 NOT_COMPARED = ("buffer_bytes", "lenses")
@@ -122,8 +122,9 @@ def capture_many(
         model_id: name to record; by default the model's own.
         revision: of the model, to record.
         quantization: to record, where the model's config does not say.
-        label: free text to record, which tells this run from others of the model.
-        origin: all of these together, as `attnlens.capture.models.load` knows them.
+        label: free text to record and to show beside the model's name, which tells this run from others of the model:
+            one line, at most 200 characters.
+        origin: all of these together, as `attnlens.capture.models.load` knows them; what is given beside it goes first.
         progress: is told what happens.
 
     Raises:
@@ -164,7 +165,7 @@ def capture_many(
         defaults=defaults,
         mode=mode,
         launch=launch,
-        origin=origin or Origin(id=model_id, revision=revision, quantization=quantization, label=label),
+        origin=(origin or Origin()).given(id=model_id, revision=revision, quantization=quantization, label=label),
         progress=progress,
     )
 
@@ -391,7 +392,7 @@ def _shared(settings: Settings, defaults: Defaults) -> dict[str, Any]:
 
 
 def _model(session: Session) -> dict[str, Any]:
-    """What identifies the model: its record without the configuration, and the weights of its tail."""
+    """What identifies the model: its record without the configuration, the weights of its tail and of its adapters."""
     about = session.model_info
     values: dict[str, Any] = {
         "model": about.id,
@@ -399,11 +400,21 @@ def _model(session: Session) -> dict[str, Any]:
         "architecture": about.architecture,
         "dtype": about.dtype,
         "quantization": about.quantization,
-        "tokenizer": about.tokenizer,
         "n_layer": about.n_layer,
         "lenses": [f"{lens.info.name} {lens.info.hash}" for lens in session.equipment.lenses],
+        "label": session.origin.label,
+        "tokenizer": about.tokenizer,
+        "left_out": [f"{one.tensors} ({one.count})" for one in about.left_out],
+        "adapters": [_adapter(one) for one in about.adapters],
+        "hooks": [f"{one.kind} on {one.module or 'the model'}: {one.function}" for one in about.hooks],
     }
     return values
+
+
+def _adapter(one: Adapter) -> str:
+    """All that an adapter does to a model."""
+    state = ("active" if one.active else "inactive") + (", merged" if one.merged else "")
+    return f"{one.name} ({one.type}, scaling {one.scaling}, {state}, sha256 {one.digest})"
 
 
 def _words(one: Asked) -> str:

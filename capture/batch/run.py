@@ -6,6 +6,7 @@ from attnlens.capture.batch.asked import Defaults
 from attnlens.capture.batch.file import read_prompts
 from attnlens.capture.batch.launch import device_of, read_launch
 from attnlens.capture.batch.many import ManyReport, check_store, mode_of, run_batch
+from attnlens.capture.origin import check_label
 from attnlens.capture.run import CaptureOptions
 from attnlens.progress import Progress
 from attnlens.schemas.errors import InputError
@@ -26,6 +27,7 @@ def run_many(options: CaptureOptions, progress: Progress) -> ManyReport:
     settings, generation = options.settings, options.generation
     settings.check()
     generation.check()
+    check_label(options.label)
     wording = options.wording
     wording.check()
     launch = read_launch()

@@ -25,6 +25,7 @@ from attnlens.render.run.helpers import cores
 from attnlens.render.run.jobs import Job, Other
 from attnlens.render.run.products import names
 from attnlens.schemas.errors import AbsentError, InputError
+from attnlens.store.naming import tell_apart
 
 if TYPE_CHECKING:
     from attnlens.store.reader import Capture
@@ -47,6 +48,7 @@ class LayerRow:
 class DiffReport:
     """What was compared and drawn.
 
+    a, b: store and capture. model_a, model_b: names of the models, told apart as far as the captures' records do.
     exact: both captures hold the same tokens, so that every number compares like with like. aligned: pieces of text
     with a partner, of n_token_a and n_token_b tokens. count, kept: pictures drawn, and pictures that were there. limit:
     end of the colour scale. depths: the lenses; layers: the attention; see `DepthRow`, `LayerRow`.
@@ -54,6 +56,8 @@ class DiffReport:
 
     a: str
     b: str
+    model_a: str
+    model_b: str
     align: Align
     exact: bool
     aligned: int
@@ -138,9 +142,13 @@ def diff(
         missing |= outcome.missing
         progress.advance(outcome.count)
     progress.end()
+    models = tell_apart(one.metadata, two.metadata)
+    places = _places((store_a, one), (store_b, two))
     return DiffReport(
-        a=f"{Path(a).name.partition('#')[0]}#{both.a.id}",
-        b=f"{Path(b).name.partition('#')[0]}#{both.b.id}",
+        a=places[0],
+        b=places[1],
+        model_a=models[0],
+        model_b=models[1],
         align=both.align,
         exact=both.identical,
         aligned=len(both.pairs),
@@ -182,6 +190,14 @@ def find_capture(store: str | PathLike[str], name: str | None, side: str) -> tup
             f"{path} holds {len(found.ids)} captures ({', '.join(found.ids)}): name one, as in {path}#{found.ids[0]}"
         )
     return path, found[0]
+
+
+def _places(*sides: tuple[str, Capture]) -> tuple[str, ...]:
+    """Store and capture of each side; the stores by their whole paths where their names are the same."""
+    short = tuple(f"{Path(store).name}#{capture.id}" for store, capture in sides)
+    if len({store for store, _ in sides}) == 1 or len(set(short)) == len(short):
+        return short
+    return tuple(f"{store}#{capture.id}" for store, capture in sides)
 
 
 def rounded_up(value: float) -> float:

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-from attnlens.render.diff.diff import DiffReport
+from textwrap import TextWrapper
 
+from attnlens.render.diff.diff import DiffReport
+from attnlens.schemas.plain_text import one_line
+
+WIDTH = 80
+"""Columns of a terminal."""
 _NONE = "-"
 
 
 def table(report: DiffReport) -> list[str]:
-    """A line for every depth: lens at depth, and attention of the layer that reads it."""
+    """What A and B are if that differs, and a line a depth: lens at depth, and attention of the layer that reads it."""
     layers = {row.a: row for row in report.layers}
     depths = {row.a: row for row in report.depths}
     partners = {row.a: row.b for row in report.layers} | {row.a: row.b for row in report.depths}
     paired = any(ours != theirs for ours, theirs in partners.items())
-    lines = [f"{'depth':>9}  {'top-1 agreement':>15}  {'JS, nats':>17}  {'|attention B - A|':>24}"]
+    lines = sides(report)
+    lines += [f"{'depth':>9}  {'top-1 agreement':>15}  {'JS, nats':>17}  {'|attention B - A|':>24}"]
     for number, partner in sorted(partners.items()):
         lens, layer = depths.get(number), layers.get(number)
         name = f"{number} / {partner}" if paired else str(number)
@@ -26,6 +32,15 @@ def table(report: DiffReport) -> list[str]:
             weights = f"mean {layer.mean:.4f} max {layer.largest:.4f}"
         lines.append(f"{name:>9}  {agreement:>15}  {js:>17}  {weights:>24}")
     return lines
+
+
+def sides(report: DiffReport) -> list[str]:
+    """What A and B are, where their models have different names: store, capture, model."""
+    if report.model_a == report.model_b:
+        return []
+    found = (("A", report.a, report.model_a), ("B", report.b, report.model_b))
+    fold = TextWrapper(WIDTH, subsequent_indent="   ", break_long_words=False, break_on_hyphens=False)
+    return [line for side, place, model in found for line in fold.wrap(f"{side}: {one_line(place)}, {one_line(model)}")]
 
 
 def summary(report: DiffReport) -> str:

@@ -21,6 +21,7 @@ from attnlens.render.scene import Labels, Scene
 from attnlens.render.text.numbers import runs
 from attnlens.render.views.settings import Settings
 from attnlens.schemas.errors import AbsentError, InputError
+from attnlens.store.naming import tell_apart, told
 
 if TYPE_CHECKING:
     from attnlens.store.reader import Capture
@@ -181,9 +182,9 @@ class DiffView:
 
     def _details(self, place: int, pairs: tuple[Pair, ...]) -> tuple[str, ...]:
         a, b = (one.subjects[place].reduction for one in self._settings)
+        names = tell_apart(self._both.a.metadata, self._both.b.metadata)
         lines = [
-            _about("A", self._both.a),
-            _about("B", self._both.b),
+            *map(_about, "AB", (self._both.a, self._both.b), names),
             f"attention, B - A: {a}" + ("" if a == b else f" in A, {b} in B"),
             f"tokens {runs([one.last[0] for one in pairs], '–', ', ')} of A, aligned by {self._both.align}",
         ]
@@ -205,17 +206,19 @@ class DiffView:
                 "store": other["store"],
                 "capture": other["capture"],
                 "model": other["model"],
+                **told(self._both.b.metadata),
                 "align": self._both.align,
                 "limit": self.limit,
             },
         }
 
 
-def _about(name: str, capture: Capture) -> str:
+def _about(side: str, capture: Capture, name: str) -> str:
     model = capture.metadata.model
     weights = model.dtype if model.quantization is None else f"{model.dtype}, quantized"
+    weights = f" ({weights})" if name == model.id else f", {weights}"
     state = "" if capture.status == "complete" else f" ({capture.status})"
-    return f"{name}: {model.id} ({weights}), capture {capture.id}{state}"
+    return f"{side}: {name}{weights}, capture {capture.id}{state}"
 
 
 def _side(pair: Pair, side: int) -> tuple[int, ...]:

@@ -12,6 +12,7 @@ from attnlens.render.options import RenderOptions
 from attnlens.render.run import files
 from attnlens.render.run.products import names
 from attnlens.render.text.cells import Tokens
+from attnlens.store.naming import model_name
 
 if TYPE_CHECKING:
     from attnlens.render.views.view import View
@@ -45,4 +46,4 @@ def write_contents(folder: Path, captures: Iterable[Capture]) -> None:
 
 
 def _title(capture: Capture) -> str:
-    return f"{capture.metadata.model.id} · capture {capture.id}"
+    return f"{model_name(capture.metadata)} · capture {capture.id}"

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from attnlens import __version__
 from attnlens.render.options import RenderOptions
 from attnlens.schemas.errors import InputError
+from attnlens.store.naming import told
 
 if TYPE_CHECKING:
     from attnlens.store.reader import Capture
@@ -49,6 +50,7 @@ def of_run(capture: Capture, options: RenderOptions) -> dict[str, Any]:
         "store": identity(capture),
         "capture": capture.id,
         "model": capture.metadata.model.id,
+        **told(capture.metadata),
         "options": {key: value for key, value in _values(options).items() if key not in HOW_NOT_WHAT},
     }
 

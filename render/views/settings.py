@@ -17,6 +17,7 @@ from attnlens.render.text.cells import Cells, Tokens
 from attnlens.render.text.texts import check_text, select_text
 from attnlens.render.views.evidence import Style
 from attnlens.schemas.errors import AbsentError
+from attnlens.store.naming import model_name
 
 if TYPE_CHECKING:
     from attnlens.store.reader import Capture
@@ -62,7 +63,7 @@ class Settings:
         absent = None if metadata.lens is not None else metadata.lens_absent or "none was stored"
         return tuple(
             Subject(
-                model=metadata.model.id,
+                model=model_name(metadata),
                 capture=self._capture.id,
                 status=metadata.status,
                 n_prompt=self._capture.n_prompt,

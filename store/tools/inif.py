@@ -20,7 +20,9 @@ import numpy as np
 
 from attnlens.progress import Progress, Silent
 from attnlens.schemas.errors import AbsentError, InputError
-from attnlens.store.files import clean
+from attnlens.schemas.plain_text import one_line
+from attnlens.store.files import clean, clean_text
+from attnlens.store.naming import model_name, told
 from attnlens.store.reader import Capture, open_store
 from attnlens.store.tools.exports import ExportReport, chosen, report_of, require
 from attnlens.store.tools.lens_table import Texts
@@ -68,9 +70,9 @@ def export_inif(
     notes = [f"capture {capture.id} is {capture.status}: it has no tokens" for capture in asked if capture not in there]
     if not there:
         raise AbsentError(f"{store} holds no tokens yet, there is nothing to export")
-    models = {(capture.metadata.model.id, capture.metadata.model.revision) for capture in there}
+    models = {_identity(capture) for capture in there}
     if len(models) > 1:
-        names = ", ".join(sorted(str(name) for name, _ in models))
+        names = ", ".join(sorted({one_line(model[0]) for model in models}))
         raise InputError(f"{store}: an INIF document is of one model, and these are {names}; choose with --capture")
     progress.stage("exporting", len(there), "captures")
     with new_file(path, overwrite=overwrite) as temporary, _open(temporary, path.name.endswith(GZIPPED)) as file:
@@ -107,12 +109,22 @@ def _json(part: Any) -> str:
     return json.dumps(clean(part.model_dump(exclude_none=True, exclude_defaults=True)), ensure_ascii=False)
 
 
+def _identity(capture: Capture) -> tuple[str, ...]:
+    """What is equal for captures of one model, changed in one way: its name first."""
+    about = capture.metadata
+    changes = [one.model_dump_json() for one in (*about.model.adapters, *about.model.hooks)]
+    return model_name(about), str(about.model.revision), *changes
+
+
 def _metadata(inif: Any, captures: Sequence[Capture]) -> Any:
     first = captures[0].metadata
     sampling = first.sampling.model_dump(mode="json")
     same = all(capture.metadata.sampling == first.sampling for capture in captures)
     model = inif.ModelInfo(
-        name=first.model.id, revision=first.model.revision, generation_config=clean(sampling) if same else {}
+        name=clean_text(model_name(first)),
+        revision=first.model.revision,
+        generation_config=clean(sampling) if same else {},
+        loading_config=clean({name: value for name, value in told(first).items() if name != "label"}),
     )
     return inif.Metadata(
         model=model, packages=dict(first.versions), created_at=first.created, total_samples=len(captures)

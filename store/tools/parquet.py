@@ -26,7 +26,9 @@ GROUP_ROWS = 1 << 17
 """A row group has at least so many rows, save the last one."""
 ABOUT = ("prompt_id", "status", "committed", "n_prompt", "n_token", "n_fed", "prompt", "completion", "lens_first",
          "created")  # fmt: skip
-"""What the file's metadata say of each capture, beside its model and lenses."""
+"""What the file's metadata say of each capture, beside its model, label and lenses."""
+CHANGES = ("adapters", "hooks")
+"""Fields of a model that are told where there is something in them."""
 
 
 def export_parquet(
@@ -136,4 +138,7 @@ def _about(capture: Capture) -> dict[str, Any]:
     found = {name: getattr(about, name) for name in ABOUT}
     model = {name: getattr(about.model, name) for name in ("id", "revision", "n_layer", "vocabulary_size")}
     lenses = [lens.model_dump(mode="json") for lens in ([about.lens] if about.lens else []) + about.lenses]
-    return {**found, "model": model, "lenses": lenses}
+    changes = {name: value for name in CHANGES if (value := getattr(about.model, name))}
+    model |= {name: [one.model_dump(mode="json") for one in value] for name, value in changes.items()}
+    label = {} if about.label is None else {"label": about.label}
+    return {**found, **label, "model": model, "lenses": lenses}

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from attnlens.schemas.errors import InputError
-from attnlens.schemas.metadata import CaptureMetadata
+from attnlens.schemas.metadata import LABEL_LIMIT, CaptureMetadata
 from attnlens.schemas.ranges import runs_of
 from attnlens.schemas.sensitivity import SENSITIVITY, sensitivity_of
 from attnlens.store.chunks import read
@@ -94,6 +94,8 @@ class Redaction:
             message["content"] = self._joined(message.get("content"))
         for name in FREE:
             values[name] = self._scrub(values[name])
+        if values["label"] is not None:  # the mark may be longer than what it stands for
+            values["label"] = values["label"][:LABEL_LIMIT]
         return CaptureMetadata.model_validate(values)
 
     def _joined(self, content: Any) -> Any:

@@ -6,6 +6,7 @@ import { bfloats, WHOLE } from "./bfloat.js";
 import { Bytes } from "./bytes.js";
 import "./codecs.js";
 import { floats } from "./half.js";
+import { modelName } from "./naming.js";
 
 const ID = /^\d{4,12}$/;
 const MODEL = ["float32", "float16", "uint16"]; // of queries and keys; uint16 are the bits of bfloat16
@@ -77,7 +78,7 @@ export class Capture {
     this.layers = about.model?.layers ?? [];
     this.nLayer = this.layers.length;
     this.nHead = about.model?.n_head ?? 0;
-    this.model = String(about.model?.id ?? "unknown model");
+    this.model = modelName(about);
     this.documents = documents;
     this.arrays = new Map();
   }

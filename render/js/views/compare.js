@@ -8,6 +8,12 @@ import { keep, place, placed } from "./query.js";
 import { queryScene } from "./query_scene.js";
 import { selectHeads } from "../math/heads.js";
 
+/** `B less A`, with the models' names where they differ. */
+function less({ key, capture }, other, name) {
+  const [ours, theirs] = capture.model === other.capture.model ? ["", ""] : [` (${capture.model})`, ` (${other.capture.model})`];
+  return `${name}${theirs} less ${key}${ours}`;
+}
+
 export class Compare {
   constructor(app) {
     this.app = app;
@@ -42,7 +48,7 @@ export class Compare {
     const repaint = () => { this.first.paint(); this.second.paint(); app.cell.again(); };
     const [a, b] = [{ ...side, shown: shown[0], query: state.query }, { ...other, shown: shown[1], query }];
     this.names[1].hidden = this.second.host.hidden = state.diff;
-    this.names[0].textContent = state.diff ? `${state.with} less ${side.key}` : `${side.key}: ${side.capture.model}`;
+    this.names[0].textContent = state.diff ? less(side, other, state.with) : `${side.key}: ${side.capture.model}`;
     this.names[1].textContent = `${state.with}: ${other.capture.model}, query ${query}`;
     if (query !== this.partner[state.query]) app.note.textContent = `Token ${state.query} has no partner: the nearest one before it that has is shown.`;
     if (state.diff) {
