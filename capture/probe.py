@@ -138,7 +138,7 @@ def _probe(model: nn.Module, prompt: Tensor, *, lens: bool) -> Probed:
         ),
     )
     checks.append(_check_attentions(rows, plain, expected.dtype, tracker, late_sinks=late_sinks))
-    found, absent = _find_lens(model, path, layers, ids, style) if lens else (None, "not asked for")
+    found, absent, reading = _find_lens(model, path, layers, ids, style) if lens else (None, "not asked for", [])
     proof = prove(layer_table(model, path, layers, calls), calls)
     lean, fused = _lean_layers(model, path, layers, ids, style, expected, proof)
     checks.extend([fused] if fused is not None else [])
@@ -147,6 +147,7 @@ def _probe(model: nn.Module, prompt: Tensor, *, lens: bool) -> Probed:
     checks.append(check)
     if refusal is None:
         checks.append(SelfCheck(name="probe: replay", passed=True, value=proof.worst, limit=REPLAY_LIMIT))
+    checks.extend(reading)
     return Probed(
         path=path,
         layers=layers,
@@ -187,7 +188,8 @@ def _probe_reported(model: nn.Module, ids: Tensor, style: CallStyle, expected: T
     taking = Taking(proof=proof, places=places)
     chosen, check, refusal = _check_cached(model, path, layers, ids, reporting, expected, taking, rows)
     checks.append(check)
-    found, absent = _find_lens(model, path, layers, ids, style) if lens else (None, "not asked for")
+    found, absent, reading = _find_lens(model, path, layers, ids, style) if lens else (None, "not asked for", [])
+    checks.extend(reading)
     return Probed(
         path=path,
         layers=layers,
@@ -423,17 +425,19 @@ def _styles(style: CallStyle) -> list[CallStyle]:
 
 def _find_lens(
     model: nn.Module, path: str, layers: nn.ModuleList, ids: Tensor, style: CallStyle
-) -> tuple[LogitLens | None, str | None]:
+) -> tuple[LogitLens | None, str | None, list[SelfCheck]]:
+    """The lens, or why there is none, and what was checked of it."""
+
     def run(tokens: Tensor) -> Tensor:
         return logits_of(model, forward(model, tokens, style))
 
     try:
         with eager_configuration(model):
-            lens = find_logit_lens(model, path, layers, run, ids, ids.flip(1))
+            lens, check = find_logit_lens(model, path, layers, run, ids, ids.flip(1))
     except ModelError as error:
-        return None, str(error)
+        return None, str(error), []
     parameters = [parameter for part in lens.modules for parameter in part.parameters()]
     # Elsewhere the thread could meet offloading, or the exchanges of several processes.
     if all(parameter.device.type == "cpu" and not hasattr(parameter, "full_tensor") for parameter in parameters):
         lens.hash_soon()
-    return lens, None
+    return lens, None, [check]

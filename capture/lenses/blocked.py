@@ -3,10 +3,10 @@
 A processor spends more time moving logits to memory and back than multiplying for them. Here the vocabulary is walked
 in blocks of columns, and each block is used up at once. Its softmax gives three numbers that can be put together later
 as in online softmax (Milakov and Gimelshein 2018): the largest logit m, the largest probability p, and the mean of
-d = z - m, with z the logits. The block's logsumexp is m - log p. Products are of d, not of z: z may be 100 and more, and
-its rounding would swallow an entropy near 0. The top k are looked for only in those parts of a block whose largest logit
-is among the k largest so far. Each core has a thread of its own that takes blocks as it gets on: threads that share every
-operation wait for each other at its end, and for whoever else has one of the cores.
+d = z - m, with z the logits. The block's logsumexp is m - log p. Products are of d, not of z: z may be 100 and more,
+and its rounding would swallow an entropy near 0. The top k are looked for only in those parts of a block whose largest
+logit is among the k largest so far. Each core has a thread of its own that takes blocks as it gets on: threads that
+share every operation wait for each other at its end, and for whoever else has one of the cores.
 """
 
 from __future__ import annotations
