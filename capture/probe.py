@@ -17,12 +17,13 @@ from torch import Tensor, nn
 from attnlens.capture.agreement import relative_error, tolerance
 from attnlens.capture.configuration import refuse_configuration
 from attnlens.capture.finite import all_finite, check_finite, not_finite
-from attnlens.capture.forward import CallStyle, attempt, forward, logits_of, style_of
+from attnlens.capture.forward import CallStyle, attempt, forward, is_out_of_memory, logits_of, style_of
 from attnlens.capture.kv_cache import taken
 from attnlens.capture.layer_table import layer_table
 from attnlens.capture.lenses.logit import LogitLens
 from attnlens.capture.lenses.tail import find_logit_lens
 from attnlens.capture.like_with_like import check_blocks, distance_to_sdpa, measured
+from attnlens.capture.model_kind import NEEDED, check_logits
 from attnlens.capture.override import eager_configuration, hooks_kept, tapped
 from attnlens.capture.proof import REPLAY_LIMIT, Proof, prove, prove_step
 from attnlens.capture.reported import Places, ReportTap, find_places, reported_table
@@ -102,8 +103,9 @@ def _probe(model: nn.Module, prompt: Tensor, *, lens: bool) -> Probed:
     ids = prompt.repeat(-(-PROBE_TOKENS // len(prompt)))[:PROBE_TOKENS][None]
     style = style_of(model)
     with eager_configuration(model), hooks_kept(model):
-        plain = attempt(model, ids, style, output_attentions=True)
+        plain = _first_pass(model, ids, style)
         expected = logits_of(model, plain)
+    check_logits(model, expected, ids)
     calling = _calling(model, ids, style)
     if not calling:
         return _probe_reported(model, ids, style, expected, lens=lens)
@@ -166,6 +168,16 @@ def _probe(model: nn.Module, prompt: Tensor, *, lens: bool) -> Probed:
         vector_dtype=proof.dtype,
         qk_refusal=refusal,
     )
+
+
+def _first_pass(model: nn.Module, ids: Tensor, style: CallStyle) -> Any:
+    """What the untouched model gives, attentions included where it reports them."""
+    try:
+        return attempt(model, ids, style, output_attentions=True)
+    except ModelError as refusal:
+        if refusal.__cause__ is not None and is_out_of_memory(refusal.__cause__):
+            raise
+        raise ModelError(f"{refusal}; {NEEDED}") from refusal
 
 
 def _probe_reported(model: nn.Module, ids: Tensor, style: CallStyle, expected: Tensor, *, lens: bool) -> Probed:

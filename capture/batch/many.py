@@ -16,6 +16,7 @@ from torch import nn
 from attnlens.capture.batch.asked import Asked, Defaults, ask
 from attnlens.capture.batch.launch import Launch, read_launch
 from attnlens.capture.batch.watch import PromptProgress
+from attnlens.capture.model_kind import check_model
 from attnlens.capture.origin import Origin
 from attnlens.capture.parallel import on_first, parallel_of
 from attnlens.capture.plan import Plan, Text, plan_capture, read_prompt
@@ -143,6 +144,7 @@ def capture_many(
         continue_last=continue_last,
         seam=seam,
     )
+    check_model(model)
     settings.check()
     sampling.check()
     wording.check()
