@@ -23,6 +23,7 @@ from attnlens.capture.layer_table import layer_table
 from attnlens.capture.lenses.logit import LogitLens
 from attnlens.capture.lenses.tail import find_logit_lens
 from attnlens.capture.like_with_like import check_blocks, distance_to_sdpa, measured
+from attnlens.capture.mixing import check_mixing
 from attnlens.capture.model_kind import NEEDED, check_logits
 from attnlens.capture.override import eager_configuration, hooks_kept, tapped
 from attnlens.capture.proof import REPLAY_LIMIT, Proof, prove, prove_step
@@ -199,6 +200,7 @@ def _probe_reported(model: nn.Module, ids: Tensor, style: CallStyle, expected: T
     checks = [_check("probe: logits", relative_error(tapped_logits, unasked), tolerance(unasked.dtype), complaint)]
     for layer, weights in rows.items():
         checks = checks[:1] + _check_distributions(tracker.name(layer), weights, weights.dtype, sinks=False, limit=1e-4)
+    checks.append(check_mixing(model, path, layers, ids, reporting, rows))
     table = reported_table(model, path, layers, {layer: row.shape[0] for layer, row in rows.items()})
     why = "its attention is had only as the model reports it, without queries and keys"
     proof = Proof(table=tuple(table), lean=frozenset(), dtype=None, refusal=why, worst=0.0)
