@@ -96,7 +96,7 @@ def probe(model: nn.Module, prompt: Tensor, *, lens: bool = True) -> Probed:
     except ModelError as refusal:
         if name in str(refusal):
             raise
-        raise ModelError(f"{name}: {refusal}") from refusal
+        raise ModelError(f"{name}: ", *refusal.args) from refusal
 
 
 def _probe(model: nn.Module, prompt: Tensor, *, lens: bool) -> Probed:
