@@ -10,6 +10,7 @@ from typing import Any
 
 from attnlens.capture.models.checkpoint import check_weights
 from attnlens.capture.models.failure import one_line
+from attnlens.capture.models.nearest import nearest_model
 from attnlens.capture.models.quantize import describe_checkpoint
 from attnlens.capture.models.request import LoadedModel, Request
 from attnlens.capture.models.state import load_options, require_all_weights
@@ -39,7 +40,7 @@ def check(request: Request) -> None:
         raise InputError(f"{request.name} is a file: give the folder of the model, or a .gguf file")
     if not folder.is_dir():
         if not HUB_NAME.fullmatch(request.name) or folder.is_absolute():
-            raise ModelError(f"no such folder: {request.name}")
+            raise ModelError(f"no such folder: {request.name}{nearest_model(request)}")
         return
     request.refuse_revision("a local folder")
     config = _read_config(folder)
@@ -119,7 +120,7 @@ def outline(request: Request) -> tuple[Any, Any, str, Any]:
         request.refuse_revision("a local folder")
         _read_config(folder)
     elif not HUB_NAME.fullmatch(request.name) or folder.is_absolute():
-        raise ModelError(f"no such folder: {request.name}")
+        raise ModelError(f"no such folder: {request.name}{nearest_model(request)}")
     prepared = _prepare(request)
     identity = request.short_name if folder.is_dir() else request.name
     return prepared.config, prepared.tokenizer, identity, _checkpoint_dtype(prepared.config)
@@ -189,7 +190,8 @@ def _load_config(request: Request, name: str, shared: dict[str, Any]) -> Any:
                 if shared["local_files_only"]
                 else f"the hub has no such model for you ({one_line(error)})"
             )
-            raise ModelError(f"no such model: there is no folder {request.name}, and {why}") from error
+            near = nearest_model(request)
+            raise ModelError(f"no such model: there is no folder {request.name}, and {why}{near}") from error
         if "does not recognize this architecture" in str(error):
             kind = re.search(r"model type `([^`]*)`", str(error))
             what = f"model type {kind[1]!r}" if kind else "its model type"
