@@ -45,11 +45,9 @@ def check_logits(model: nn.Module, logits: Tensor, ids: Tensor) -> None:
         )
     n_label = getattr(getattr(model, "config", None), "num_labels", None)
     weight = getattr(_embeddings(model), "weight", None)
-    size = weight.shape[0] if isinstance(weight, Tensor) and weight.dim() == 2 else 0
-    if logits.shape[2] <= highest or logits.shape[2] == n_label < size:
-        raise ModelError(
-            f"{name} gives {logits.shape[2]} numbers a token, fewer than there are tokens to choose from; {NEEDED}"
-        )
+    n_id = weight.shape[0] if isinstance(weight, Tensor) and weight.dim() == 2 else 0
+    if (size := logits.shape[2]) <= highest or (size == n_label and size < n_id):
+        raise ModelError(f"{name} gives {size} numbers a token, fewer than there are tokens to choose from; {NEEDED}")
 
 
 def _embeddings(model: nn.Module) -> Any:

@@ -15,7 +15,7 @@ OPTIONS: Mapping[str, str] = {
 class Setting(str):
     """The name of a setting in a message: the parameter's from Python, the option's on the command line."""
 
-    __slots__ = ("option",)
+    option: str
 
     def __new__(cls, name: str, option: str | None = None) -> Setting:
         """`option`: where it depends on the value (`--track-id` of a track that is a number)."""

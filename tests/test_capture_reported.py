@@ -149,7 +149,7 @@ def test_reported_weights_that_the_values_are_mixed_with(
 ) -> None:
     model, path = mixing_with(HONEST[way], monkeypatch), tmp_path / "run.zarr"
     capture(model, byte_tokenizer(), "The quick fox", path, raw=True, max_new_tokens=2)
-    checks = {check.name: check for check in attnlens.open(path)[0].metadata.self_checks}
+    checks: dict[str, Any] = {check.name: check for check in attnlens.open(path)[0].metadata.self_checks}
     assert checks["probe: attention × value"].value <= checks["probe: attention × value"].limit
     assert verify(path).passed
 
@@ -205,6 +205,22 @@ def test_remote_code_that_reports_other_weights(tmp_path: Path, monkeypatch: pyt
     with pytest.raises(ModelError, match=r"ShyForCausalLM: transformer\.h\.0: .*not what its values are mixed with"):
         capture(loaded.model, loaded.tokenizer, "The quick fox", tmp_path / "run.zarr", raw=True)
     assert not (tmp_path / "run.zarr").exists()
+
+
+@pytest.mark.parametrize("quantize", ["8bit", "4bit"])
+def test_weights_of_whole_numbers(quantize: Any, tmp_path: Path) -> None:
+    """Which features are rounded to 8 bits depends on all tokens together: that mixes nothing."""
+    pytest.importorskip("bitsandbytes")
+    tiny("BloomForCausalLM").save_pretrained(tmp_path / "bloom")
+    byte_tokenizer().save_pretrained(tmp_path / "bloom")
+    loaded = load(str(tmp_path / "bloom"), dtype="float32", device="cpu", quantize=quantize)
+    path = tmp_path / "run.zarr"
+    capture(loaded.model, loaded.tokenizer, "The quick fox jumps over", path, raw=True, completion=" it")
+    data: Any = zarr.open_group(path, mode="r")["0000"]
+    with torch.no_grad():
+        own = loaded.model(torch.from_numpy(data["token_id"][:])[None].long(), output_attentions=True).attentions
+    for layer, weights in enumerate(own):
+        np.testing.assert_allclose(data["attention_weight"][layer], weights[0].numpy(), atol=2.5e-4)
 
 
 FALCONS = {
