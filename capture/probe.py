@@ -24,7 +24,7 @@ from attnlens.capture.lenses.logit import LogitLens
 from attnlens.capture.lenses.tail import find_logit_lens
 from attnlens.capture.like_with_like import check_blocks, distance_to_sdpa, measured
 from attnlens.capture.mixing import check_mixing
-from attnlens.capture.model_kind import NEEDED, check_logits
+from attnlens.capture.model_kind import check_logits
 from attnlens.capture.override import eager_configuration, hooks_kept, tapped
 from attnlens.capture.proof import REPLAY_LIMIT, Proof, prove, prove_step
 from attnlens.capture.reported import Places, ReportTap, find_places, reported_table
@@ -178,7 +178,7 @@ def _first_pass(model: nn.Module, ids: Tensor, style: CallStyle) -> Any:
     except ModelError as refusal:
         if refusal.__cause__ is not None and is_out_of_memory(refusal.__cause__):
             raise
-        raise ModelError(f"{refusal}; {NEEDED}") from refusal
+        raise ModelError(f"{refusal}; attnlens captures causal language models, by token ids alone") from refusal
 
 
 def _probe_reported(model: nn.Module, ids: Tensor, style: CallStyle, expected: Tensor, *, lens: bool) -> Probed:
