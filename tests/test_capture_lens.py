@@ -143,8 +143,10 @@ def test_entropy_of_smollm2_is_exact_at_every_depth(tmp_path: Path) -> None:
     """Its logits reach 170 at depth 0, where the residual is the embedding."""
     loaded = load("smollm2-135m", dtype="float32", device="cpu")
     path = tmp_path / "run.zarr"
-    capture(loaded.model, loaded.tokenizer, "system helpful sister Face", path, max_new_tokens=0, residuals=True)
+    ids = [1, 9690, 8182, 15590, 44710]  # <|im_start|>, "system", " Face", " bytes", " Nairobi"
+    capture(loaded.model, loaded.tokenizer, ids, path, max_new_tokens=0, residuals=True)
     data: Any = zarr.open_group(path, mode="r")["0000"]
+    np.testing.assert_allclose(data["lens_entropy"][0, 3:], [0.0075020, 0.0026235], atol=1e-6)
     stream = torch.from_numpy(data["residual"][:])
     with torch.no_grad():
         for depth, found in enumerate(data["lens_entropy"][:]):
