@@ -69,7 +69,7 @@ def main() -> None:
     except AttnlensError as error:
         from attnlens.console import one_line
 
-        print(f"lens: {one_line(str(error))}", file=sys.stderr)  # noqa: T201
+        print(f"lens: {one_line(error.on_command_line())}", file=sys.stderr)  # noqa: T201
         sys.exit(error.exit_code)
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from attnlens.capture.probe import Probed
 from attnlens.schemas.arrays import MODEL_DTYPES
-from attnlens.schemas.errors import ModelError
+from attnlens.schemas.errors import ModelError, Setting
 from attnlens.schemas.metadata import LayerInfo, Mode
 from attnlens.schemas.qk import attending
 from attnlens.store.layout import MIB
@@ -36,7 +36,8 @@ def choose_encoding(wish: str, probed: Probed, length: int, name: str) -> Encodi
         return Encoding(mode="dense")
     if wish == "qk":
         if probed.qk_refusal is not None:
-            raise ModelError(f"{name}: {probed.qk_refusal}; queries and keys do not suffice, use --attention dense")
+            why = f"{name}: {probed.qk_refusal}; queries and keys do not suffice, use "
+            raise ModelError(why, Setting("attention='dense'", "--attention dense"))
         return Encoding(mode="qk")
     dense = dense_bytes(probed.table, length)
     if probed.qk_refusal is not None:

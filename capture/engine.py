@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from attnlens.capture.generation_fields import check_overrides
+from attnlens.capture.model_kind import check_model
 from attnlens.capture.origin import Origin
 from attnlens.capture.parallel import on_first, parallel_of
 from attnlens.capture.plan import Text, plan_capture, read_prompt
@@ -139,6 +140,7 @@ def capture(
         continue_last=continue_last,
         seam=seam,
     )
+    check_model(model)
     settings.check()
     sampling.check()
     wording.check()

@@ -28,7 +28,7 @@ from attnlens.capture.settings import Settings
 from attnlens.capture.tracked import tracked_ids
 from attnlens.capture.vocabulary import Vocabulary
 from attnlens.schemas.arrays import MID, TRACKED
-from attnlens.schemas.errors import ModelError
+from attnlens.schemas.errors import ModelError, Setting
 from attnlens.schemas.metadata import LensInfo, ResidualInfo, SelfCheck
 
 
@@ -118,7 +118,8 @@ def equip(
     ids = prompt.repeat(-(-PROBE_TOKENS // len(prompt)))[:PROBE_TOKENS][None]
     tracked = tracked_ids(settings.track, tokenizer, vocabulary)
     if probed.lens is None and (tracked or settings.lenses != (LOGIT,)) and settings.lens:
-        raise ModelError(f"{name}: no lens can read it, as --lens or --track would need: {probed.lens_absent}")
+        asked = (Setting("lenses"), " or ", Setting("track"))
+        raise ModelError(f"{name}: no lens can read it, as ", *asked, f" would need: {probed.lens_absent}")
     absent: dict[str, str] = {}
     checks: list[SelfCheck] = []
     grams: Mapping[int, Tensor] = {}
@@ -137,9 +138,8 @@ def equip(
     midpoints: Mapping[int, str] = {}
     if settings.lens_points == "all":
         if not any(lens.info.name == LOGIT for lens in lenses):
-            raise ModelError(
-                f"{name}: no logit lens can read it, as --lens-points all would need: {probed.lens_absent}"
-            )
+            points = Setting("lens_points='all'", "--lens-points all")
+            raise ModelError(f"{name}: no logit lens can read it, as ", points, f" would need: {probed.lens_absent}")
         try:
             midpoints = find_midpoints(model, probed.path, probed.layers, ids, probed.style)
         except ModelError as refusal:

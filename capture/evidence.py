@@ -131,8 +131,8 @@ class AttentionEvidence:
         for (layer, _), bad in zip(self._finite, broken.tolist(), strict=True):
             if bad:
                 raise ModelError(
-                    f"{self._names[layer]}: queries or keys are not finite; the model's numbers overflow or are "
-                    "damaged (another --dtype may help)"
+                    f"{self._names[layer]}: queries or keys are not finite; the model's numbers overflow (try bfloat16 "
+                    "or float32) or are damaged"
                 )
         self._finite.clear()
         self._send_step()
@@ -145,7 +145,7 @@ class AttentionEvidence:
             if not off <= ROW_SUM_LIMIT:
                 raise ModelError(
                     f"{self._names[layer]}: rows of its attention sum to {1 + off:.4g}, expected 1; the model's "
-                    "numbers overflow or are damaged (another --dtype may help)"
+                    "numbers overflow (try bfloat16 or float32) or are damaged"
                 )
         self.worst_row_sum = max([self.worst_row_sum, *worst])
         self._off.clear()

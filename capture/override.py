@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 from torch import Tensor, nn
@@ -25,14 +25,19 @@ _MARK = "_output_capturing_hooks_installed"
 """Attribute by which transformers remembers that its own hooks are on a model."""
 
 
-@contextmanager
-def eager_configuration(model: nn.Module) -> Iterator[None]:
+def eager_configuration(model: nn.Module) -> AbstractContextManager[None]:
     """Lets every part of `model` ask for `eager` attention; restores what each asked for before."""
+    return configuration_of(model, "eager")
+
+
+@contextmanager
+def configuration_of(model: nn.Module, implementation: str) -> Iterator[None]:
+    """Lets every part of `model` ask for this attention; restores what each asked for before."""
     configs = {id(config): config for module in model.modules() if (config := _own_config(module)) is not None}
     before = {key: config._attn_implementation for key, config in configs.items()}
     try:
         for config in configs.values():
-            _set_implementation(config, "eager")
+            _set_implementation(config, implementation)
         yield
     finally:
         for key, config in configs.items():

@@ -34,7 +34,7 @@ from attnlens.capture.tap import AttentionTap, Call
 from attnlens.capture.value_norm import ValueNorms
 from attnlens.capture.vocabulary import Vocabulary
 from attnlens.progress import Progress
-from attnlens.schemas.errors import ModelError
+from attnlens.schemas.errors import ModelError, Setting
 from attnlens.schemas.metadata import LayerInfo
 from attnlens.store.layout import MIB
 from attnlens.store.writer import CaptureWriter
@@ -128,8 +128,8 @@ class Passes:
                 if not is_out_of_memory(error):
                     raise
                 raise ModelError(
-                    f"{type(self._model).__name__}: out of memory at token {self.seen}; shorten the text, or try "
-                    "--lens-tokens generated"
+                    f"{type(self._model).__name__}: out of memory at token {self.seen}; shorten the text, or try ",
+                    Setting("lens_tokens='generated'", "--lens-tokens generated"),
                 ) from error
             finally:
                 self._readings.beside.close()

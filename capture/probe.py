@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
+from math import isfinite
 from typing import Any
 
 import torch
@@ -15,11 +16,15 @@ from torch import Tensor, nn
 
 from attnlens.capture.agreement import relative_error, tolerance
 from attnlens.capture.configuration import refuse_configuration
-from attnlens.capture.forward import CallStyle, attempt, forward, logits_of, style_of
+from attnlens.capture.finite import all_finite, check_finite, not_finite
+from attnlens.capture.forward import CallStyle, attempt, forward, is_out_of_memory, logits_of, style_of
 from attnlens.capture.kv_cache import taken
 from attnlens.capture.layer_table import layer_table
 from attnlens.capture.lenses.logit import LogitLens
 from attnlens.capture.lenses.tail import find_logit_lens
+from attnlens.capture.like_with_like import check_blocks, distance_to_sdpa, measured
+from attnlens.capture.mixing import check_mixing
+from attnlens.capture.model_kind import check_logits
 from attnlens.capture.override import eager_configuration, hooks_kept, tapped
 from attnlens.capture.proof import REPLAY_LIMIT, Proof, prove, prove_step
 from attnlens.capture.reported import Places, ReportTap, find_places, reported_table
@@ -29,8 +34,6 @@ from attnlens.schemas.errors import ModelError
 from attnlens.schemas.metadata import LayerInfo, ModelDType, SelfCheck
 
 PROBE_TOKENS = 16
-BLOCK_ROWS = 5
-"""Rows a block in the probe, so that a mistake in cutting blocks shows here."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,7 +96,7 @@ def probe(model: nn.Module, prompt: Tensor, *, lens: bool = True) -> Probed:
     except ModelError as refusal:
         if name in str(refusal):
             raise
-        raise ModelError(f"{name}: {refusal}") from refusal
+        raise ModelError(f"{name}: ", *refusal.args) from refusal
 
 
 def _probe(model: nn.Module, prompt: Tensor, *, lens: bool) -> Probed:
@@ -101,12 +104,14 @@ def _probe(model: nn.Module, prompt: Tensor, *, lens: bool) -> Probed:
     ids = prompt.repeat(-(-PROBE_TOKENS // len(prompt)))[:PROBE_TOKENS][None]
     style = style_of(model)
     with eager_configuration(model), hooks_kept(model):
-        plain = attempt(model, ids, style, output_attentions=True)
+        plain = _first_pass(model, ids, style)
         expected = logits_of(model, plain)
+    check_logits(model, expected, ids)
     calling = _calling(model, ids, style)
     if not calling:
         return _probe_reported(model, ids, style, expected, lens=lens)
     path, layers = find_layers(model, calling)
+    check_finite(model, path, layers, ids, style, expected)
     checks: list[SelfCheck] = []
     trouble: ModelError | None = None
     for late_sinks in (False, True):
@@ -114,7 +119,7 @@ def _probe(model: nn.Module, prompt: Tensor, *, lens: bool) -> Probed:
         blocks: list[Block] = []
         calls: list[Call] = []
         tap = AttentionTap(
-            tracker, blocks.append, max_rows=BLOCK_ROWS, observe=calls.append, native=True, late_sinks=late_sinks
+            tracker, blocks.append, max_rows=ids.shape[1], observe=calls.append, native=True, late_sinks=late_sinks
         )
         with tracker, tapped(model, tap):
             tracker.begin(ids.shape[1])
@@ -138,7 +143,9 @@ def _probe(model: nn.Module, prompt: Tensor, *, lens: bool) -> Probed:
         ),
     )
     checks.append(_check_attentions(rows, plain, expected.dtype, tracker, late_sinks=late_sinks))
-    found, absent = _find_lens(model, path, layers, ids, style) if lens else (None, "not asked for")
+    checks.append(check_blocks(model, path, layers, ids, style, late_sinks=late_sinks))
+    checks.extend(distance_to_sdpa(model, ids, style, expected))
+    found, absent, reading = _find_lens(model, path, layers, ids, style) if lens else (None, "not asked for", [])
     proof = prove(layer_table(model, path, layers, calls), calls)
     lean, fused = _lean_layers(model, path, layers, ids, style, expected, proof)
     checks.extend([fused] if fused is not None else [])
@@ -147,6 +154,7 @@ def _probe(model: nn.Module, prompt: Tensor, *, lens: bool) -> Probed:
     checks.append(check)
     if refusal is None:
         checks.append(SelfCheck(name="probe: replay", passed=True, value=proof.worst, limit=REPLAY_LIMIT))
+    checks.extend(reading)
     return Probed(
         path=path,
         layers=layers,
@@ -163,9 +171,20 @@ def _probe(model: nn.Module, prompt: Tensor, *, lens: bool) -> Probed:
     )
 
 
+def _first_pass(model: nn.Module, ids: Tensor, style: CallStyle) -> Any:
+    """What the untouched model gives, attentions included where it reports them."""
+    try:
+        return attempt(model, ids, style, output_attentions=True)
+    except ModelError as refusal:
+        if refusal.__cause__ is not None and is_out_of_memory(refusal.__cause__):
+            raise
+        raise ModelError(f"{refusal}; attnlens captures causal language models, by token ids alone") from refusal
+
+
 def _probe_reported(model: nn.Module, ids: Tensor, style: CallStyle, expected: Tensor, *, lens: bool) -> Probed:
     """The same of a model whose attention is had by its own report alone."""
     path, layers, places, reporting = find_places(model, ids, style)
+    check_finite(model, path, layers, ids, style, expected)
     tracker = LayerTracker(path, layers)
     blocks: list[Block] = []
     with tracker, ReportTap(model, tracker, places, blocks.append):
@@ -180,14 +199,16 @@ def _probe_reported(model: nn.Module, ids: Tensor, style: CallStyle, expected: T
     complaint = "asking for its attention changes the model's logits"
     checks = [_check("probe: logits", relative_error(tapped_logits, unasked), tolerance(unasked.dtype), complaint)]
     for layer, weights in rows.items():
-        checks = checks[:1] + _check_distributions(tracker.name(layer), weights, sinks=False, limit=1e-4)
+        checks = checks[:1] + _check_distributions(tracker.name(layer), weights, weights.dtype, sinks=False, limit=1e-4)
+    checks.append(check_mixing(model, path, layers, ids, reporting, rows))
     table = reported_table(model, path, layers, {layer: row.shape[0] for layer, row in rows.items()})
     why = "its attention is had only as the model reports it, without queries and keys"
     proof = Proof(table=tuple(table), lean=frozenset(), dtype=None, refusal=why, worst=0.0)
     taking = Taking(proof=proof, places=places)
     chosen, check, refusal = _check_cached(model, path, layers, ids, reporting, expected, taking, rows)
     checks.append(check)
-    found, absent = _find_lens(model, path, layers, ids, style) if lens else (None, "not asked for")
+    found, absent, reading = _find_lens(model, path, layers, ids, style) if lens else (None, "not asked for", [])
+    checks.extend(reading)
     return Probed(
         path=path,
         layers=layers,
@@ -215,8 +236,9 @@ def _lean_layers(
         logits = logits_of(model, attempt(model, ids, style))
         tracker.end()
     error, limit = relative_error(logits, expected), tolerance(expected.dtype)
-    if not error <= limit:  # the rounding of half precision, in a model that magnifies it
-        return frozenset(), None
+    if not error <= limit:
+        detail = "not used: the model magnifies their rounding (half precision, 8-bit activations); no limit"
+        return frozenset(), SelfCheck(name="probe: fused kernels", passed=True, value=measured(error), detail=detail)
     return proof.lean, SelfCheck(name="probe: fused kernels", passed=True, value=error, limit=limit)
 
 
@@ -257,6 +279,8 @@ def _check_calls(tracker: LayerTracker, calls: list[Call], blocks: list[Block]) 
 
 
 def _check(name: str, value: float, limit: float, complaint: str) -> SelfCheck:
+    if not isfinite(value):
+        raise ModelError(f"{complaint}: what was compared is not finite ({name}); it cannot be captured truthfully")
     if not value <= limit:
         raise ModelError(
             f"{complaint} ({name} is off by {value:.2g}, limit {limit:.2g}); it cannot be captured truthfully"
@@ -310,7 +334,7 @@ def _check_rows(tracker: LayerTracker, rows: dict[int, Tensor], calls: list[Call
         name, call = tracker.name(layer), by_layer[layer]
         if "sinks" in call.per_query and float(weights.float().sum(dim=-1).min()) > 1 - 1e-6:
             raise ModelError(f"{name}: it is given 'sinks', but all rows of its attention sum to 1, as if it had none")
-        sums = _check_distributions(name, weights, sinks=call.sinks, limit=sum_limit)[-1]
+        sums = _check_distributions(name, weights, call.query.dtype, sinks=call.sinks, limit=sum_limit)[-1]
         worst_sum = max(worst_sum, sums.value or 0.0)
         value = call.value[0].float().repeat_interleave(weights.shape[0] // call.value.shape[1], dim=0)
         mixed = (weights.float() @ value).transpose(0, 1)
@@ -331,14 +355,18 @@ def _check_rows(tracker: LayerTracker, rows: dict[int, Tensor], calls: list[Call
     ]
 
 
-def _check_distributions(name: str, weights: Tensor, *, sinks: bool, limit: float) -> list[SelfCheck]:
+def _check_distributions(
+    name: str, weights: Tensor, dtype: torch.dtype, *, sinks: bool, limit: float
+) -> list[SelfCheck]:
     """Rows (head, query, key) are distributions over the past."""
+    if not all_finite(weights):
+        raise not_finite(f"{name}: its attention is", dtype)
     future = torch.ones(weights.shape[1:], dtype=torch.bool, device=weights.device).triu(1)
     leak = float(weights.masked_select(future).abs().max()) if weights.shape[1] > 1 else 0.0
     complaint = f"{name} attends to later tokens: it is no causal language model"
     causal = _check("probe: causality", leak, 0.0, complaint)
-    if not bool(torch.isfinite(weights).all()) or float(weights.min()) < 0:
-        raise ModelError(f"{name}: its attention has values that are negative or not finite")
+    if float(weights.min()) < 0:
+        raise ModelError(f"{name}: its attention has values that are negative")
     total = weights.float().sum(dim=-1)
     excess = (total - 1).clamp(min=0) if sinks else (total - 1).abs()
     return [
@@ -390,7 +418,11 @@ def _check_cached(
         except ModelError as refusal:
             trouble = trouble or refusal
             continue
-        error = relative_error(logits_of(model, output)[:, -1], expected[:, -1])
+        logits = logits_of(model, output)[:, -1]
+        if not all_finite(logits):
+            trouble = trouble or not_finite("with a cache its logits are", logits.dtype)
+            continue
+        error = relative_error(logits, expected[:, -1])
         if error <= tolerance(expected.dtype):
             _check_last_rows(tracker, blocks, rows or {})
         if best is None or error < best[0] / 2:
@@ -423,17 +455,19 @@ def _styles(style: CallStyle) -> list[CallStyle]:
 
 def _find_lens(
     model: nn.Module, path: str, layers: nn.ModuleList, ids: Tensor, style: CallStyle
-) -> tuple[LogitLens | None, str | None]:
+) -> tuple[LogitLens | None, str | None, list[SelfCheck]]:
+    """The lens, or why there is none, and what was checked of it."""
+
     def run(tokens: Tensor) -> Tensor:
         return logits_of(model, forward(model, tokens, style))
 
     try:
         with eager_configuration(model):
-            lens = find_logit_lens(model, path, layers, run, ids, ids.flip(1))
+            lens, check = find_logit_lens(model, path, layers, run, ids, ids.flip(1))
     except ModelError as error:
-        return None, str(error)
+        return None, str(error), []
     parameters = [parameter for part in lens.modules for parameter in part.parameters()]
     # Elsewhere the thread could meet offloading, or the exchanges of several processes.
     if all(parameter.device.type == "cpu" and not hasattr(parameter, "full_tensor") for parameter in parameters):
         lens.hash_soon()
-    return lens, None
+    return lens, None, [check]

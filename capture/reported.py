@@ -2,7 +2,8 @@
 
 An older model hands its weights from module to module until they come out as `output_attentions`. They are taken where
 they first leave a module, and a blank travels on in their place, so that the weights of all layers never wait together.
-Of these models nothing is known but what they report: the probe holds it to the same checks of rows.
+Of these models nothing is known but what they report: the probe holds it to the same checks of rows, and tries out
+whether it is what their values are mixed with.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ from typing import Any
 
 from attnlens.capture.generation_fields import check_overrides
 from attnlens.capture.lenses.choice import LOGIT, choose_lenses, read_config
-from attnlens.schemas.errors import InputError
+from attnlens.schemas.errors import InputError, Setting
 from attnlens.store.layout import MIB
 
 ENCODINGS = ("dense", "qk", "auto")
@@ -61,7 +61,8 @@ class Settings:
             return 0
         found = re.fullmatch("generated|last:([1-9][0-9]{0,8})", self.lens_tokens)
         if not found:
-            raise InputError(f"--lens-tokens is {self.lens_tokens!r}, expected all, generated or last:N with N from 1")
+            expected = "expected all, generated or last:N with N from 1"
+            raise InputError(Setting("lens_tokens"), f" is {self.lens_tokens!r}, {expected}")
         return max(0, n_prompt - int(found[1] or 1))
 
     def check(self) -> None:
@@ -71,26 +72,30 @@ class Settings:
             InputError: as said.
         """
         if self.attention not in ENCODINGS:
-            raise InputError(f"attention is {self.attention!r}, expected one of {', '.join(ENCODINGS)}")
+            raise InputError(Setting("attention"), f" is {self.attention!r}, expected one of {', '.join(ENCODINGS)}")
         choices = choose_lenses(self.lenses)
         if not choices:
-            raise InputError("no lens was named: expected logit or tuned:FOLDER")
+            raise InputError(Setting("lenses"), " names no lens, expected logit or tuned:FOLDER")
         if self.lens_points not in LENS_POINTS:
-            raise InputError(f"--lens-points is {self.lens_points!r}, expected {' or '.join(LENS_POINTS)}")
+            raise InputError(Setting("lens_points"), f" is {self.lens_points!r}, expected {' or '.join(LENS_POINTS)}")
         self.lens_first(1)
         if not self.lens and (
             self.lens_tokens != "all" or self.track or self.lens_points != LENS_POINTS[0] or self.lenses != (LOGIT,)
         ):
-            raise InputError("--lens, --lens-tokens, --track and --lens-points ask for a lens, and --no-lens for none")
+            lenses, tokens, track, points = map(Setting, ("lenses", "lens_tokens", "track", "lens_points"))
+            asked = (lenses, ", ", tokens, ", ", track, " and ", points)
+            raise InputError(*asked, " ask for a lens, and ", Setting("lens=False"), " for none")
         if self.lens_points == "all" and LOGIT not in {choice.name for choice in choices}:
-            raise InputError("--lens-points all reads through the logit lens: add --lens logit")
+            raise InputError(
+                Setting("lens_points"), " all reads through the logit lens: add logit to ", Setting("lenses")
+            )
         for choice in choices:
             if choice.folder is not None:
                 read_config(choice.folder)
         if self.top_k < 1:
-            raise InputError(f"top_k is {self.top_k}, expected 1 or more")
+            raise InputError(Setting("top_k"), f" is {self.top_k}, expected 1 or more")
         if self.buffer_bytes < MIB:
-            raise InputError(f"the buffer is {self.buffer_bytes} bytes, expected 1 MiB or more")
+            raise InputError(Setting("buffer_bytes"), f" is {self.buffer_bytes} bytes, expected 1 MiB or more")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,13 +124,14 @@ class Generation:
         """
         check_overrides(self.overrides)
         if self.max_new_tokens < 0:
-            raise InputError(f"max_new_tokens is {self.max_new_tokens}, expected 0 or more")
+            raise InputError(Setting("max_new_tokens"), f" is {self.max_new_tokens}, expected 0 or more")
         if not 0 <= self.temperature < float("inf"):
-            raise InputError(f"temperature is {self.temperature}, expected 0 (the most probable token) or more")
+            expected = "expected 0 (the most probable token) or more"
+            raise InputError(Setting("temperature"), f" is {self.temperature}, {expected}")
         if not 0 < self.top_p <= 1:
-            raise InputError(f"top_p is {self.top_p}, expected more than 0 and at most 1")
+            raise InputError(Setting("top_p"), f" is {self.top_p}, expected more than 0 and at most 1")
         if not -(2**63) <= self.seed < 2**63:
-            raise InputError(f"seed is {self.seed}, expected a number of 64 bits, -2^63 … 2^63 - 1")
+            raise InputError(Setting("seed"), f" is {self.seed}, expected a number of 64 bits, -2^63 … 2^63 - 1")
 
 
 def parse_overrides(given: Sequence[str]) -> dict[str, Any]:

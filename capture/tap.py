@@ -22,7 +22,7 @@ from attnlens.capture.fused import fused_output, plain_weights
 from attnlens.capture.override import Attention
 from attnlens.capture.residual import LayerTracker
 from attnlens.capture.sight import Sight, first_seen
-from attnlens.schemas.errors import ModelError
+from attnlens.schemas.errors import ModelError, Setting
 from attnlens.schemas.metadata import LayerInfo
 
 BLOCK_BYTES = {"cpu": 1 << 20}
@@ -220,7 +220,8 @@ class AttentionTap:
             raise ModelError(
                 f"{self._tracker.name(layer)}: its mask is not that of {info.kind} attention"
                 + (f" with a window of {info.window}" if info.window is not None else "")
-                + ", so queries and keys alone would not tell where tokens looked; use --attention dense"
+                + ", so queries and keys alone would not tell where tokens looked; use ",
+                Setting("attention='dense'", "--attention dense"),
             )
         self._table[layer] = found
         return found

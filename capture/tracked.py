@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from attnlens.capture.vocabulary import Vocabulary
-from attnlens.schemas.errors import InputError
+from attnlens.schemas.errors import InputError, Setting
 
 SHOWN = 8
 """Pieces of a text that are listed when it is not one token."""
@@ -25,7 +25,8 @@ def tracked_ids(wanted: Sequence[str | int], tokenizer: Any, vocabulary: Vocabul
 
 def _of_id(token: int, vocabulary: Vocabulary) -> int:
     if not 0 <= token < len(vocabulary):
-        raise InputError(f"--track-id {token}: the vocabulary has the ids 0 … {len(vocabulary) - 1}")
+        track = Setting("track", "--track-id")
+        raise InputError(track, f" {token}: the vocabulary has the ids 0 … {len(vocabulary) - 1}")
     return token
 
 
@@ -39,4 +40,5 @@ def _of_text(text: str, tokenizer: Any, vocabulary: Vocabulary) -> int:
         f"the tokenizer makes {len(ids)} tokens of it: {pieces}{more}" if ids else "the tokenizer makes nothing of it"
     )
     hint = "; a space before a word often makes it one" if text.isalnum() else ""
-    raise InputError(f"--track {text!r} is no single token: {split}; track one of them with --track-id N{hint}")
+    advice = ("; track one of them with ", Setting("track", "--track-id"), f" N{hint}")
+    raise InputError(Setting("track"), f" {text!r} is no single token: {split}", *advice)

@@ -30,13 +30,13 @@ def crop(
         str | None, typer.Option("--captures", metavar="ID,…", rich_help_panel=WHAT, help="Some of the captures.")
     ] = None,
     tokens: Annotated[
-        str | None, typer.Option("--tokens", metavar="WHICH", rich_help_panel=WHAT, help="Some tokens: 0:100.")
+        str | None, typer.Option("--tokens", metavar="WHICH", rich_help_panel=WHAT, help="Some tokens: 0:100, -20:.")
     ] = None,
     layers: Annotated[
-        str | None, typer.Option("--layers", metavar="WHICH", rich_help_panel=WHAT, help="Some layers: 8:16.")
+        str | None, typer.Option("--layers", metavar="WHICH", rich_help_panel=WHAT, help="Some layers: 8:16, 5-7, -1.")
     ] = None,
     heads: Annotated[
-        str | None, typer.Option("--heads", metavar="WHICH", rich_help_panel=WHAT, help="Some heads: 0,3,7.")
+        str | None, typer.Option("--heads", metavar="WHICH", rich_help_panel=WHAT, help="Some heads: 0,3,5-7.")
     ] = None,
     arrays: Annotated[
         str | None,

@@ -9,6 +9,7 @@ from attnlens.commands.options import Json, Quiet, Store
 
 def verify(store: Store, quiet: Quiet = False, json: Json = False) -> None:
     """Check a store: format, checksums, ranges, causality, sums of rows, order of the lens. Needs no model."""
+    from attnlens.commands.lines import say_notes
     from attnlens.console import one_line, open_progress, to_json
     from attnlens.store.verify import verify as check
 
@@ -21,4 +22,6 @@ def verify(store: Store, quiet: Quiet = False, json: Json = False) -> None:
     else:
         for problem in report.problems:
             typer.echo(one_line(str(problem)))
+    if not json:
+        say_notes(map(str, report.notes))
     raise typer.Exit(0 if report.passed else 1)

@@ -2,11 +2,42 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
+OPTIONS: Mapping[str, str] = {
+    "buffer_bytes": "--buffer",
+    "lens=False": "--no-lens",
+    "lenses": "--lens",
+}
+"""Settings whose option is called otherwise; the option of others is their name, with hyphens."""
+
+
+class Setting(str):
+    """The name of a setting in a message: the parameter's from Python, the option's on the command line."""
+
+    option: str
+
+    def __new__(cls, name: str, option: str | None = None) -> Setting:
+        """`option`: where it depends on the value (`--track-id` of a track that is a number)."""
+        setting = super().__new__(cls, name)
+        setting.option = option or OPTIONS.get(name) or f"--{name.replace('_', '-')}"
+        return setting
+
 
 class AttnlensError(Exception):
-    """Something the user can put right. The message names what was found, expected, and what to do."""
+    """Something the user can put right. The message names what was found, expected, and what to do.
+
+    It is given in pieces where it names a setting: `InputError(Setting("top_k"), " is 0, expected 1 or more")`.
+    """
 
     exit_code = 1
+
+    def __str__(self) -> str:
+        return "".join(map(str, self.args))
+
+    def on_command_line(self) -> str:
+        """The message with settings called by their options."""
+        return "".join(piece.option if isinstance(piece, Setting) else str(piece) for piece in self.args)
 
 
 class InputError(AttnlensError):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from attnlens.progress import Progress
 from attnlens.schemas.arrays import ARRAY, READINGS
 from attnlens.schemas.errors import StoreError
+from attnlens.store.entropy import EXACT_ENTROPY, entropy_bounds
 from attnlens.store.findings import Findings
 from attnlens.store.reader import Capture
 
@@ -89,6 +90,8 @@ def check_readings(
     highest = np.log(size) + 1e-3
     wrong = ~((entropy >= -1e-3) & (entropy <= highest)) & ~_taken(entropy, cut)
     check("lens_entropy", "outside 0 … log(vocabulary)", wrong)
+    if names["lens_entropy"] in capture:
+        _check_entropy(capture, names["lens_entropy"], entropy, probability, ~wrong, cells)
     after = np.full(stop - start, -1, np.int64)
     tail = capture.token_id[start + 1 : stop + 1]
     after[: len(tail)] = tail
@@ -120,6 +123,27 @@ def _read(
     return np.full((len(lanes), tokens.stop - tokens.start, ranks)[: len(spec.axes)], spec.fill, spec.dtype)
 
 
+def _check_entropy(
+    capture: Capture,
+    name: str,
+    entropy: NDArray[Any],
+    probability: NDArray[Any],
+    plausible: NDArray[np.bool_],
+    cells: Cells,
+) -> None:
+    """Entropy (lane, token) against what the top k (lane, token, rank) leave open; a note for earlier writers."""
+    lowest, highest = entropy_bounds(probability, capture.metadata.model.vocabulary_size)
+    exact = any(check.name == EXACT_ENTROPY for check in capture.metadata.self_checks)
+    fault = f"not an entropy that the top {probability.shape[-1]} probabilities allow"
+    cells(
+        name,
+        fault if exact else f"{fault}; earlier versions lost digits where logits are large",
+        plausible & ((entropy < lowest) | (entropy > highest)),  # NaN compares as False
+        lambda *cell: f", {entropy[cell]:.7g} nat, expected {max(0.0, lowest[cell]):.7g} … {highest[cell]:.7g}",
+        note=not exact,
+    )
+
+
 def _taken(values: NDArray[Any], cut: bool) -> NDArray[np.bool_]:
     return np.asarray(np.isnan(values) & cut, np.bool_)
 
@@ -144,13 +168,22 @@ class Cells:
         self._findings = findings
         self._lanes = lanes
 
-    def __call__(self, name: str, fault: str, bad: NDArray[np.bool_]) -> None:
-        """Cells of the array `name` that have one fault."""
+    def __call__(
+        self,
+        name: str,
+        fault: str,
+        bad: NDArray[np.bool_],
+        found: Callable[..., str] = lambda *cell: "",
+        *,
+        note: bool = False,
+    ) -> None:
+        """Cells of the array `name` that have one fault. `found`: from the first one's indices to what is there."""
         array = self._capture[name]
 
         def tell(lane: int, token: int, rank: int = 0) -> tuple[str, str]:
+            more = found(*(lane, token, rank)[: bad.ndim])
             lane = lane if self._lanes is None else int(self._lanes[lane])
             cell = (lane, self._start + token, rank)[: len(array.axes)]
-            return f"{array.path}/{array.chunk_key(cell)}", f"{array.axes[0]} {lane}, token {self._start + token}"
+            return f"{array.path}/{array.chunk_key(cell)}", f"{array.axes[0]} {lane}, token {self._start + token}{more}"
 
-        self._findings.cells(array.path, fault, bad, tell)
+        self._findings.cells(array.path, fault, bad, tell, note=note)

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, SupportsIndex
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
 from attnlens.schemas.arrays import FILL, LENS_ROWS
 from attnlens.schemas.errors import AbsentError, InputError
@@ -108,6 +108,13 @@ class NamedArray:
     def from_bits(self, stored: NDArray[np.uint16]) -> NDArray[np.float32]:
         """The numbers that cells of an array of bfloat16 stand for, exactly."""
         return decode(from_whole_exponent(stored) if self._whole_exponent else stored)
+
+    def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> NDArray[Any]:
+        """All of it, for `numpy.asarray`: rows that are not committed are fill values."""
+        if copy is False:
+            raise ValueError(f"{self.name} is read from its files, so numpy gets a copy")
+        values = self[...]
+        return values if dtype is None else values.astype(dtype, copy=False)
 
     def isel(self, **indices: Index) -> NDArray[Any]:
         """Cells by position: `isel(layer=3, query=slice(0, 8))`. Axes not named are taken whole.

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from attnlens.schemas.arrays import ArraySpec, group_of, reading, specs
 from attnlens.schemas.errors import AbsentError, InputError, StoreError
 from attnlens.schemas.metadata import CaptureMetadata, CropInfo, Status, StoreMetadata
+from attnlens.schemas.nearest import did_you_mean
 from attnlens.schemas.problems import Problem, summary
 from attnlens.schemas.validate import ArrayDescription, validate_capture
 from attnlens.schemas.version import NAMESPACE
@@ -141,12 +142,15 @@ class Store:
         known = self.prompt_ids
         found = [name for name in self.ids if known.get(name) in (key, wanted)]
         if not found:  # a store put together of others may keep ids in its captures only
-            rest = (name for name in self.ids if name not in known)
-            found = [name for name in rest if self[name].metadata.prompt_id in (key, wanted)]
+            rest = {name: self[name].metadata.prompt_id for name in self.ids if name not in known}
+            found = [name for name, prompt in rest.items() if prompt is not None and prompt in (key, wanted)]
+            known = known | {name: prompt for name, prompt in rest.items() if prompt is not None}
         if len(found) > 1:
             raise InputError(f"{self.path}: {len(found)} prompts have the id {wanted!r}: {', '.join(found[:4])}")
         if not found:
-            raise AbsentError(f"{self.path} has no capture {key!r}; it has {_some(self.ids)}")
+            prompts = f", of the prompts {_some(list(known.values()))}" if known else ""
+            near = did_you_mean(wanted, [*self.ids, *known.values()])
+            raise AbsentError(f"{self.path} has no capture {key!r}; it has {_some(self.ids)}{prompts}{near}")
         return found[0]
 
     @cached_property
@@ -349,7 +353,8 @@ class Capture:
         """
         if lens is not None and lens not in self.lens_names:
             names = ", ".join(self.lens_names) or f"none ({self.metadata.lens_absent or 'no reason given'})"
-            raise AbsentError(f"capture {self.id} has no lens {lens!r}: it has {names}")
+            near = did_you_mean(lens, self.lens_names)
+            raise AbsentError(f"capture {self.id} has no lens {lens!r}: it has {names}{near}")
         return reading(array, None if lens is None or lens == self.lens_names[0] else lens)
 
     @property
@@ -433,7 +438,7 @@ class Capture:
         if about.crop is not None and name in about.crop.dropped:
             return "it was left out when the store was cropped"
         if spec is None:
-            return f"there is no such array; it has {', '.join(self.names)}"
+            return f"there is no such array; it has {', '.join(self.names)}{did_you_mean(name, self.names)}"
         match spec.presence:
             case "evidence":
                 return about.absent.get(group_of(name), "it was not asked for")

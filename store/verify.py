@@ -28,10 +28,14 @@ from attnlens.store.root import root_entries
 
 @dataclass(frozen=True, kw_only=True)
 class VerifyReport:
-    """What `verify` found. `checked`: how many of what was looked at; `captures`: name → status."""
+    """What `verify` found. `checked`: how many of what was looked at; `captures`: name → status.
+
+    `notes`: what is worth knowing and no fault of the store, numbers that an earlier writer rounded too much.
+    """
 
     path: str
     problems: list[Problem]
+    notes: list[Problem]
     checked: dict[str, int]
     captures: dict[str, str]
 
@@ -42,9 +46,12 @@ class VerifyReport:
 
     def to_json(self) -> dict[str, Any]:
         """The report as JSON values."""
-        problems = [{"where": p.where, "kind": p.kind, "message": p.message} for p in self.problems]
+        problems, notes = (
+            [{"where": p.where, "kind": p.kind, "message": p.message} for p in found]
+            for found in (self.problems, self.notes)
+        )
         return {"path": self.path, "passed": self.passed, "captures": self.captures,
-                "checked": self.checked, "problems": problems}  # fmt: skip
+                "checked": self.checked, "problems": problems, "notes": notes}  # fmt: skip
 
 
 def verify(path: str | PathLike[str], *, progress: Progress | None = None) -> VerifyReport:
@@ -64,7 +71,13 @@ def verify(path: str | PathLike[str], *, progress: Progress | None = None) -> Ve
     for name in store.ids:
         captures[name] = _check_capture(store, name, findings, progress)
     progress.end()
-    return VerifyReport(path=str(path), problems=findings.problems(), checked=findings.checked, captures=captures)
+    return VerifyReport(
+        path=str(path),
+        problems=findings.problems(),
+        notes=findings.notes(),
+        checked=findings.checked,
+        captures=captures,
+    )
 
 
 def _check_root(place: Place, about: StoreMetadata, findings: Findings) -> None:

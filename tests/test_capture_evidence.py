@@ -266,9 +266,9 @@ def test_the_store_is_whole(case: Case) -> None:
 
 
 def test_a_texts_tokens_are_shown_when_it_is_not_one(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"--track 'fox' is no single token: .* 3 tokens .*'f' = \d+, .*--track-id N"):
+    with pytest.raises(InputError, match=r"^track 'fox' is no single token: .* 3 tokens .*'f' = \d+, .*track N"):
         capture(tiny_model("llama"), byte_tokenizer(), "Hi", tmp_path / "run.zarr", raw=True, track=["fox"])
-    with pytest.raises(InputError, match=r"--track-id 300: the vocabulary has the ids 0 … 299"):
+    with pytest.raises(InputError, match=r"^track 300: the vocabulary has the ids 0 … 299"):
         capture(tiny_model("llama"), byte_tokenizer(), "Hi", tmp_path / "run.zarr", raw=True, track=[300])
     assert not (tmp_path / "run.zarr").exists()
 

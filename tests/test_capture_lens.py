@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from attnlens.capture import capture
 from attnlens.capture.lenses import blocked
-from attnlens.capture.lenses.blocked import BLOCK_COLUMNS, can_walk, read_through
+from attnlens.capture.lenses.blocked import BLOCK_COLUMNS, WIDEST_COLUMNS, can_walk, read_through
 from attnlens.capture.lenses.logit import LogitLens
 from attnlens.capture.lenses.readout import Readout, read_logits
+from attnlens.capture.models import load
 
 
 def expected(logits: Any, following: list[int], top_k: int) -> dict[str, Any]:
@@ -46,10 +51,15 @@ def check(read: Readout, truth: dict[str, Any], atol: float = 1e-5) -> None:
     clear[:, -1] = False  # the first token left out is not in this table
     np.testing.assert_array_equal(read.token.numpy()[clear], truth["token"][clear])
     np.testing.assert_allclose(read.probability.numpy(), truth["probability"], atol=atol)
-    np.testing.assert_allclose(read.entropy.numpy(), truth["entropy"], atol=1e-4)
+    check_entropy(read.entropy.numpy(), truth["entropy"])
     low, high = truth["next_rank_range"]
     assert ((low <= read.next_rank.numpy()) & (read.next_rank.numpy() <= high)).all()
     np.testing.assert_allclose(read.next_probability.numpy(), truth["next_probability"], atol=atol)
+
+
+def check_entropy(found: Any, exact: Any) -> None:
+    """Within 1e-5 of it or 1e-6 nat, whichever is more."""
+    np.testing.assert_array_less(np.abs(found - exact), np.maximum(1e-6, 1e-5 * exact))
 
 
 def head_of(size: int, *, bias: bool, seed: int) -> nn.Linear:
@@ -82,6 +92,68 @@ def test_both_ways_to_read_give_the_defined_numbers(
     check(read_logits(logits, following, top_k), truth)
     assert can_walk(head)
     check(read_through(stream, head, following, top_k, scale=scale, softcap=softcap), truth)
+
+
+LOGITS: dict[str, Callable[[np.random.Generator, tuple[int, int]], Any]] = {
+    "random": lambda rng, shape: rng.normal(0, rng.uniform(0.1, 40), shape),
+    "nearly uniform": lambda rng, shape: rng.normal(0, 1e-3, shape),
+    "nearly sure": lambda rng, shape: np.eye(*shape) * rng.uniform(5, 40) + rng.normal(0, 0.5, shape),
+    "two alike": lambda rng, shape: np.eye(*shape) * 30 + np.eye(*shape, k=1) * rng.uniform(15, 30),
+    "a long tail": lambda rng, shape: -rng.exponential(rng.uniform(1, 60), shape),
+}
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    kind=st.sampled_from(list(LOGITS)),
+    offset=st.sampled_from([0.0, 140.0, -170.0, 1e4, -1e4]),
+    size=st.sampled_from([5, BLOCK_COLUMNS, 3 * BLOCK_COLUMNS + 77, 20 * WIDEST_COLUMNS]),
+    ruled_out=st.sampled_from([0.0, 0.5, 0.9]),
+    scale=st.sampled_from([1.0, 0.0625, 3.0]),
+    softcap=st.sampled_from([None, 30.0]),
+    seed=st.integers(0, 10000),
+)
+def test_entropy_is_exact_however_large_the_logits_are(
+    kind: str, offset: float, size: int, ruled_out: float, scale: float, softcap: float | None, seed: int
+) -> None:
+    """The rows that are read are unit vectors, so that both ways see the very logits that numpy does."""
+    rng = np.random.default_rng(seed)
+    head = nn.Linear(5, size, bias=ruled_out > 0).requires_grad_(requires_grad=False)
+    head.weight.copy_(torch.from_numpy(LOGITS[kind](rng, (5, size)) + offset).T)
+    if ruled_out:
+        head.bias.copy_(torch.where(torch.from_numpy(rng.random(size) < ruled_out), -torch.inf, 0.0))
+        head.bias[0] = 0
+    stream, following = torch.eye(5), torch.zeros(5, dtype=torch.int64)
+    logits = head(stream).mul_(scale)
+    if softcap is not None:
+        logits.div_(softcap).tanh_().mul_(softcap)
+    z = logits.numpy().astype(np.float64)
+    d = z - z.max(axis=1, keepdims=True)
+    p = np.exp(d) / np.exp(d).sum(axis=1, keepdims=True)
+    exact = np.log(np.exp(d).sum(axis=1)) - (p * np.where(p > 0, d, 0)).sum(axis=1)
+    walked = read_through(stream, head, following, 5, scale=scale, softcap=softcap)
+    for read in (walked, read_logits(logits, following, 5)):
+        check_entropy(read.entropy.numpy(), exact)
+        np.testing.assert_allclose(read.probability.numpy(), -np.sort(-p, axis=1)[:, :5], rtol=2e-5, atol=1e-7)
+        np.testing.assert_allclose(read.next_probability.numpy(), p[:, 0], rtol=2e-5, atol=1e-7)
+
+
+@pytest.mark.slow
+def test_entropy_of_smollm2_is_exact_at_every_depth(tmp_path: Path) -> None:
+    """Its logits reach 170 at depth 0, where the residual is the embedding."""
+    loaded = load("smollm2-135m", dtype="float32", device="cpu")
+    path = tmp_path / "run.zarr"
+    ids = [1, 9690, 8182, 15590, 44710]  # <|im_start|>, "system", " Face", " bytes", " Nairobi"
+    capture(loaded.model, loaded.tokenizer, ids, path, max_new_tokens=0, residuals=True)
+    data: Any = zarr.open_group(path, mode="r")["0000"]
+    np.testing.assert_allclose(data["lens_entropy"][0, 3:], [0.0075020, 0.0026235], atol=1e-6)
+    stream = torch.from_numpy(data["residual"][:])
+    with torch.no_grad():
+        for depth, found in enumerate(data["lens_entropy"][:]):
+            z = loaded.model.lm_head(loaded.model.model.norm(stream[depth])).numpy().astype(np.float64)
+            d = z - z.max(axis=1, keepdims=True)
+            w = np.exp(d)
+            check_entropy(found, np.log(w.sum(axis=1)) - (w * d).sum(axis=1) / w.sum(axis=1))
 
 
 def test_tokens_that_are_ruled_out_count_nothing() -> None:

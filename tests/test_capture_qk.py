@@ -199,7 +199,7 @@ def test_masks_that_no_table_tells_are_refused_in_qk_only(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = llama_with(with_mask(MASKS[name]), monkeypatch)
-    with pytest.raises(ModelError, match=r"LlamaForCausalLM: model\.layers\.0: its mask .*use --attention dense"):
+    with pytest.raises(ModelError, match=r"LlamaForCausalLM: model\.layers\.0: its mask .*use attention='dense'"):
         run(tmp_path / "run.zarr", model)
     assert not (tmp_path / "run.zarr").exists()
 
@@ -215,7 +215,7 @@ def test_a_bias_is_stored_as_weights(tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_a_mask_that_depends_on_the_data(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = t.DogeForCausalLM(t.DogeConfig(**SMALL, keep_window_size=8)).eval()
-    with pytest.raises(ModelError, match=r"DogeForCausalLM: .*its mask .*use --attention dense"):
+    with pytest.raises(ModelError, match=r"DogeForCausalLM: .*its mask .*use attention='dense'"):
         run(tmp_path / "run.zarr", model)
 
 

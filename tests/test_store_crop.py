@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import attnlens
+from attnlens.render.choice.selection import select
 from attnlens.render.options import RenderOptions
 from attnlens.render.pictures import render
 from attnlens.schemas.arrays import ARRAYS, FILL
@@ -267,7 +268,9 @@ def test_nothing_to_merge_is_said(tmp_path: Path, store: Path) -> None:
 def test_ranges() -> None:
     assert parse_ranges("3, 5:7,-2:", 10, "--x") == [3, 5, 6, 8, 9]
     assert runs_of([1, 2, 3, 7]) == [[1, 4], [7, 8]]
-    for bad in ("", "1:2:3", "a", "10", "-1", "9:2"):
+    for text in ("5-7", "-1", "3,5-7", "1:8:3", "::-4", "-3:", " 2 , 4-4,-10"):
+        assert parse_ranges(text, 10, "--x") == list(select(text, 10, option="--x", thing="layer"))
+    for bad in ("", "1:2:0", "a", "10", "-11", "9:2", "7-5", "8-10", "1-", "-5--3", "3,,4"):
         with pytest.raises(InputError, match="--x"):
             parse_ranges(bad, 10, "--x")
 

@@ -128,6 +128,20 @@ def test_reader(made: tuple[Path, Sample]) -> None:
     np.testing.assert_array_equal(lens[1, ..., -1], expected[1, :, -1])
 
 
+def test_numpy_makes_arrays_of_them(made: tuple[Path, Sample]) -> None:
+    path, sample = made
+    capture = attnlens.open(path)[0]
+    group: Any = zarr.open_group(path, path=sample.name, mode="r")
+    for name in ("next_rank", "lens_probability", "attention_weight", "token_id", "depth"):
+        found = np.asarray(capture[name])
+        assert found.dtype == group[name].dtype
+        np.testing.assert_array_equal(found, group[name][...])
+    assert np.asarray(capture["next_rank"], dtype=np.float64).dtype == np.float64
+    assert np.nanmean(capture["lens_entropy"]) == np.nanmean(group["lens_entropy"][...])
+    with pytest.raises(ValueError, match="gets a copy"):
+        np.array(capture["next_rank"], copy=False)
+
+
 def test_attention_rows_and_reductions(made: tuple[Path, Sample]) -> None:
     path, sample = made
     attention = attnlens.open(path)[0].attention

@@ -20,6 +20,7 @@ from attnlens.capture.batch.refusal import Refusal, going_on, refuse_if_none
 from attnlens.capture.batch.watch import PromptProgress
 from attnlens.capture.failure import device_is_lost, named, store_is_lost
 from attnlens.capture.generation_fields import check_overrides
+from attnlens.capture.model_kind import check_model
 from attnlens.capture.origin import Origin
 from attnlens.capture.parallel import on_first, parallel_of
 from attnlens.capture.plan import Plan, Text, plan_capture, read_prompt
@@ -148,6 +149,7 @@ def capture_many(
         continue_last=continue_last,
         seam=seam,
     )
+    check_model(model)
     settings.check()
     sampling.check()
     wording.check()

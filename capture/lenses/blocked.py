@@ -1,11 +1,12 @@
 """The readings of `readout`, made while the product with the unembedding is still in the processor's cache.
 
 A processor spends more time moving logits to memory and back than multiplying for them. Here the vocabulary is walked
-in blocks of columns, and each block is used up at once. Its softmax gives two numbers that can be put together later as
-in online softmax (Milakov and Gimelshein 2018): with m the largest logit and p the largest probability, the block's
-logsumexp is m - log p. The top k are looked for only in those parts of a block whose largest logit is among the k
-largest so far. Each core has a thread of its own that takes blocks as it gets on: threads that share every operation
-wait for each other at its end, and for whoever else has one of the cores.
+in blocks of columns, and each block is used up at once. Its softmax gives three numbers that can be put together later
+as in online softmax (Milakov and Gimelshein 2018): the largest logit m, the largest probability p, and the mean of
+d = z - m, with z the logits. The block's logsumexp is m - log p. Products are of d, not of z: z may be 100 and more,
+and its rounding would swallow an entropy near 0. The top k are looked for only in those parts of a block whose largest
+logit is among the k largest so far. Each core has a thread of its own that takes blocks as it gets on: threads that
+share every operation wait for each other at its end, and for whoever else has one of the cores.
 """
 
 from __future__ import annotations
@@ -72,13 +73,13 @@ def read_through(
     walk = _Walk(stream, product, target, aim, top_k)
     runs = iter(range(0, walk.n_block, BLOCKS_KEPT))
     best = _Best.joined(threads.all(lambda: walk.take(runs)))
-    total, entropy = walk.distribution()
+    most, total, entropy = walk.distribution()
     known = target >= 0
     rank = torch.where(known, walk.beaten.sum(dim=0).T.int(), -1)
-    probability = torch.where(known, (walk.met - total[:, None]).exp(), torch.nan)
+    probability = torch.where(known, (walk.met - most - total).exp(), torch.nan)
     read = Readout(
         token=best.token.int(),
-        probability=(best.value - total[:, None]).exp(),
+        probability=(best.value - most - total).exp(),
         entropy=entropy,
         next_rank=rank[:, 0],
         next_probability=probability[:, 0],
@@ -114,34 +115,43 @@ class _Walk:
         best = _Best(n_row, self._top_k)
         kept = torch.empty(min(BLOCKS_KEPT, self.n_block), n_row, width)
         parts = kept.view(len(kept), n_row, -1, PART_COLUMNS if width % PART_COLUMNS == 0 else width)
-        peaks, scratch = torch.empty(parts.shape[:3]), torch.empty(n_row, width)
+        peaks, scratch = torch.empty(parts.shape[:3]), torch.empty(2, n_row, width)
         for begin in runs:
             blocks = range(begin, min(begin + BLOCKS_KEPT, self.n_block))
             for place, block in enumerate(blocks):
                 first, last = block * width, min(self._size, (block + 1) * width)
-                logits, room = kept[place], scratch
+                logits, (below, room) = kept[place], scratch
                 if last - first < width:  # the last block: tensors of its own, because only whole ones are contiguous
-                    logits, room = torch.empty(n_row, last - first), torch.empty(n_row, last - first)
+                    logits, below, room = torch.empty(3, n_row, last - first)
                 self._product.block(self._stream, first, last, out=logits)
                 if last - first < width:
                     kept[place].fill_(-torch.inf)[:, : last - first] = logits
                 torch.amax(parts[place], dim=-1, out=peaks[place])
                 torch.amax(peaks[place], dim=-1, out=self._most[block])
-                torch.softmax(logits, dim=-1, out=room)
+                torch.sub(logits, self._most[block][:, None], out=below)
+                torch.softmax(below, dim=-1, out=room)
                 torch.amax(room, dim=-1, out=self._largest[block])
-                torch.sum(room.mul_(logits), dim=-1, out=self._mean[block])
+                torch.sum(room.mul_(below), dim=-1, out=self._mean[block])
                 for column, count in zip(self._aim.T, self.beaten[block], strict=True):
                     torch.sum(torch.gt(logits, column[:, None], out=room), dim=-1, out=count)
             best.add(parts[: len(blocks)], peaks[: len(blocks)], begin * width)
             _meet(self.met, kept[: len(blocks)], self._target - begin * width)
         return best
 
-    def distribution(self) -> tuple[Tensor, Tensor]:
-        """Logsumexp and entropy (row) of the whole vocabulary, once all blocks were walked."""
-        logsum = self._most - self._largest.log()
+    def distribution(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Of the whole vocabulary, once all blocks were walked: largest logit (row, 1), logsumexp less that (row, 1),
+        and entropy (row).
+
+        With m that largest logit, s the logsumexp of z - m, and for each block b its largest logit m_b, its mean of
+        z - m_b and its share w_b of all probability, the entropy is s - Σ w_b (m_b - m + mean_b): a sum of two numbers
+        that are not negative, so that no digit is lost. There are few of them, in float64.
+        """
+        most = self._most.amax(dim=0)
+        below = self._most.double() - most
+        logsum = below - self._largest.double().log()
         total = logsum.logsumexp(dim=0)
-        mean = (logsum - total).exp_().mul_(self._mean).sum(dim=0)
-        return total, (total - mean).clamp(min=0)
+        entropy = total - ((logsum - total).exp() * (below + self._mean)).sum(dim=0)
+        return most[:, None], total[:, None].float(), entropy.float().clamp(min=0)
 
 
 class _Crew:

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from attnlens.schemas.errors import InputError
+from attnlens.schemas.errors import InputError, Setting
 
+LENSES = Setting("lenses")
 LOGIT, TUNED = "logit", "tuned"
 KIND = "linear_tuned_lens"
 CONFIG, PARAMETERS = "config.json", "params.pt"
@@ -38,13 +39,14 @@ def choose_lenses(wanted: Sequence[str], taken: Sequence[str] = ()) -> list[Lens
         names = [*taken, *(choice.name for choice in choices)]
         if kind == LOGIT and not folder:
             if LOGIT in names:
-                raise InputError("--lens logit: it is there already")
+                raise InputError(LENSES, " logit: it is there already")
             choices.append(LensChoice(name=LOGIT))
         elif kind == TUNED and folder:
             number = next(n for n in range(1, len(names) + 2) if _numbered(n) not in names)
             choices.append(LensChoice(name=_numbered(number), folder=Path(folder).expanduser()))
         else:
-            raise InputError(f"--lens {text!r} is not known: expected logit, or tuned:FOLDER (a lens of tuned-lens)")
+            expected = "expected logit, or tuned:FOLDER (a lens of tuned-lens)"
+            raise InputError(LENSES, f" {text!r} is not known: {expected}")
     return choices
 
 
@@ -58,26 +60,26 @@ def read_config(folder: Path) -> dict[str, Any]:
     Raises:
         InputError: the folder holds no tuned lens.
     """
-    name = f"--lens tuned:{folder}"
+    name = f" tuned:{folder}"
     if not folder.is_dir():
-        raise InputError(f"{name}: there is no such folder, expected one with {CONFIG} and {PARAMETERS}")
+        raise InputError(LENSES, f"{name}: there is no such folder, expected one with {CONFIG} and {PARAMETERS}")
     path = folder / CONFIG
     try:
         if path.stat().st_size > CONFIG_BYTES:
-            raise InputError(f"{name}: {CONFIG} is larger than {CONFIG_BYTES} bytes")
+            raise InputError(LENSES, f"{name}: {CONFIG} is larger than {CONFIG_BYTES} bytes")
         config = json.loads(path.read_bytes())
     except OSError as error:
-        raise InputError(f"{name}: {CONFIG} cannot be read ({error.strerror})") from None
+        raise InputError(LENSES, f"{name}: {CONFIG} cannot be read ({error.strerror})") from None
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{name}: {CONFIG} is no JSON ({error})") from None
+        raise InputError(LENSES, f"{name}: {CONFIG} is no JSON ({error})") from None
     if not isinstance(config, dict):
-        raise InputError(f"{name}: {CONFIG} holds {type(config).__name__}, expected an object")
+        raise InputError(LENSES, f"{name}: {CONFIG} holds {type(config).__name__}, expected an object")
     config = {"lens_type": KIND, "bias": True, "unembed_hash": None, **config}
     if config["lens_type"] != KIND:
-        raise InputError(f"{name}: lens_type is {config['lens_type']!r}, expected {KIND!r}")
+        raise InputError(LENSES, f"{name}: lens_type is {config['lens_type']!r}, expected {KIND!r}")
     for key in ("d_model", "num_hidden_layers"):
         if not isinstance(config.get(key), int) or isinstance(config[key], bool) or config[key] < 1:
-            raise InputError(f"{name}: {key} is {config.get(key)!r}, expected a number of 1 or more")
+            raise InputError(LENSES, f"{name}: {key} is {config.get(key)!r}, expected a number of 1 or more")
     if not isinstance(config["bias"], bool):
-        raise InputError(f"{name}: bias is {config['bias']!r}, expected true or false")
+        raise InputError(LENSES, f"{name}: bias is {config['bias']!r}, expected true or false")
     return config

@@ -6,7 +6,7 @@ does not.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -19,6 +19,11 @@ from attnlens.capture.configuration import config_numbers
 from attnlens.capture.lenses.logit import LogitLens
 from attnlens.capture.residual import LayerTracker
 from attnlens.schemas.errors import ModelError
+from attnlens.schemas.metadata import SelfCheck
+from attnlens.store.entropy import EXACT_ENTROPY
+
+CHECKED_ROWS = 4
+"""Tokens whose entropy is computed in float64 as well, at the first and the last depth."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +85,7 @@ def find_logit_lens(
     run: Callable[[Tensor], Tensor],
     first: Tensor,
     second: Tensor,
-) -> LogitLens:
+) -> tuple[LogitLens, SelfCheck]:
     """Finds the tail from a pass over `first` and accepts it only if it also reproduces the logits of `second`.
 
     `run(ids (1, token)) → logits (1, token, vocabulary)` runs the model in one pass without a cache.
@@ -88,7 +93,8 @@ def find_logit_lens(
     Raises:
         ModelError: no tail of a known form gives the model's own logits; the message says what was tried.
     """
-    residual, logits, calls = _watch(model, path, layers, run, first)
+    streams, logits, calls = _watch(model, path, layers, run, first)
+    residual = streams[len(layers)]
     chain = _chain(residual, calls)
     if not chain:
         raise ModelError("no module takes the last layer's output, so the model's tail is unknown")
@@ -102,13 +108,14 @@ def find_logit_lens(
         raise ModelError(
             f"the tail {' → '.join(plain.paths)} gives {tuple(raw.shape)}, the model {tuple(logits.shape)}"
         )
-    residual, target, _ = _watch(model, path, layers, run, second)
+    streams, target, _ = _watch(model, path, layers, run, second)
+    residual = streams[len(layers)]
     errors = []
     for scale, softcap in _forms(model, raw.float(), logits.float()):
         lens = replace(plain, scale=scale, softcap=softcap)
         error = relative_error(lens.logits(residual), target)
         if error <= tolerance(logits.dtype):
-            return lens
+            return lens, _check_entropy(lens, [streams[0][:CHECKED_ROWS], residual[:CHECKED_ROWS]])
         errors.append(error)
     raise ModelError(
         f"the tail {' → '.join(plain.paths)} does not give the model's own logits (closest form is off by "
@@ -118,15 +125,35 @@ def find_logit_lens(
 
 def _watch(
     model: nn.Module, path: str, layers: nn.ModuleList, run: Callable[[Tensor], Tensor], ids: Tensor
-) -> tuple[Tensor, Tensor, list[TracedCall]]:
-    """Residual at depth L (token, feature), logits (token, vocabulary), and the calls after the last layer."""
+) -> tuple[dict[int, Tensor], Tensor, list[TracedCall]]:
+    """Residuals (token, feature) of each depth, logits (token, vocabulary), and the calls after the last layer."""
     streams: dict[int, Tensor] = {}
     tracker = LayerTracker(path, layers, lambda depth, stream: streams.__setitem__(depth, stream))
     with _traced(model, layers) as calls, tracker:
         tracker.begin(ids.shape[1])
         logits = run(ids)
         tracker.end()
-    return streams[len(layers)][0], logits[0], calls
+    return {depth: stream[0] for depth, stream in streams.items()}, logits[0], calls
+
+
+def _check_entropy(lens: LogitLens, residuals: Sequence[Tensor]) -> SelfCheck:
+    """The entropies that the lens reads of residuals (token, feature), against float64 arithmetic on its logits.
+
+    The embedding is among them: there logits are largest. Both may multiply in another order, which moves a logit by
+    a few units in its last place.
+    """
+    errors, limit = [], 1e-4
+    for residual in residuals:
+        logits = lens.logits(residual).float().cpu().double()
+        exact = torch.special.entr(logits.softmax(dim=-1)).sum(dim=-1)
+        unknown = torch.full((len(residual),), -1, device=residual.device)
+        found = lens.read(residual, unknown, 1).entropy.cpu()
+        errors.append((found - exact).abs())
+        limit = max(limit, float(logits.abs().max()) * 2.0**-20)
+    worst = float(torch.cat(errors).max())
+    if not worst <= limit:
+        raise ModelError(f"the entropies that its tail gives are off by {worst:.2g} nat (limit {limit:.2g})")
+    return SelfCheck(name=EXACT_ENTROPY, passed=True, value=worst, limit=limit)
 
 
 def _chain(residual: Tensor, calls: list[TracedCall]) -> list[TracedCall]:

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from attnlens.capture.lenses.choice import CONFIG, PARAMETERS, read_config
+from attnlens.capture.lenses.choice import CONFIG, LENSES, PARAMETERS, read_config
 from attnlens.schemas.errors import InputError
 
 
@@ -55,31 +55,34 @@ def read_tuned_lens(folder: Path) -> tuple[Translators, dict[str, Any]]:
     Raises:
         InputError: it is no tuned lens; the message says what was found.
     """
-    name = f"--lens tuned:{folder}"
+    name = f" tuned:{folder}"
     config = read_config(folder)
     try:
         state = torch.load(folder / PARAMETERS, map_location="cpu", weights_only=True)
     except FileNotFoundError:
-        raise InputError(f"{name}: it has no {PARAMETERS}, expected a folder with {CONFIG} and {PARAMETERS}") from None
+        raise InputError(
+            LENSES, f"{name}: it has no {PARAMETERS}, expected a folder with {CONFIG} and {PARAMETERS}"
+        ) from None
     except (pickle.UnpicklingError, RuntimeError, OSError, EOFError, ValueError, KeyError, AttributeError) as error:
         reason = str(error).strip().split("\n")[0]
-        raise InputError(f"{name}: {PARAMETERS} holds something else than tensors ({reason})") from None
+        raise InputError(LENSES, f"{name}: {PARAMETERS} holds something else than tensors ({reason})") from None
     layers, width, bias = config["num_hidden_layers"], config["d_model"], config["bias"]
     expected = {f"{layer}.{part}" for layer in range(layers) for part in (("weight", "bias") if bias else ("weight",))}
     if not isinstance(state, dict) or set(state) != expected:
         found = sorted(map(str, state))[:3] if isinstance(state, dict) else type(state).__name__
         raise InputError(
+            LENSES,
             f"{name}: {PARAMETERS} holds {found}, expected {len(expected)} tensors 0.weight … {layers - 1}."
-            f"{'bias' if bias else 'weight'}"
+            f"{'bias' if bias else 'weight'}",
         )
     for key in sorted(expected):
         shape = (width, width) if key.endswith("weight") else (width,)
         tensor = state[key]
         if not isinstance(tensor, Tensor) or tuple(tensor.shape) != shape or not tensor.is_floating_point():
             found = f"{tuple(tensor.shape)} {tensor.dtype}" if isinstance(tensor, Tensor) else type(tensor).__name__
-            raise InputError(f"{name}: {key} is {found}, expected floating point {shape}")
+            raise InputError(LENSES, f"{name}: {key} is {found}, expected floating point {shape}")
         if not bool(torch.isfinite(tensor).all()):
-            raise InputError(f"{name}: {key} has values that are not finite")
+            raise InputError(LENSES, f"{name}: {key} has values that are not finite")
     weight = torch.stack([state[f"{layer}.weight"] for layer in range(layers)])
     offset = torch.stack([state[f"{layer}.bias"] for layer in range(layers)]) if bias else None
     return Translators(source=folder.resolve().name, weight=weight, bias=offset), config
@@ -93,11 +96,12 @@ def check_fit(
     Raises:
         InputError: it has other sizes, or was tuned for another unembedding.
     """
-    name = f"--lens tuned:{folder}"
+    name = f" tuned:{folder}"
     depths, width = translators.weight.shape[:2]
     if (depths, width) != (n_layer, n_feature):
         raise InputError(
-            f"{name} was tuned for {depths} layers and a stream {width} wide, the model has {n_layer} and {n_feature}"
+            LENSES,
+            f"{name} was tuned for {depths} layers and a stream {width} wide, the model has {n_layer} and {n_feature}",
         )
     stated = config.get("unembed_hash")
     if not stated:
@@ -106,8 +110,9 @@ def check_fit(
     if stated != found:
         base = config.get("base_model_name_or_path") or "another model"
         raise InputError(
+            LENSES,
             f"{name} was tuned for the unembedding of {base} with hash {str(stated)[:12]}…, this model's is "
-            f"{found[:12]}…; its readings would mean nothing here"
+            f"{found[:12]}…; its readings would mean nothing here",
         )
 
 
@@ -121,7 +126,9 @@ def unembedding_hash(name: str, head: nn.Module) -> str:
     """
     weight = getattr(head, "weight", None)
     if not isinstance(weight, Tensor) or weight.is_meta:
-        raise InputError(f"{name}: the model's head ({type(head).__name__}) has no matrix at hand to compare hashes")
+        raise InputError(
+            LENSES, f"{name}: the model's head ({type(head).__name__}) has no matrix at hand to compare hashes"
+        )
     values = weight.detach()
     values = values.float() if values.dtype == torch.bfloat16 else values
     with np.printoptions(threshold=1000, edgeitems=3, linewidth=75, suppress=False, floatmode="maxprec", sign="-"):

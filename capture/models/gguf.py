@@ -14,6 +14,7 @@ from attnlens.capture.models.request import LoadedModel, Request
 from attnlens.capture.models.state import load_options, model_from_state, require_all_weights
 from attnlens.progress import Progress
 from attnlens.schemas.errors import InputError, ModelError
+from attnlens.schemas.nearest import did_you_mean
 
 SPLIT = re.compile(r"-\d{5}-of-\d{5}\.gguf$")
 SPECIAL_KEYS = {
@@ -50,7 +51,9 @@ def find_file(path: Path) -> Path:
     """The one GGUF file at `path`."""
     if not path.is_dir():
         if not path.is_file():
-            raise ModelError(f"no such file: {path}")
+            beside = [one.name for one in sorted(path.parent.glob("*.gguf"))]
+            before = "" if path.parent == Path() else f"{path.parent}/"
+            raise ModelError(f"no such file: {path}{did_you_mean(path.name, beside, before=before)}")
         found = [path]
     else:
         found = sorted(path.glob("*.gguf"))

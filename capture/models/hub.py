@@ -13,6 +13,7 @@ from attnlens.capture.models.account import account
 from attnlens.capture.models.adapter import CONFIG, AdapterSource, attach, bare, in_folder, on_hub
 from attnlens.capture.models.checkpoint import check_weights
 from attnlens.capture.models.failure import one_line
+from attnlens.capture.models.nearest import nearest_model
 from attnlens.capture.models.quantize import (
     declared_quantization,
     describe_checkpoint,
@@ -48,7 +49,7 @@ def check(request: Request) -> None:
         raise InputError(f"{request.name} is a file: give the folder of the model, or a .gguf file")
     if not folder.is_dir():
         if not HUB_NAME.fullmatch(request.name) or folder.is_absolute():
-            raise ModelError(f"no such folder: {request.name}")
+            raise ModelError(f"no such folder: {request.name}{nearest_model(request)}")
         return
     request.refuse_revision("a local folder")
     source = in_folder(folder, request.short_name)
@@ -191,7 +192,7 @@ def outline(request: Request) -> tuple[Any, Any, str, Any]:
         if source is None or source.base is None:
             _read_config(folder)
     elif not HUB_NAME.fullmatch(request.name) or folder.is_absolute():
-        raise ModelError(f"no such folder: {request.name}")
+        raise ModelError(f"no such folder: {request.name}{nearest_model(request)}")
     else:
         source = on_hub(request.name, _shared(request))
     asked, request = request, request if source is None else _base_request(request, source)
@@ -268,7 +269,8 @@ def _load_config(request: Request, name: str, shared: dict[str, Any]) -> Any:
                 if shared["local_files_only"]
                 else f"the hub has no such model for you ({one_line(error)})"
             )
-            raise ModelError(f"no such model: there is no folder {request.name}, and {why}") from error
+            near = nearest_model(request)
+            raise ModelError(f"no such model: there is no folder {request.name}, and {why}{near}") from error
         if "does not recognize this architecture" in str(error):
             kind = re.search(r"model type `([^`]*)`", str(error))
             what = f"model type {kind[1]!r}" if kind else "its model type"

@@ -19,6 +19,7 @@ from attnlens.render.choice.selection import select
 from attnlens.render.text.numbers import runs
 from attnlens.schemas.errors import InputError
 from attnlens.schemas.metadata import LayerInfo
+from attnlens.schemas.nearest import did_you_mean
 
 Choose = Callable[[Floats, Row], Mask]
 
@@ -88,7 +89,8 @@ def select_heads(text: str, n_head: int, layers: Sequence[LayerInfo] = ()) -> He
     try:
         heads = select(what, n_head, option="--heads", thing="head")
     except InputError as error:
-        raise InputError(f"{error}; or one of {_EXPECTED}") from None
+        near = did_you_mean(what, (*REDUCE, ROLLOUT))
+        raise InputError(f"{error}; or one of {_EXPECTED}{near}") from None
     label = f"head {heads[0]} of {n_head}" if len(heads) == 1 else f"{name} over heads {runs(heads, '–', ', ')}"
     return Heads(reduce=REDUCE[name], heads=heads, stored=None, label=label)
 

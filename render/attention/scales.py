@@ -13,6 +13,7 @@ import numpy as np
 from attnlens.render.attention.reduce import Floats
 from attnlens.render.attention.row import Row
 from attnlens.schemas.errors import InputError
+from attnlens.schemas.nearest import did_you_mean
 
 FLOOR = 1e-4
 """The smallest attention that `log` tells apart: float16 keeps three digits down to about here."""
@@ -134,5 +135,6 @@ def select_scale(name: str) -> Scale:
         InputError: there is none of that name.
     """
     if name not in SCALES:
-        raise InputError(f"--scale {name!r} is not known: expected one of {', '.join(SCALES)}")
+        near = did_you_mean(name, SCALES)
+        raise InputError(f"--scale {name!r} is not known: expected one of {', '.join(SCALES)}{near}")
     return SCALES[name]

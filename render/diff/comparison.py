@@ -13,6 +13,7 @@ from attnlens.render.attention.source import timeline
 from attnlens.render.diff.align import Pair, by_character, by_token
 from attnlens.render.diff.divergence import jensen_shannon
 from attnlens.schemas.errors import AbsentError, InputError
+from attnlens.schemas.nearest import did_you_mean
 
 if TYPE_CHECKING:
     from attnlens.store.reader import Capture
@@ -50,7 +51,8 @@ class Comparison:
         self.a, self.b = a, b
         self.layers = a.metadata.model.n_layer, b.metadata.model.n_layer
         if align not in ALIGN:
-            raise InputError(f"--align {align!r} is not known: expected one of {', '.join(ALIGN)}")
+            near = did_you_mean(align, ALIGN)
+            raise InputError(f"--align {align!r} is not known: expected one of {', '.join(ALIGN)}{near}")
         if align == "token" and not self.same_vocabulary:
             raise InputError("--align token: the captures have different vocabularies, use --align character")
         self.align: Align = "token" if align == "token" or (align == "auto" and self.same_vocabulary) else "character"

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from attnlens.schemas.errors import InputError
+from attnlens.schemas.nearest import did_you_mean
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -58,4 +59,6 @@ def film_named(name: str) -> Film:
     for found in films():
         if name == found.NAME:
             return found
-    raise InputError(f"--animate {name!r}: there is no such format, choose {', '.join(one.NAME for one in films())}")
+    known = [one.NAME for one in films()]
+    near = did_you_mean(name, known)
+    raise InputError(f"--animate {name!r}: there is no such format, choose {', '.join(known)}{near}")

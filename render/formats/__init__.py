@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from attnlens.render.scene import Scene
 from attnlens.schemas.errors import InputError
+from attnlens.schemas.nearest import did_you_mean
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -60,4 +61,6 @@ def format_named(name: str) -> Format:
     for found in formats():
         if name == found.NAME:
             return found
-    raise InputError(f"--format {name!r}: there is no such format, choose {', '.join(one.NAME for one in formats())}")
+    known = [one.NAME for one in formats()]
+    near = did_you_mean(name, known)
+    raise InputError(f"--format {name!r}: there is no such format, choose {', '.join(known)}{near}")

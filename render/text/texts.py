@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from attnlens.schemas.errors import AbsentError, InputError
+from attnlens.schemas.nearest import did_you_mean
 
 if TYPE_CHECKING:
     from attnlens.store.named import NamedArray
@@ -82,7 +83,8 @@ def select_text(name: str) -> Text:
         InputError: there is none of that name.
     """
     if name not in TEXTS:
-        raise InputError(f"--text {name!r} is not known: expected one of {', '.join(TEXTS)}")
+        near = did_you_mean(name, TEXTS)
+        raise InputError(f"--text {name!r} is not known: expected one of {', '.join(TEXTS)}{near}")
     return TEXTS[name]
 
 
@@ -94,7 +96,8 @@ def check_text(capture: Capture, text: Text, name: str, lens: str | None) -> Non
     """
     if lens is not None and lens not in capture.lens_names:
         found = ", ".join(capture.lens_names) or "none"
-        raise AbsentError(f"--lens {lens}: capture {capture.id} has no such lens, it has {found}")
+        near = did_you_mean(lens, capture.lens_names)
+        raise AbsentError(f"--lens {lens}: capture {capture.id} has no such lens, it has {found}{near}")
     if name == "token" or text.array is None:
         return
     array = capture.reading_name(text.array, lens)

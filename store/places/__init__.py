@@ -9,10 +9,11 @@ from pathlib import Path, PurePath
 from urllib.parse import unquote, urlsplit
 
 from attnlens.schemas.errors import StoreError
+from attnlens.schemas.nearest import did_you_mean
 from attnlens.store.places.archive import Archive, LocalArchive, is_archive
 from attnlens.store.places.fetch import is_url
 from attnlens.store.places.folder import Folder
-from attnlens.store.places.place import Place
+from attnlens.store.places.place import GROUP_DOCUMENT, Place
 
 ZIP_SUFFIX = ".zarr.zip"
 
@@ -36,10 +37,29 @@ def open_place(where: str | PathLike[str]) -> Place:
     if path.is_dir():
         return Folder(path)
     if not path.exists():
-        raise StoreError(f"{where}: no such store")
+        raise StoreError(f"{where}: no such store{_nearest(path)}")
     if not is_archive(path):
         raise StoreError(f"{where} is a file; a store is a folder with a zarr.json, or a {ZIP_SUFFIX}")
     return LocalArchive(path)
+
+
+def _nearest(path: Path) -> str:
+    """What was probably meant by a path where nothing is: stores beside it, with or without their endings."""
+    if not path.parent.is_dir():
+        return f"; there is no folder {path.parent}"
+    try:
+        beside = sorted(one for one in path.parent.iterdir() if _may_be_store(one))
+    except OSError:
+        return ""
+    before = "" if path.parent == Path() else f"{path.parent}/"
+    same = [before + one.name for one in beside if stem_of(one) == stem_of(path)]
+    if same:
+        return f"; did you mean {' or '.join(same)}?"
+    return did_you_mean(path.name, [one.name for one in beside], before=before)
+
+
+def _may_be_store(path: Path) -> bool:
+    return path.name.endswith((".zarr", ZIP_SUFFIX)) or (path / GROUP_DOCUMENT).is_file()
 
 
 def stem_of(where: str | PathLike[str]) -> str:

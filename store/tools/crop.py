@@ -15,6 +15,7 @@ from zarr.storage import LocalStore
 from attnlens.progress import Progress, Silent
 from attnlens.schemas.errors import AbsentError, InputError
 from attnlens.schemas.metadata import CaptureMetadata, CropInfo, StoreMetadata
+from attnlens.schemas.nearest import did_you_mean
 from attnlens.schemas.ranges import both
 from attnlens.store import quantize
 from attnlens.store.files import remove_partials
@@ -98,7 +99,8 @@ def crop(
 def _captures(there: list[str], wanted: Sequence[str]) -> list[str]:
     for name in wanted:
         if name not in there:
-            raise InputError(f"--captures {name}: there is none, the store holds {', '.join(there) or 'none'}")
+            near = did_you_mean(name, there)
+            raise InputError(f"--captures {name}: there is none, the store holds {', '.join(there) or 'none'}{near}")
     if not there:
         raise AbsentError("the store holds no capture")
     return [name for name in there if not wanted or name in wanted]
