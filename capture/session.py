@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from attnlens.capture.describe import device_name, model_info, versions
-from attnlens.capture.encoding import choose_encoding
+from attnlens.capture.encoding import choose_encoding, fed_again_at
 from attnlens.capture.equipment import Equipment, equip
 from attnlens.capture.evidence import ROW_SUM_LIMIT
 from attnlens.capture.forward import input_device
@@ -26,6 +26,7 @@ from attnlens.capture.plan import Plan
 from attnlens.capture.precision import full_precision
 from attnlens.capture.probe import Probed, probe
 from attnlens.capture.prompt import Prompt
+from attnlens.capture.rope import reset_rope
 from attnlens.capture.sampling import Sampler
 from attnlens.capture.settings import Generation, Settings
 from attnlens.capture.vocabulary import Vocabulary
@@ -50,6 +51,7 @@ class CaptureReport:
     bytes_written: int
     attention: str = "dense"
     attention_choice: str | None = None
+    notes: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +92,13 @@ class Session:
         Raises:
             ModelError: attention cannot be kept in the way that was asked for.
         """
-        encoding = choose_encoding(self.settings.attention, self.probed, plan.capacity, self.model_info.architecture)
+        encoding = choose_encoding(
+            self.settings.attention,
+            self.probed,
+            plan.capacity,
+            self.model_info.architecture,
+            fed_again_at(self.model, self.probed.style, plan, self.settings.attention),
+        )
         return CaptureMetadata(
             id=capture_id,
             prompt_id=prompt_id,
@@ -105,7 +113,7 @@ class Session:
             continued=plan.prompt.continued,
             seam=plan.seam,
             label=self.origin.label,
-            notes=list(plan.notes),
+            notes=[*self.probed.notes, *plan.notes],
             attention=encoding.mode,
             attention_dtype=self.probed.vector_dtype if encoding.mode == "qk" else None,
             attention_choice=encoding.choice,
@@ -154,6 +162,7 @@ class Session:
         """
         started = time.perf_counter() if started is None else started
         return_freed_memory()
+        reset_rope(self.model)
         sampler = self.sampler(generation, plan.n_prompt)
         path, metadata = self._place(writer, self.metadata(capture_id, plan, generation, sampler, prompt_id))
         rows: CaptureWriter | None = None
@@ -176,7 +185,9 @@ class Session:
                     passes.run()
                     progress.stage("writing")
                     completion = _decoded(self.tokenizer, passes.generated)
-                    rows.finish(_learnt(metadata, passes, completion, time.perf_counter() - started))
+                    learnt = _learnt(metadata, passes, completion, time.perf_counter() - started)
+                    learnt["notes"] = [*self.probed.notes, *passes.notes]
+                    rows.finish(learnt)
             except KeyboardInterrupt:
                 raise Interrupted(_kept(path, rows.metadata if rows is not None else metadata)) from None
         return CaptureReport(
@@ -190,6 +201,7 @@ class Session:
             bytes_written=rows.bytes_written,
             attention=metadata.attention or "none",
             attention_choice=metadata.attention_choice,
+            notes=learnt["notes"],
         )
 
     def _place(
@@ -237,6 +249,7 @@ def open_session(
         ModelError: the model cannot be captured truthfully.
     """
     return_freed_memory()
+    reset_rope(model)
     origin = origin or Origin()
     parallel = parallel_of(model)
     with _evaluating(model), full_precision():

@@ -140,7 +140,7 @@ def forecast_many(options: CaptureOptions, progress: Progress) -> ManyForecast:
         by_mode = {name: _mode_size(about, plan, options) for name, about in records.items()}
         for name, size in by_mode.items():
             sizes[name].append(size)
-        taken = by_mode[model.encoding(model.short, plan.capacity).mode]
+        taken = by_mode[model.encoding(model.short, plan).mode]
         prompts.append(
             PromptSize(
                 id=one.id,
@@ -170,13 +170,15 @@ def _plans(
     model: PlannedModel, asked: Sequence[Asked], progress: Progress
 ) -> tuple[list[tuple[Asked, Plan]], list[RefusedPrompt]]:
     """What is to be captured of each prompt, and the prompts of which nothing can be."""
-    model.encoding(model.short, 1)  # refuses, for every prompt, what the model cannot give
+    model.encoding(model.short)  # refuses, for every prompt, what the model cannot give
     plans: list[tuple[Asked, Plan]] = []
     refused: list[RefusedPrompt] = []
     progress.stage("prompts", total=len(asked), unit="prompts")
     for one in asked:
         try:
-            plans.append((one, plan_of(model.short.model, model.tokenizer, one)))
+            plan = plan_of(model.short.model, model.tokenizer, one)
+            model.encoding(model.short, plan)
+            plans.append((one, plan))
         except Refusal as error:
             refused.append(RefusedPrompt(id=one.id, where=one.where, message=str(error)))
         progress.advance()
@@ -198,7 +200,7 @@ def _largest(
             longest = plan.capacity
     best: tuple[int, str | None, dict[str, dict[str, int]]] = (-1, None, {})
     for one, plan in front:
-        about = records[model.encoding(model.short, plan.capacity).mode]
+        about = records[model.encoding(model.short, plan).mode]
         memory = model.memory(model.sketch(first_pass(plan)), about, plan)
         peak = sum(sum(parts.values()) for parts in memory.values())
         if peak > best[0]:
