@@ -13,9 +13,20 @@ from attnlens.benchmarks.models.tiny_configs import names
 
 PAGE = (Path(__file__).parents[1] / "docs" / "models.md").read_text(encoding="utf-8")
 DOCUMENTED = f"transformers {transformers.__version__} knows by name" in PAGE
-SAMPLE = ("cohere2", "deepseek_v4", "diffllama", "falcon_h1", "gptj", "granite_swa", "inkling_text", "laguna", "mamba")
+SAMPLE = (
+    "cohere2",
+    "deepseek_v4",
+    "diffllama",
+    "falcon_h1",
+    "gptj",
+    "granite_swa",
+    "inkling_text",
+    "laguna",
+    "mamba",
+    "phi3",
+)
 """One of each way to be taken or refused: sliding windows, compressed keys, two calls, hybrids, reports, late sinks,
-position biases, unequal heads, no attention."""
+position biases, unequal heads, no attention, keys that are made anew."""
 
 needs_version = pytest.mark.skipif(not DOCUMENTED, reason="the page is about another version of transformers")
 
