@@ -87,7 +87,9 @@ def _unread(which: str | int, console: Console) -> None:
 
 
 def _rest(plan: Forecast | ManyForecast, console: Console, title: str) -> None:
-    """Refused encodings, memory, and what only weights can tell."""
+    """Refused encodings, remarks, memory, and what only weights can tell."""
+    for note in getattr(plan, "notes", ()):
+        console.print(f"\nnote: {one_line(note)}")
     for mode_name, why in plan.refused_modes.items():
         console.print(f"\nattention {mode_name}: not of this model: {one_line(why)}")
     for place, parts in plan.memory.items():

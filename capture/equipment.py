@@ -20,7 +20,7 @@ from attnlens.capture.lenses.tuned import Translators, check_fit, read_tuned_len
 from attnlens.capture.midpoint import find_midpoints
 from attnlens.capture.override import eager_configuration
 from attnlens.capture.parallel import Parallel
-from attnlens.capture.probe import PROBE_TOKENS, Probed
+from attnlens.capture.probe import Probed, probe_ids
 from attnlens.capture.projection import find_projections
 from attnlens.capture.residual import LayerTracker
 from attnlens.capture.residual_evidence import residual_info
@@ -115,7 +115,7 @@ def equip(
         ModelError: the model cannot give what was asked for by name.
     """
     name = type(model).__name__
-    ids = prompt.repeat(-(-PROBE_TOKENS // len(prompt)))[:PROBE_TOKENS][None]
+    ids = probe_ids(model, prompt)
     tracked = tracked_ids(settings.track, tokenizer, vocabulary)
     if probed.lens is None and (tracked or settings.lenses != (LOGIT,)) and settings.lens:
         asked = (Setting("lenses"), " or ", Setting("track"))

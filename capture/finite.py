@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from attnlens.capture.forward import CallStyle, attempt
+from attnlens.capture.feeding import CallStyle
+from attnlens.capture.forward import attempt
 from attnlens.capture.override import eager_configuration, hooks_kept
 from attnlens.capture.residual import LayerTracker
 from attnlens.schemas.errors import ModelError

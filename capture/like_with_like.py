@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from attnlens.capture.agreement import relative_error, tolerance
-from attnlens.capture.forward import CallStyle, attempt, logits_of
+from attnlens.capture.feeding import CallStyle
+from attnlens.capture.forward import attempt, logits_of
 from attnlens.capture.override import Attention, configuration_of, hooks_kept, tapped
 from attnlens.capture.residual import LayerTracker
 from attnlens.capture.tap import AttentionTap, Block

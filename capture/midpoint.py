@@ -19,9 +19,10 @@ from torch.utils.hooks import RemovableHandle
 
 from attnlens.capture.agreement import relative_error
 from attnlens.capture.configuration import config_numbers
-from attnlens.capture.forward import CallStyle, attempt
+from attnlens.capture.feeding import CallStyle
+from attnlens.capture.forward import attempt
 from attnlens.capture.override import tapped
-from attnlens.capture.residual import LayerTracker, stream_of
+from attnlens.capture.residual import LayerTracker
 from attnlens.capture.tap import AttentionTap, Call
 from attnlens.schemas.errors import ModelError
 
@@ -217,7 +218,6 @@ class MidpointTracker(AbstractContextManager["MidpointTracker"]):
     def _before(self, layer: int) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             stream = next(value for value in (*args, *kwargs.values()) if isinstance(value, Tensor))
-            n_new = self._tracker.n_new
-            self._receive(layer, stream_of(stream.reshape(1, n_new, -1), self._tracker.name(layer), n_new))
+            self._receive(layer, self._tracker.new_rows(stream.reshape(1, self._tracker.n_row, -1), layer))
 
         return hook

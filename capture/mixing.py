@@ -19,7 +19,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import Cache
 
 from attnlens.capture.agreement import relative_error, tolerance
-from attnlens.capture.forward import CallStyle, attempt
+from attnlens.capture.feeding import CallStyle
+from attnlens.capture.forward import attempt
 from attnlens.capture.override import eager_configuration, hooks_kept
 from attnlens.capture.residual import stream_of
 from attnlens.schemas.errors import ModelError

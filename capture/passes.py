@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from attnlens.capture.entries import VocabularyEntries
 from attnlens.capture.equipment import Equipment
 from attnlens.capture.evidence import AttentionEvidence
-from attnlens.capture.forward import attempt, is_out_of_memory, logits_of
-from attnlens.capture.kv_cache import taken
+from attnlens.capture.feeding import Feeder, is_out_of_memory
+from attnlens.capture.forward import logits_of
 from attnlens.capture.layer_table import seen_window
 from attnlens.capture.memory import return_small_blocks
 from attnlens.capture.midpoint import MidpointTracker
@@ -107,6 +107,10 @@ class Passes:
             )
         self._in_prefill = True
         self._known = 0
+        self._ended = False
+        self._feeder = Feeder(model, probed.style)
+        self._dropped: list[int] = []
+        self._made_again = True
 
     def run(self) -> None:
         """Feeds the prompt and, unless the text is given, generates.
@@ -140,6 +144,13 @@ class Passes:
         return len(self._timeline)
 
     @property
+    def notes(self) -> list[str]:
+        """Remarks on the text, once it is there."""
+        return self._plan.notes_after(
+            self.seen, self.n_token, ended=self._ended, dropped=self._dropped, made_again=self._made_again
+        )
+
+    @property
     def seen(self) -> int:
         """Tokens that went through the model."""
         return self._tracker.seen
@@ -164,7 +175,7 @@ class Passes:
         generating = plan.given is None and plan.max_new_tokens > 0
         room = GIVEN_LOGIT_BYTES // (4 * self._probed.vocabulary_size)
         last = 1 + min(len(plan.given or ()), room)
-        logits, cache = self._pass(text, None, generating=generating, last=last)
+        logits = self._pass(text, generating=generating, last=last)
         self._in_prefill = False
         self._rows.layers(self.table)
         self.timings["prefill_s"] = time.perf_counter() - started
@@ -175,9 +186,9 @@ class Passes:
         self._rows.attention_rows(plan.n_prompt - 1)
         self._readings.beside.announce(partial(self._rows.rows, plan.n_prompt - 1))
         with self._readings.beside.sharing():
-            self._generate(logits[-1], cache)
+            self._generate(logits[-1])
 
-    def _generate(self, logits: Tensor, cache: Any) -> None:
+    def _generate(self, logits: Tensor) -> None:
         """The decode loop: choose a token, complete the row that predicted it, feed it."""
         plan, sampler = self._plan, self._sampler
         assert sampler is not None
@@ -193,31 +204,32 @@ class Passes:
             self._complete(token)
             self._progress.advance(1, note=self._note())
             timeline = torch.tensor(self._timeline, device=self._device)
-            over = sampler.is_over(timeline)
+            self._ended = sampler.is_over(timeline)
             if self._parallel is not None:  # a time limit is not reached by all at the same token
-                over = bool(self._parallel.token(int(over)))
-            if over or self.n_token == plan.capacity:
+                self._ended = bool(self._parallel.token(int(self._ended)))
+            if self._ended or self.n_token == plan.capacity:
                 break
-            rows, cache = self._pass([token], cache, generating=True)
-            logits = rows[-1]
+            logits = self._pass([token], generating=True)[-1]
         self.timings["decode_s"] = time.perf_counter() - started
 
-    def _pass(self, tokens: Sequence[int], cache: Any, *, generating: bool, last: int = 1) -> tuple[Tensor, Any]:
-        """Feeds tokens; returns logits (token, vocabulary) of at least the `last` ones, and the cache."""
+    def _pass(self, tokens: Sequence[int], *, generating: bool, last: int = 1) -> Tensor:
+        """Feeds tokens; returns logits (token, vocabulary) of at least the `last` ones."""
         first = self.seen
         ids = torch.tensor([list(tokens)], device=self._device)
         self._readings.begin_pass(first, ids[0, 1:])
-        self._tracker.begin(len(tokens))
-        output = attempt(
-            self._model, ids, self._probed.style, cache=cache, first=first, use_cache=generating, last=last
-        )
+        step = self._feeder.prepare(ids, use_cache=generating, last=last)
+        self._tracker.begin(len(tokens), step)
+        if step.fresh and first > 0:
+            self._dropped.append(first)
+            self._made_again = self._made_again and step.n_row == self._tracker.seen
+        output = self._feeder.run(step)
         self._tracker.end()
         self._tap.forget_mask()
         self._attention.end_pass()
         self._readings.end_pass()
         if len(tokens) > 1 or ends_group(first):
             return_small_blocks()
-        return logits_of(self._model, output)[0], taken(output)
+        return logits_of(self._model, output)[0]
 
     def _complete(self, following: int | None) -> None:
         """What followed the last row is known: once the lens has read it, the rows so far may be committed."""

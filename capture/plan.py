@@ -9,10 +9,12 @@ from typing import Any
 from torch import nn
 
 from attnlens.capture.configuration import text_config
+from attnlens.capture.context import Wall, context_of
 from attnlens.capture.losses import losses
 from attnlens.capture.placeholders import refuse_placeholders
 from attnlens.capture.prompt import Prompt, build_prompt, check_ids, fed_prompt
 from attnlens.capture.prompt_options import PromptOptions
+from attnlens.capture.rope import rope_of
 from attnlens.capture.seam import Seam, join
 from attnlens.schemas.errors import InputError
 
@@ -24,7 +26,9 @@ Text = str | Sequence[Mapping[str, Any]] | Sequence[int]
 class Plan:
     """What is to be captured: the text, and how it goes on.
 
-    `seam`: how a given completion was joined to the prompt. `notes`: remarks for the store.
+    `seam`: how a given completion was joined to the prompt. `notes`: remarks for the store, as far as they are known
+    before. `wall`: what cuts the generation; `stated`: the context that the configuration states, and by which name;
+    `rope`: how positions go on beyond that.
     """
 
     prompt: Prompt
@@ -32,6 +36,9 @@ class Plan:
     max_new_tokens: int
     seam: Seam | None = None
     notes: tuple[str, ...] = ()
+    wall: Wall | None = None
+    stated: tuple[str, int] | None = None
+    rope: str | None = None
 
     @property
     def n_prompt(self) -> int:
@@ -39,9 +46,43 @@ class Plan:
         return len(self.prompt.ids)
 
     @property
+    def n_text(self) -> int:
+        """Tokens that are known before anything runs."""
+        return self.n_prompt + len(self.given or ())
+
+    @property
     def capacity(self) -> int:
         """Tokens that the timeline can grow to."""
         return self.n_prompt + (self.max_new_tokens if self.given is None else len(self.given))
+
+    def notes_before(self) -> list[str]:
+        """What there is to say before anything runs: remarks on the text as long as it may become."""
+        fed = self.capacity if self.given is not None else max(self.n_text, self.capacity - 1)
+        beyond = _beyond(self.stated, fed, self.rope, may=self.given is None)
+        notes = [note for note in self.notes if note not in _beyond(self.stated, self.n_text, self.rope)] + [*beyond]
+        if self.wall is not None and self.given is None:
+            notes.append(f"stops at the end of the model's context of {self.wall.n_token} tokens: {self.wall.what}")
+        return notes
+
+    def notes_after(
+        self, n_fed: int, n_token: int, *, ended: bool, dropped: Sequence[int], made_again: bool
+    ) -> list[str]:
+        """All remarks, once the text is there.
+
+        `ended`: by the model. `dropped`: tokens at which it dropped its keys; `made_again`: it fed the text anew then.
+        """
+        notes = [note for note in self.notes if note not in _beyond(self.stated, self.n_text, self.rope)]
+        notes += _beyond(self.stated, n_fed, self.rope)
+        if self.wall is not None and self.given is None and not ended and n_token == self.capacity:
+            notes.append(f"stopped at the end of the model's context of {self.wall.n_token} tokens: {self.wall.what}")
+        if dropped:
+            more = f" and at {len(dropped) - 1} tokens after it" if len(dropped) > 1 else ""
+            then = "makes them again" if made_again else "sees only the new token"
+            notes.append(
+                f"at token {dropped[0]}{more} the model's own generation drops its keys and {then}: rows of earlier "
+                "tokens are from the old keys"
+            )
+        return notes
 
 
 def read_prompt(tokenizer: Any, prompt: Text, options: PromptOptions) -> Prompt:
@@ -98,14 +139,35 @@ def plan_capture(
         check_ids([*prompt.ids, *(given or ())], size)
     refuse_placeholders(model, tokenizer, [*prompt.ids, *(given or ())])
     notes = prompt.notes if prompt.fed else (*prompt.notes, *losses(tokenizer, text, [*prompt.ids, *(given or ())]))
-    context = getattr(config, "max_position_embeddings", None)
-    if isinstance(context, int) and context > 0:
-        length = len(prompt.ids) + len(given or ())
-        if length > context:
-            raise InputError(
-                f"the {'text' if given else 'prompt'} is {length} tokens long, the model's context holds {context}; "
-                "shorten it"
-            )
-        # The last generated token is never fed, hence one more than the context has room for.
-        max_new_tokens = min(max_new_tokens, context - len(prompt.ids) + 1)
-    return Plan(prompt=prompt, given=given, max_new_tokens=max_new_tokens, seam=seam, notes=notes)
+    length = len(prompt.ids) + len(given or ())
+    # The last generated token is never fed, hence one more than the context has room for.
+    longest = length if given is not None else length + max(0, max_new_tokens - 1)
+    context = context_of(model)
+    wall = context.wall(longest)
+    if wall is not None and length > wall.n_token:
+        raise InputError(
+            f"the {'text' if given else 'prompt'} is {length} tokens long, the model's context holds {wall.n_token} "
+            f"({wall.what}); shorten it"
+        )
+    if wall is not None and given is None:
+        max_new_tokens = min(max_new_tokens, wall.n_token - len(prompt.ids) + 1)
+    return Plan(
+        prompt=prompt,
+        given=given,
+        max_new_tokens=max_new_tokens,
+        seam=seam,
+        wall=wall,
+        stated=context.stated,
+        notes=(*notes, *_beyond(context.stated, length, rope_of(config))),
+        rope=rope_of(config),
+    )
+
+
+def _beyond(stated: tuple[str, int] | None, length: int, rope: str | None, *, may: bool = False) -> tuple[str, ...]:
+    """What there is to say of a text that is longer than a configuration states."""
+    if stated is None or length <= stated[1]:
+        return ()
+    are = "may come to be" if may else "are"
+    how = rope or "its usual rule, beyond what it was made for"
+    name, context = stated
+    return (f"{length} tokens {are} in the text, {name} of the configuration is {context}: it goes on by {how}",)

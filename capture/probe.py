@@ -16,9 +16,10 @@ from torch import Tensor, nn
 
 from attnlens.capture.agreement import relative_error, tolerance
 from attnlens.capture.configuration import refuse_configuration
+from attnlens.capture.context import context_of
+from attnlens.capture.feeding import CallStyle, Feeder, feeds_again_at, is_out_of_memory, style_of
 from attnlens.capture.finite import all_finite, check_finite, not_finite
-from attnlens.capture.forward import CallStyle, attempt, forward, is_out_of_memory, logits_of, style_of
-from attnlens.capture.kv_cache import taken
+from attnlens.capture.forward import attempt, logits_of
 from attnlens.capture.layer_table import layer_table
 from attnlens.capture.lenses.logit import LogitLens
 from attnlens.capture.lenses.tail import find_logit_lens
@@ -42,7 +43,7 @@ class Probed:
 
     `lean`: layers whose output a fused kernel computes; `vector_dtype`: of queries and keys; `qk_refusal`: why these do
     not suffice to know where tokens look, or None; `late_sinks`: the model's function applies sinks after the softmax
-    that it reports; `places`: where a model outside the attention functions reports its weights.
+    that it reports; `places`: where a model outside the attention functions reports its weights; `notes`: remarks.
     """
 
     path: str
@@ -58,6 +59,7 @@ class Probed:
     qk_refusal: str | None = None
     late_sinks: bool = False
     places: Places | None = None
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,17 +101,24 @@ def probe(model: nn.Module, prompt: Tensor, *, lens: bool = True) -> Probed:
         raise ModelError(f"{name}: ", *refusal.args) from refusal
 
 
+def probe_ids(model: nn.Module, prompt: Tensor) -> Tensor:
+    """Ids int64 (1, token) to try a model out with: the prompt's first, again and again, as far as its context goes."""
+    wall = context_of(model).wall(PROBE_TOKENS)
+    n_token = PROBE_TOKENS if wall is None else wall.n_token
+    return prompt.repeat(-(-n_token // len(prompt)))[:n_token][None]
+
+
 def _probe(model: nn.Module, prompt: Tensor, *, lens: bool) -> Probed:
     refuse_configuration(getattr(model, "config", None), type(model).__name__)
-    ids = prompt.repeat(-(-PROBE_TOKENS // len(prompt)))[:PROBE_TOKENS][None]
-    style = style_of(model)
+    ids = probe_ids(model, prompt)
     with eager_configuration(model), hooks_kept(model):
-        plain = _first_pass(model, ids, style)
+        style, plain = _first_output(model, ids)
         expected = logits_of(model, plain)
+        notes = _other_positions(model, ids, style, expected)
     check_logits(model, expected, ids)
     calling = _calling(model, ids, style)
     if not calling:
-        return _probe_reported(model, ids, style, expected, lens=lens)
+        return _probe_reported(model, ids, style, expected, notes, lens=lens)
     path, layers = find_layers(model, calling)
     check_finite(model, path, layers, ids, style, expected)
     checks: list[SelfCheck] = []
@@ -160,6 +169,7 @@ def _probe(model: nn.Module, prompt: Tensor, *, lens: bool) -> Probed:
         layers=layers,
         table=proof.table,
         style=style,
+        notes=notes,
         late_sinks=late_sinks,
         lens=found,
         lens_absent=absent,
@@ -171,17 +181,44 @@ def _probe(model: nn.Module, prompt: Tensor, *, lens: bool) -> Probed:
     )
 
 
-def _first_pass(model: nn.Module, ids: Tensor, style: CallStyle) -> Any:
-    """What the untouched model gives, attentions included where it reports them."""
+def _first_output(model: nn.Module, ids: Tensor) -> tuple[CallStyle, Any]:
+    """How to call the model, and what it then says of ids int64 (1, token), its own attentions included if it can."""
+    style = style_of(model)
     try:
-        return attempt(model, ids, style, output_attentions=True)
+        try:
+            return style, attempt(model, ids, style, output_attentions=True)
+        except ModelError as refusal:
+            if not style.prepared or _ran_out_of_memory(refusal):
+                raise
+            style = replace(style, prepared=False)  # some only prepare what they do not get here, codes of sounds
+            return style, attempt(model, ids, style, output_attentions=True)
     except ModelError as refusal:
-        if refusal.__cause__ is not None and is_out_of_memory(refusal.__cause__):
+        if _ran_out_of_memory(refusal):
             raise
         raise ModelError(f"{refusal}; attnlens captures causal language models, by token ids alone") from refusal
 
 
-def _probe_reported(model: nn.Module, ids: Tensor, style: CallStyle, expected: Tensor, *, lens: bool) -> Probed:
+def _ran_out_of_memory(refusal: ModelError) -> bool:
+    return refusal.__cause__ is not None and is_out_of_memory(refusal.__cause__)
+
+
+def _other_positions(model: nn.Module, ids: Tensor, style: CallStyle, expected: Tensor) -> tuple[str, ...]:
+    """Whether the model's own generation tells it something that changes what it computes: RoBERTa's positions."""
+    if not style.prepared:
+        return ()
+    try:
+        plain = logits_of(model, attempt(model, ids, replace(style, prepared=False)))
+    except ModelError:  # it needs to be told
+        return ()
+    if relative_error(plain, expected) <= tolerance(expected.dtype):
+        return ()
+    note = "the model is told positions as in transformers' generate; called without them it computes something else"
+    return (note,)
+
+
+def _probe_reported(
+    model: nn.Module, ids: Tensor, style: CallStyle, expected: Tensor, notes: tuple[str, ...], *, lens: bool
+) -> Probed:
     """The same of a model whose attention is had by its own report alone."""
     path, layers, places, reporting = find_places(model, ids, style)
     check_finite(model, path, layers, ids, style, expected)
@@ -214,6 +251,7 @@ def _probe_reported(model: nn.Module, ids: Tensor, style: CallStyle, expected: T
         layers=layers,
         table=proof.table,
         style=chosen,
+        notes=notes,
         places=places,
         lens=found,
         lens_absent=absent,
@@ -395,26 +433,26 @@ def _check_cached(
     """
     best: tuple[float, CallStyle, str | None] | None = None
     trouble: ModelError | None = None
+    if feeds_again_at(model, style, ids.shape[1] - 1, ids.shape[1]) is not None:
+        ids, expected = ids[:, :-1], expected[:, :-1]  # no cache to be tried at this very token
+        rows = {layer: weights[:, :-1, :-1] for layer, weights in (rows or {}).items()}
     for candidate in _styles(style):
-        if candidate.given_cache and best is not None:
+        if best is not None and (candidate.given_cache or best[1].prepared):
             continue
         tracker = LayerTracker(path, layers)
         blocks: list[Block] = []
         calls: list[Call] = []
         try:
             with tracker, taking.tap(model, tracker, blocks.append, calls.append):
-                tracker.begin(ids.shape[1] - 1)
-                output = attempt(model, ids[:, :-1], candidate, use_cache=True, last=1)
-                tracker.end()
-                cache = taken(output)
-                if cache is None:
-                    raise ModelError(f"{type(model).__name__} returns no cache of keys and values")
-                prompt, calls[:] = list(calls), []
-                tracker.begin(1)
-                output = attempt(
-                    model, ids[:, -1:], candidate, cache=cache, use_cache=True, first=ids.shape[1] - 1, last=1
-                )
-                tracker.end()
+                feeder = Feeder(model, candidate)
+                for piece in (ids[:, :-1], ids[:, -1:]):
+                    prompt, calls[:] = list(calls), []
+                    step = feeder.prepare(piece, use_cache=True, last=1)
+                    tracker.begin(piece.shape[1], step)
+                    output = feeder.run(step)
+                    tracker.end()
+                    if feeder.cache is None:
+                        raise ModelError(f"{type(model).__name__} returns no cache of keys and values")
         except ModelError as refusal:
             trouble = trouble or refusal
             continue
@@ -447,10 +485,15 @@ def _check_last_rows(tracker: LayerTracker, blocks: list[Block], rows: Mapping[i
 
 
 def _styles(style: CallStyle) -> list[CallStyle]:
-    styles = [style, replace(style, cached_positions=True)]
+    """Ways to call a model with a cache: as its own generation does, whatever that gives, or else the one that fits."""
+    styles = [replace(style, prepared=False), replace(style, prepared=False, cached_positions=True)]
     if style.keeps_logits:  # a few models cut queries, not only logits, when asked to keep the last ones
         styles += [replace(one, keeps_logits=False) for one in styles]
-    return [*styles, replace(style, given_cache=True)]
+    styles.append(replace(styles[0], given_cache=True))
+    if style.prepared:
+        own = [style, replace(style, keeps_logits=False)] if style.keeps_logits else [style]
+        styles = [*own, replace(style, given_cache=True), *styles]
+    return styles
 
 
 def _find_lens(
@@ -459,7 +502,7 @@ def _find_lens(
     """The lens, or why there is none, and what was checked of it."""
 
     def run(tokens: Tensor) -> Tensor:
-        return logits_of(model, forward(model, tokens, style))
+        return logits_of(model, attempt(model, tokens, style))
 
     try:
         with eager_configuration(model):

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from attnlens.capture.agreement import relative_error, tolerance
-from attnlens.capture.forward import CallStyle, attempt
+from attnlens.capture.feeding import CallStyle
+from attnlens.capture.forward import attempt
 from attnlens.capture.override import tapped
 from attnlens.capture.residual import LayerTracker
 from attnlens.capture.tap import AttentionTap, Call

@@ -18,7 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from attnlens.capture.configuration import text_config
-from attnlens.capture.forward import CallStyle, attempt
+from attnlens.capture.feeding import CallStyle
+from attnlens.capture.forward import attempt
 from attnlens.capture.override import eager_configuration, hooks_kept
 from attnlens.capture.residual import LayerTracker, find_layers
 from attnlens.capture.tap import Block
@@ -100,16 +101,18 @@ class ReportTap(AbstractContextManager["ReportTap"]):
             layer = self._tracker.running
             if layer is None:
                 return None
-            weights, n_new, seen = output[place], self._tracker.n_new, self._tracker.seen
+            tracker = self._tracker
+            weights, n_new, fed, seen = output[place], tracker.n_new, tracker.n_row, tracker.seen
             if not isinstance(weights, Tensor) or weights.dim() != 4 or weights.shape[0] != 1:
-                raise ModelError(f"{self._tracker.name(layer)}: it reports no weights for {n_new} of {seen} tokens")
+                raise ModelError(f"{tracker.name(layer)}: it reports no weights for {fed} of {seen} tokens")
             n_row, n_key = weights.shape[2:]
-            if n_row != n_new or n_key > seen or (n_new == seen and n_key != seen):
+            if n_row != fed or n_key > seen - tracker.origin or (tracker.fresh and n_key != fed):
                 raise ModelError(
-                    f"{self._tracker.name(layer)}: attention with {n_row} queries and {n_key} keys for {n_new} new "
+                    f"{tracker.name(layer)}: attention with {n_row} queries and {n_key} keys for {fed} fed "
                     f"tokens of {seen}; its axes are not the tokens of the text, so its rows cannot be stored"
                 )
-            self._receive(Block(layer=layer, first_query=seen - n_new, first_key=seen - n_key, weights=weights[0]))
+            rows = weights[0, :, fed - n_new :]
+            self._receive(Block(layer=layer, first_query=seen - n_new, first_key=seen - n_key, weights=rows))
             changed = [*output]
             changed[place] = weights[..., :0]
             return type(output)(changed)

@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from attnlens.capture.feeding import Pass
 from attnlens.schemas.errors import ModelError
 
 Residual = Callable[[int, Tensor], None]
@@ -36,7 +37,8 @@ def find_layers(model: nn.Module, attention_modules: Iterable[nn.Module]) -> tup
 class LayerTracker(AbstractContextManager["LayerTracker"]):
     """Hooks on the layers of a model: says which runs, checks that each runs once a pass, hands residuals on.
 
-    `seen`: tokens of the timeline after the current pass; `n_new`: how many of these the pass feeds.
+    `seen`: tokens of the timeline after the current pass; `n_new`: how many of these are new; `n_row`: how many the
+    pass feeds, more than that where earlier ones are fed again; `origin`: the first token whose key can be there.
     """
 
     def __init__(
@@ -58,6 +60,8 @@ class LayerTracker(AbstractContextManager["LayerTracker"]):
         self.running: int | None = None
         self.seen = 0
         self.n_new = 0
+        self.n_row = 0
+        self.origin = 0
 
     def name(self, layer: int) -> str:
         """Path of a layer, for messages."""
@@ -77,12 +81,20 @@ class LayerTracker(AbstractContextManager["LayerTracker"]):
         self._handles.clear()
         self.running = None
 
-    def begin(self, n_new: int) -> None:
-        """A pass over the next `n_new` tokens begins."""
+    @property
+    def fresh(self) -> bool:
+        """Whether the current pass uses no keys of earlier ones."""
+        return self.origin == self.seen - self.n_row
+
+    def begin(self, n_new: int, step: Pass | None = None) -> None:
+        """A pass over the next `n_new` tokens begins; `step` says what else it feeds."""
         self._runs = [0] * len(self._layers)
         self._depth = 0
         self.n_new = n_new
         self.seen += n_new
+        self.n_row = n_new if step is None else step.n_row
+        if step is not None and step.fresh:
+            self.origin = self.seen - self.n_row
 
     def end(self) -> None:
         """The pass is over.
@@ -100,6 +112,11 @@ class LayerTracker(AbstractContextManager["LayerTracker"]):
                 "a model that loops over its layers cannot be captured"
             )
 
+    def new_rows(self, value: Any, layer: int) -> Tensor:
+        """The stream (1, token, feature) of the new tokens, in what a layer takes or returns."""
+        stream = stream_of(value, self.name(layer), self.n_row)
+        return stream if self.n_row == self.n_new else stream[:, self.n_row - self.n_new :]
+
     def _before(self, index: int) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             self.running = index
@@ -108,7 +125,7 @@ class LayerTracker(AbstractContextManager["LayerTracker"]):
                 self._begun(index)
             if self._residual is not None and self._depth <= index:
                 given = args[0] if args else kwargs.get("hidden_states")
-                stream = stream_of(given, self.name(index), self.n_new)
+                stream = self.new_rows(given, index)
                 while self._depth <= index:  # more than depth 0 only where layers before this one were skipped
                     self._residual(self._depth, stream)
                     self._depth += 1
@@ -119,7 +136,7 @@ class LayerTracker(AbstractContextManager["LayerTracker"]):
         def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
             self.running = None
             if self._residual is not None:
-                self._residual(index + 1, stream_of(output, self.name(index), self.n_new))
+                self._residual(index + 1, self.new_rows(output, index))
                 self._depth = index + 2
 
         return hook

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from torch import nn
 
 from attnlens.capture.changes import changes_of, unwrapped
 from attnlens.capture.describe import device_name, model_info, versions
-from attnlens.capture.encoding import choose_encoding
+from attnlens.capture.encoding import choose_encoding, fed_again_at
 from attnlens.capture.equipment import Equipment, equip
 from attnlens.capture.evidence import ROW_SUM_LIMIT
 from attnlens.capture.failure import named
@@ -28,6 +28,7 @@ from attnlens.capture.plan import Plan
 from attnlens.capture.precision import full_precision
 from attnlens.capture.probe import Probed, probe
 from attnlens.capture.prompt import Prompt
+from attnlens.capture.rope import reset_rope
 from attnlens.capture.sampling import Sampler
 from attnlens.capture.settings import Generation, Settings
 from attnlens.capture.vocabulary import Vocabulary
@@ -52,6 +53,7 @@ class CaptureReport:
     bytes_written: int
     attention: str = "dense"
     attention_choice: str | None = None
+    notes: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +96,13 @@ class Session:
         Raises:
             ModelError: attention cannot be kept in the way that was asked for.
         """
-        encoding = choose_encoding(self.settings.attention, self.probed, plan.capacity, self.model_info.architecture)
+        encoding = choose_encoding(
+            self.settings.attention,
+            self.probed,
+            plan.capacity,
+            self.model_info.architecture,
+            fed_again_at(self.model, self.probed.style, plan, self.settings.attention),
+        )
         return CaptureMetadata(
             id=capture_id,
             prompt_id=prompt_id,
@@ -109,7 +117,7 @@ class Session:
             continued=plan.prompt.continued,
             seam=plan.seam,
             label=self.origin.label,
-            notes=list(plan.notes),
+            notes=[*self.probed.notes, *plan.notes],
             attention=encoding.mode,
             attention_dtype=self.probed.vector_dtype if encoding.mode == "qk" else None,
             attention_choice=encoding.choice,
@@ -158,6 +166,7 @@ class Session:
         """
         started = time.perf_counter() if started is None else started
         return_freed_memory()
+        reset_rope(self.model)
         sampler = self.sampler(generation, plan)
         path, metadata = self._place(writer, self.metadata(capture_id, plan, generation, prompt_id, sampler))
         rows: CaptureWriter | None = None
@@ -180,7 +189,9 @@ class Session:
                     passes.run()
                     progress.stage("writing")
                     completion = _decoded(self.tokenizer, passes.generated)
-                    rows.finish(_learnt(metadata, passes, completion, time.perf_counter() - started))
+                    learnt = _learnt(metadata, passes, completion, time.perf_counter() - started)
+                    learnt["notes"] = [*self.probed.notes, *passes.notes]
+                    rows.finish(learnt)
             except KeyboardInterrupt:
                 raise Interrupted(_kept(path, rows.metadata if rows is not None else metadata)) from None
         return CaptureReport(
@@ -194,6 +205,7 @@ class Session:
             bytes_written=rows.bytes_written,
             attention=metadata.attention or "none",
             attention_choice=metadata.attention_choice,
+            notes=learnt["notes"],
         )
 
     @contextmanager
@@ -262,6 +274,7 @@ def open_session(
         ModelError: the model cannot be captured truthfully.
     """
     return_freed_memory()
+    reset_rope(model)
     origin = origin or Origin()
     parallel = parallel_of(model)
     changes = changes_of(model, origin)  # before anything of ours is on the model

@@ -168,6 +168,11 @@ class AttentionTap:
             self._check_growth(name, layer, n_key)
         info = self._sees(layer, attention_mask, n_row, n_key)
         if self._vectors is not None and not again:
+            if n_row != self._tracker.n_new:
+                raise ModelError(
+                    f"{name}: the model feeds the text again at token {seen - 1} and replaces the keys, so queries "
+                    "and keys alone would not tell where earlier tokens looked; use --attention dense"
+                )
             self._vectors(
                 Vectors(layer=layer, first_token=seen - n_row, query=query[0], key=key[0, :, n_key - n_row :])
             )
@@ -215,7 +220,7 @@ class AttentionTap:
         found = self._sight.of(mask, info, self._tracker.seen, n_row, n_key)
         if self._vectors is None:
             return found
-        prompt = n_row == self._tracker.seen
+        prompt = self._tracker.fresh
         if found is None or (found != info and not prompt):
             raise ModelError(
                 f"{self._tracker.name(layer)}: its mask is not that of {info.kind} attention"
@@ -230,7 +235,7 @@ class AttentionTap:
         """Hands on the weights of the rows that are wanted, computed from query and key."""
         n_row, n_key, seen = query.shape[2], key.shape[2], self._tracker.seen
         assert info.scaling is not None
-        for low, high in self._spans(query, n_key, max(0, self._wanted_from - (seen - n_row))):
+        for low, high in self._spans(query, n_key, max(0, self._first_wanted() - (seen - n_row))):
             start, stop = first_seen(info, seen - n_row + low) - (seen - n_key), n_key - n_row + high
             part = mask[0, :, low:high, start:stop] if mask is not None and high - low > 1 else None
             weights = plain_weights(query[0, :, low:high], key[0, :, start:stop], part, info.scaling)
@@ -283,7 +288,7 @@ class AttentionTap:
         n_head, n_row = query.shape[1], query.shape[2]
         room = BLOCK_BYTES.get(query.device.type, OTHER_BLOCK_BYTES)
         height = self._max_rows or max(1, room // (4 * n_head * n_key))
-        cut = self._cut_at - (self._tracker.seen - n_row)
+        cut = n_row - self._tracker.n_new or self._cut_at - (self._tracker.seen - n_row)
         while first < n_row:
             last = min(first + height, n_row)
             last = cut if first < cut < last else last
@@ -312,7 +317,7 @@ class AttentionTap:
                 f"(1, head {query.shape[1]}, query {query.shape[2]}, key {key.shape[2]}); this model cannot be captured"
             )
         taken = block(weights=weights[0])
-        if taken.first_query >= self._wanted_from:
+        if taken.first_query >= self._first_wanted():
             if weights.dtype != torch.float32 and not self._native:
                 taken = block(weights=self._in_float(own, query, key, value, mask, args, kwargs))
             elif self._has_late_sinks(kwargs):
@@ -339,6 +344,10 @@ class AttentionTap:
             weights = weights * _kept_by_sinks(own, query, key, value, mask, weights[None], args, kwargs)
         return weights
 
+    def _first_wanted(self) -> int:
+        """Position of the first query of this pass whose weights are handed on; tokens fed again have theirs."""
+        return max(self._wanted_from, self._tracker.seen - self._tracker.n_new)
+
     def _is_again(self, layer: int, query: Tensor, key: Tensor) -> bool:
         """Whether the layer's last call had the very same queries and keys, and so the same weights.
 
@@ -350,7 +359,8 @@ class AttentionTap:
 
     def _check_growth(self, name: str, layer: int, n_key: int) -> None:
         """With a cache, keys are all tokens so far, or a window of a constant number of the last ones."""
-        seen, before = self._tracker.seen, self._tracker.seen - self._tracker.n_new
+        seen = self._tracker.seen - self._tracker.origin
+        before = seen - self._tracker.n_row
         last, self._n_key[layer] = self._n_key.get(layer), n_key
         if last is None or before == 0 or (n_key == seen and last == before):
             return
@@ -362,12 +372,12 @@ class AttentionTap:
             )
 
     def _check_axes(self, name: str, n_row: int, n_key: int, mask: Tensor | None) -> None:
-        seen, n_new = self._tracker.seen, self._tracker.n_new
-        if n_new == seen:
+        fed, seen = self._tracker.n_row, self._tracker.seen - self._tracker.origin
+        if fed == seen:
             self._prompt = seen
-        if n_row != n_new or n_key > seen or (n_new == seen and n_key != seen):
+        if n_row != fed or n_key > seen or (fed == seen and n_key != seen):
             raise ModelError(
-                f"{name}: attention with {n_row} queries and {n_key} keys for {n_new} new tokens of {seen}; its axes "
+                f"{name}: attention with {n_row} queries and {n_key} keys for {fed} new tokens of {seen}; its axes "
                 "are not the tokens of the text, so its rows cannot be stored"
             )
         if mask is None and n_row > 1:

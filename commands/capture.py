@@ -10,6 +10,9 @@ import typer
 
 from attnlens.commands.options import Json, Quiet
 
+TOLD = 4
+"""Notes of many captures that are printed; all are in the store."""
+
 if TYPE_CHECKING:
     from attnlens.capture.batch.many import ManyReport
     from attnlens.capture.run import CaptureOptions
@@ -370,6 +373,8 @@ def _tell_one(report: CaptureReport, json: bool) -> None:
     typer.echo(one_line(report.completion))
     if report.attention_choice is not None:
         typer.echo(f"attention: {report.attention}, {one_line(report.attention_choice)}")
+    for note in report.notes:
+        typer.echo(f"note: {one_line(note)}")
     typer.echo(
         f"{report.path}: capture {report.capture_id}, {report.n_prompt} + {report.n_token - report.n_prompt} tokens, "
         f"{human_bytes(report.bytes_written)} in {report.seconds:.1f} s. Next: lens render {report.path}"
@@ -388,6 +393,11 @@ def _tell_many(report: ManyReport, json: bool) -> None:
         size = human_bytes(sum(capture.bytes_written for capture in report.captures))
         kept = f", {len(report.kept)} were complete" if report.kept else ""
         failed = f", {len(report.failures)} failed" if report.failures else ""
+        noted = [(capture.capture_id, note) for capture in report.captures for note in capture.notes]
+        for capture_id, note in noted[:TOLD]:
+            typer.echo(f"note: capture {capture_id}: {one_line(note)}")
+        if len(noted) > TOLD:
+            typer.echo(f"note: {len(noted) - TOLD} more, in the store")
         typer.echo(
             f"{report.path}: captured {len(report.captures)} of {report.prompts} prompts{kept}{failed}, "
             f"{size} in {report.seconds:.1f} s. Next: lens info {report.path}"

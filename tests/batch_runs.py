@@ -47,15 +47,15 @@ def prompts(count: int) -> list[dict[str, Any]]:
     ]
 
 
-def model() -> Any:
+def model(family: str = "llama") -> Any:
     """The tiny model, which never ends a text by itself."""
-    tiny = tiny_model("llama")
+    tiny = tiny_model(family)
     tiny.generation_config.eos_token_id = None
     return tiny
 
 
-def run(path: Path | str, asked: list[Any], **options: Any) -> ManyReport:
-    return capture_many(model(), byte_tokenizer(), asked, path, **{**OPTIONS, **options})
+def run(path: Path | str, asked: list[Any], *, family: str = "llama", **options: Any) -> ManyReport:
+    return capture_many(model(family), byte_tokenizer(), asked, path, **{**OPTIONS, **options})
 
 
 def child(path: Path, count: int, *, pause: float, rank: int = 0, world: int = 1, resume: bool = False) -> Any:

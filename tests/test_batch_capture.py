@@ -89,7 +89,7 @@ def test_failures_are_recorded_and_the_rest_goes_on(tmp_path: Path) -> None:
     good = prompts(2)
     long, foreign = {"id": "long", "prompt": "x" * 500}, {"id": "foreign", "prompt": [1, 2, 9999]}
     chat = {"id": "chat", "messages": [{"role": "user", "content": "Hi"}], "raw": False}
-    report = run(path, [long, good[0], foreign, chat, good[1]])
+    report = run(path, [long, good[0], foreign, chat, good[1]], family="gpt2")
     assert [one.id for one in report.failures] == ["long", "foreign", "chat"]
     assert "prompt long (prompt 0): the prompt is 501 tokens long" in str(report.failures[0])
     assert (len(report.captures), report.left) == (2, 0)
@@ -104,7 +104,7 @@ def test_failures_are_recorded_and_the_rest_goes_on(tmp_path: Path) -> None:
     assert not verify(path).problems
     assert render(path, tmp_path / "pictures", options=RenderOptions(queries="3")).count > 0
     kept = (path / "0001" / "zarr.json").stat().st_mtime_ns
-    again = run(path, [long, good[0], foreign, chat, good[1]], resume=True)
+    again = run(path, [long, good[0], foreign, chat, good[1]], family="gpt2", resume=True)
     assert [one.id for one in again.failures] == ["long", "foreign", "chat"]
     assert (again.captures, again.kept) == ([], [good[0]["id"], good[1]["id"]])
     assert (path / "0001" / "zarr.json").stat().st_mtime_ns == kept
@@ -186,7 +186,7 @@ def test_info_lists_many_captures_in_80_columns(
 ) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     asked = [{"id": f"question-{number}", "prompt": "why " * 9} for number in range(7)]
-    run(tmp_path / "run.zarr", [*asked, {"id": "too long", "prompt": "x" * 500}], max_new_tokens=1)
+    run(tmp_path / "run.zarr", [*asked, {"id": "too long", "prompt": "x" * 500}], family="gpt2", max_new_tokens=1)
     print_page(describe(tmp_path / "run.zarr"))
     lines = capsys.readouterr().out.splitlines()
     assert max(map(len, lines)) <= 80

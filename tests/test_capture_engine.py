@@ -124,7 +124,7 @@ def test_generation_stops_at_the_models_end_token(tmp_path: Path) -> None:
 
 
 def test_context_bounds_the_generation(tmp_path: Path) -> None:
-    model = tiny_model("llama")
+    model = tiny_model("gpt2")
     model.generation_config.eos_token_id = None
     capture(model, byte_tokenizer(), "x" * 120, tmp_path / "run.zarr", raw=True, max_new_tokens=500, temperature=0)
     assert attnlens.open(tmp_path / "run.zarr")[0].n_fed == 128

@@ -136,7 +136,7 @@ def test_layers_that_run_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 def test_inputs_that_cannot_be_used(options: dict[str, Any], words: str, tmp_path: Path) -> None:
     arguments = {"prompt": "Hello", "store": tmp_path / "run.zarr", "raw": True, **options}
     with pytest.raises(InputError, match=words):
-        capture(tiny_model("llama"), byte_tokenizer(), **arguments)
+        capture(tiny_model("gpt2"), byte_tokenizer(), **arguments)
     assert not (tmp_path / "run.zarr").exists()
 
 

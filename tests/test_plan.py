@@ -23,7 +23,7 @@ from attnlens.cli import app
 from attnlens.progress import Silent
 from attnlens.schemas.errors import AttnlensError
 from attnlens.schemas.metadata import LayerInfo
-from families import CACHE, FAMILIES, SMALL, byte_tokenizer, tiny_model
+from families import CACHE, FAMILIES, byte_tokenizer, tiny_model
 from tiny import write_meta
 
 TEXT_DECIDES = {"token_bytes", "vocabulary_id", "vocabulary_text", "manifest_file", "manifest_sha256"}
@@ -131,7 +131,7 @@ def test_what_a_capture_would_refuse(name: str, tmp_path: Path) -> None:
 
 
 def test_inputs_that_a_capture_would_refuse(tmp_path: Path) -> None:
-    folder = folder_of(tmp_path / "model", t.LlamaConfig(**SMALL))
+    folder = folder_of(tmp_path / "model", FAMILIES["gpt2"]())
     (tmp_path / "there").mkdir()
     (tmp_path / "there" / "x").write_text("x")
     for options, words in (

@@ -47,6 +47,20 @@ DOTS3 = {
 ASSISTANT = {"num_kv_shared_layers": 4, "layer_types": SLIDING_AND_FULL, "hidden_size_per_layer_input": 0}
 BYTES = {"vocab_size": 300, "hidden_size_global": 32, "num_key_value_heads": 4, "num_attention_heads": 4, "head_dim": 8}
 
+# The boundary lies in the generated text, so that what happens there is seen.
+LONG_ROPE = {
+    "original_max_position_embeddings": 43,
+    "rope_parameters": {
+        "rope_type": "longrope",
+        "rope_theta": 10000.0,
+        "short_factor": [1.0] * 4,
+        "long_factor": [3.0] * 4,
+        "short_mscale": 1.0,
+        "long_mscale": 1.2,
+        "original_max_position_embeddings": 43,
+    },
+}
+
 OVERRIDES: dict[str, dict[str, Any]] = {
     "bailing_hybrid": {"layer_group_size": 2},
     "bamba": {**HYBRID, "attn_layer_indices": [1, 3]},
@@ -112,6 +126,9 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "moss_transcribe_diarize": {"text_config": {PART: "qwen3"}},
     "musicgen": {CONFIG: "MusicgenDecoderConfig", "num_codebooks": 1},
     "musicgen_melody": {CONFIG: "MusicgenMelodyDecoderConfig", "num_codebooks": 1},
+    "phi3": LONG_ROPE,
+    "phi4_multimodal": LONG_ROPE,
+    "phimoe": LONG_ROPE,
     "qwen4_exp": {"text_config": QWEN4},
     "qwen4_exp_text": QWEN4,
     "reformer": {"is_decoder": True, "axial_pos_shape": (8, 16), "axial_pos_embds_dim": (16, 16), "hash_seed": 0},
@@ -135,9 +152,6 @@ NOT_BUILT = {
     "gemma3n": "its vision part needs the package timm; its text part is gemma3n_text",
 }
 """Model types that cannot be built small here, and why."""
-
-NEEDS_POSITIONS = frozenset({"bamba"})
-"""Model types that forget, with a cache, where the next token stands (most RoBERTa types must not be told)."""
 
 NEEDS_CACHE = frozenset({"blenderbot"})
 """Model types whose own cache has the encoder's number of layers."""

@@ -44,6 +44,7 @@ class Forecast:
     modes: list[ModeSize]
     refused_modes: dict[str, str]
     memory: dict[str, dict[str, int]]
+    notes: list[str] = field(default_factory=list)
     lens_first: int = 0
     only_with_weights: list[str] = field(default_factory=lambda: list(WITH_WEIGHTS))
 
@@ -86,7 +87,7 @@ def forecast(options: CaptureOptions, progress: Progress) -> Forecast:
         mode_size(of_plan(about, plan, options.settings), capacity=plan.capacity, key_rows_hold=KEY_ROWS_HOLD)
         for about in records.values()
     ]
-    encoding = model.encoding(seen, plan.capacity)
+    encoding = model.encoding(seen, plan)
     return Forecast(
         **model.told(seen),
         n_prompt=plan.n_prompt,
@@ -97,5 +98,6 @@ def forecast(options: CaptureOptions, progress: Progress) -> Forecast:
         modes=modes,
         refused_modes=model.refused_modes(seen),
         memory=model.memory(seen, records[encoding.mode], plan),
+        notes=plan.notes_before(),
         lens_first=options.settings.lens_first(plan.n_prompt) if records[encoding.mode].lens else 0,
     )

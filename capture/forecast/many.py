@@ -141,7 +141,7 @@ def forecast_many(options: CaptureOptions, progress: Progress) -> ManyForecast:
         by_mode = {name: _mode_size(about, plan, options) for name, about in records.items()}
         for name, size in by_mode.items():
             sizes[name].append(size)
-        taken = by_mode[model.encoding(model.short, plan.capacity).mode]
+        taken = by_mode[model.encoding(model.short, plan).mode]
         prompts.append(
             PromptSize(
                 id=one.id,
@@ -171,7 +171,7 @@ def _plans(
     model: PlannedModel, asked: Sequence[Asked], progress: Progress
 ) -> tuple[list[tuple[Asked, Plan]], list[RefusedPrompt]]:
     """What is to be captured of each prompt, and the prompts of which nothing can be."""
-    model.encoding(model.short, 1)  # refuses, for every prompt, what the model cannot give
+    model.encoding(model.short)  # refuses, for every prompt, what the model cannot give
     refuse_if_none(asked, lambda one: model.check_generation(one.generation, going_on(one, [0])))
     plans: list[tuple[Asked, Plan]] = []
     refused: list[RefusedPrompt] = []
@@ -180,6 +180,7 @@ def _plans(
         try:
             plan = plan_of(model.short.model, model.tokenizer, one)
             model.check_generation(one.generation, plan)
+            model.encoding(model.short, plan)
             plans.append((one, plan))
         except Refusal as error:
             refused.append(RefusedPrompt(id=one.id, where=one.where, message=str(error)))
@@ -202,7 +203,7 @@ def _largest(
             longest = plan.capacity
     best: tuple[int, str | None, dict[str, dict[str, int]]] = (-1, None, {})
     for one, plan in front:
-        about = records[model.encoding(model.short, plan.capacity).mode]
+        about = records[model.encoding(model.short, plan).mode]
         memory = model.memory(model.sketch(first_pass(plan)), about, plan)
         peak = sum(sum(parts.values()) for parts in memory.values())
         if peak > best[0]:

@@ -10,8 +10,9 @@ from typing import Any, cast
 import torch
 
 from attnlens.capture.describe import plain, versions
-from attnlens.capture.encoding import Encoding, choose_encoding
+from attnlens.capture.encoding import Encoding, choose_encoding, fed_again_at
 from attnlens.capture.equipment import Equipment, Lens
+from attnlens.capture.feeding import style_of
 from attnlens.capture.forecast.memory import peak_memory
 from attnlens.capture.forecast.sketch import Sketch, sketch
 from attnlens.capture.lenses.choice import choose_lenses
@@ -81,8 +82,8 @@ class PlannedModel:
         why = unequal_shapes(seen.table) or seen.only_dense
         return {} if why is None else {"qk": why}
 
-    def encoding(self, seen: Sketch, capacity: int) -> Encoding:
-        """How attention of up to `capacity` tokens would be kept.
+    def encoding(self, seen: Sketch, plan: Plan | None = None) -> Encoding:
+        """How attention of a text would be kept (None: of a single token).
 
         Raises:
             ModelError: it cannot be kept in the way that was asked for.
@@ -90,7 +91,9 @@ class PlannedModel:
         likeness: Any = SimpleNamespace(
             table=seen.table, qk_refusal=self.refused_modes(seen).get("qk"), vector_dtype=_name(self.found.dtype)
         )
-        return choose_encoding(self.options.attention, likeness, capacity, type(seen.model).__name__)
+        wish, model = self.options.attention, seen.model
+        again = fed_again_at(model, style_of(model), plan, wish) if plan is not None else None
+        return choose_encoding(wish, likeness, plan.capacity if plan is not None else 1, type(model).__name__, again)
 
     def records(self, seen: Sketch) -> dict[str, CaptureMetadata]:
         """The record of a capture of no prompt yet, by the encodings that the model can have."""

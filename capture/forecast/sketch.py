@@ -16,8 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from attnlens.capture.configuration import refuse_configuration, text_config
+from attnlens.capture.context import flatten
+from attnlens.capture.feeding import style_of
 from attnlens.capture.forecast.live import LiveBytes
-from attnlens.capture.forward import attempt, logits_of, style_of
+from attnlens.capture.forward import attempt, logits_of
 from attnlens.capture.kv_cache import taken
 from attnlens.capture.layer_table import layer_table
 from attnlens.capture.override import eager_configuration, hooks_kept, tapped
@@ -77,7 +79,7 @@ def _run(model: Any, n_token: int) -> Sketch:
             except ModelError as error:
                 if not isinstance(error.__cause__, NotImplementedError | RuntimeError | TypeError):
                     raise
-        _flatten(model)
+        flatten(model)
         return _pass(model, n_token, "cpu")
 
 
@@ -205,13 +207,3 @@ def _unpadded(model: Any) -> Iterator[None]:
         yield
     finally:
         config.pad_token_id = before
-
-
-def _flatten(model: nn.Module) -> None:
-    """On the CPU, every weight and buffer a single number that is repeated."""
-    for module in model.modules():
-        for name, parameter in list(module.named_parameters(recurse=False)):
-            flat = torch.zeros((), dtype=parameter.dtype).expand(parameter.shape)
-            module._parameters[name] = nn.Parameter(flat, requires_grad=False)
-        for name, buffer in list(module.named_buffers(recurse=False)):
-            module._buffers[name] = torch.zeros(buffer.shape, dtype=buffer.dtype)

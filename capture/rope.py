@@ -1,0 +1,39 @@
+"""Rotary frequencies that change with the length of a text: a capture begins with those of a short one.
+
+transformers keeps dynamic NTK's frequencies in the model, where they stay grown until a text comes that is shorter than
+the original context: a text in between would be computed with what another one left behind.
+"""
+
+from __future__ import annotations
+
+from torch import nn
+
+_CACHED, _ORIGINAL, _CURRENT = "max_seq_len_cached", "original_inv_freq", "inv_freq"
+
+
+def reset_rope(model: nn.Module) -> None:
+    """Puts every dynamic rope back to its original frequencies, as transformers' `dynamic_rope_update` does itself."""
+    for module in model.modules():
+        first = getattr(module, "original_max_seq_len", None)
+        if first is None:
+            continue
+        for name in [name for name in vars(module) if name.endswith(_CACHED)]:
+            prefix = name.removesuffix(_CACHED)
+            original = getattr(module, prefix + _ORIGINAL, None)
+            if original is not None and getattr(module, name) != first:
+                original = original.to(getattr(module, prefix + _CURRENT).device)
+                module.register_buffer(prefix + _CURRENT, original, persistent=False)
+                setattr(module, name, first)
+
+
+def rope_of(config: object) -> str | None:
+    """What a configuration says of a rope that is made for longer texts, for people."""
+    parameters = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None)
+    if not isinstance(parameters, dict):
+        return None
+    for one in (parameters, *(part for part in parameters.values() if isinstance(part, dict))):
+        kind = one.get("rope_type", one.get("type"))
+        if kind not in (None, "default"):
+            factor = one.get("factor")
+            return f"rope {kind}" + (f" with factor {factor:g}" if isinstance(factor, int | float) else "")
+    return None
