@@ -33,7 +33,7 @@ def written(folder: Path, model: Any = None, **changes: Any) -> Path:
     [
         ("llama.attention.new_scale", 2.0),
         ("llama.attention.scale", 0.1),
-        ("llama.attention.sliding_window", 7),
+        ("llama.block_count", 10**9),
         ("llama.attention.causal", False),
         ("llama.attention.clamp_kqv", 8.0),
         ("llama.attention.value_length", 4),
@@ -69,6 +69,14 @@ def test_a_key_that_we_cannot_apply_is_named(tmp_path: Path, key: str, value: An
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("key", "value"), [("llama.attention.head_count", 0), ("llama.attention.layer_norm_rms_epsilon", "small")]
+)
+def test_a_key_of_another_kind_is_one_line(tmp_path: Path, key: str, value: Any) -> None:
+    with pytest.raises(ModelError, match=r"tiny\.gguf cannot be read: [^\n]+$"):
+        load(str(written(tmp_path, keys={key: value})), device="cpu")
+
+
 def test_keys_that_change_nothing_are_no_matter(tmp_path: Path) -> None:
     neutral: dict[str, Any] = {
         "llama.attention.scale": 8**-0.5,
@@ -80,6 +88,7 @@ def test_keys_that_change_nothing_are_no_matter(tmp_path: Path) -> None:
         "llama.rope.scaling.factor": 4.0,
         "llama.rope.scaling.finetuned": True,
         "tokenizer.ggml.fim_pre_token_id": 5,
+        "tokenizer.ggml.remove_extra_whitespaces": False,
     }
     model = random_model("llama")
     neutral["llama.attention.head_count_kv"] = [2] * model.config.num_hidden_layers
@@ -155,6 +164,13 @@ def test_any_divisors_are_applied(tmp_path: Path) -> None:
 def test_divisors_that_are_none_are_refused(tmp_path: Path, divisors: Any) -> None:
     with pytest.raises(ModelError, match=r"rope_freqs\.weight"):
         load(str(written(tmp_path, tensors={"rope_freqs.weight": divisors})), device="cpu")
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "gemma3_text"])
+def test_divisors_where_the_model_has_no_place_for_them(tmp_path: Path, kind: str) -> None:
+    path = written(tmp_path, random_model(kind), tensors={"rope_freqs.weight": np.full(4, 2.0)})
+    with pytest.raises(ModelError, match=r"rope_freqs\.weight"):
+        load(str(path), device="cpu")
 
 
 def test_three_biases_of_four(tmp_path: Path) -> None:

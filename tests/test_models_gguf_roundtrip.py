@@ -57,8 +57,8 @@ CASES: dict[str, dict[str, Any]] = {
             "llama3", factor=3.0, low_freq_factor=1.5, high_freq_factor=3.0, original_max_position_embeddings=64
         )
     },
-    "mistral": {"sliding_window": None, "head_dim": 16, "rope_parameters": rope()},
-    "mixtral": {"sliding_window": None, "num_experts_per_tok": 3, "rope_parameters": rope()},
+    "mistral": {"sliding_window": 7, "head_dim": 16, "rope_parameters": rope()},
+    "mixtral": {"sliding_window": 5, "num_experts_per_tok": 3, "rope_parameters": rope()},
     "qwen2": {"rope_parameters": rope("yarn", factor=4.0, original_max_position_embeddings=32)},
     "qwen2_moe": {"num_experts_per_tok": 3, "norm_topk_prob": True, "rope_parameters": rope()},
     "qwen3": {"attention_bias": True, "head_dim": 16, "rope_parameters": rope("linear", factor=2.0)},
@@ -69,7 +69,7 @@ CASES: dict[str, dict[str, Any]] = {
         "rope_parameters": rope("longrope", partial_rotary_factor=1.0, **PHI),
     },
     "phi3 partial": {"sliding_window": None, "rope_parameters": rope(partial_rotary_factor=0.5)},
-    "starcoder2": {"sliding_window": None, "norm_epsilon": 1e-2, "rope_parameters": rope()},
+    "starcoder2": {"sliding_window": 7, "norm_epsilon": 1e-2, "rope_parameters": rope()},
     "starcoder2 without biases": {"sliding_window": None, "use_bias": False},
     "stablelm": {
         "use_qkv_bias": True,

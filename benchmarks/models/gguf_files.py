@@ -200,8 +200,10 @@ def _turned(config: Any) -> int:
 
 
 def _llama_keys(writer: Any, config: Any) -> None:
-    _no(config, hidden_act="silu", sliding_window=None)
+    _no(config, hidden_act="silu")
     _text_keys(writer, config)
+    if getattr(config, "sliding_window", None):  # the converter drops it, and with it what the model computes
+        writer.add_sliding_window(config.sliding_window)
     writer.add_vocab_size(config.vocab_size)
     writer.add_rope_dimension_count(_turned(config))
     if hasattr(config, "num_local_experts"):
@@ -237,8 +239,10 @@ def _phi3_keys(writer: Any, config: Any) -> None:
 
 
 def _starcoder2_keys(writer: Any, config: Any) -> None:
-    _no(config, hidden_act="gelu_pytorch_tanh", sliding_window=None)
+    _no(config, hidden_act="gelu_pytorch_tanh")
     _text_keys(writer, config)
+    if config.sliding_window:  # as above
+        writer.add_sliding_window(config.sliding_window)
 
 
 def _stablelm_keys(writer: Any, config: Any) -> None:

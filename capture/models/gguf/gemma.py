@@ -19,7 +19,7 @@ from attnlens.capture.models.gguf.architecture import (
 )
 from attnlens.capture.models.gguf.keys import Keys
 from attnlens.capture.models.gguf.llama import ATTENTION_BIASES
-from attnlens.capture.models.gguf.rope import rope_parameters
+from attnlens.capture.models.gguf.rope import rope_parameters, rope_tensors
 
 PER_HEAD = {"gemma2": {46}, "gemma3": {62}}
 """Numbers of layers of models whose scores are scaled by the embedding's share of a head."""
@@ -80,6 +80,8 @@ def _gemma2(keys: Keys) -> Config:
 
 def _gemma3(keys: Keys) -> Config:
     config = _gemma(keys)
+    if found := rope_tensors(keys):
+        raise keys.refuse(f"it has {found[0]}, and Gemma 3 has two kinds of layers for which it may be meant")
     layers, window = config["num_hidden_layers"], int(keys.get("attention.sliding_window", 0))
     types = layer_types(keys, layers, 6) if window else ["full_attention"] * layers
     local = {"rope_type": "default", "rope_theta": float(keys.get("rope.freq_base_swa", 10000.0))}

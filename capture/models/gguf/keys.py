@@ -36,6 +36,14 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
 }
 """Keys of an architecture, and the values at which they change nothing. 0 is llama.cpp's "not set"."""
 
+NEUTRAL_TOKENIZER: dict[str, Any] = {
+    "tokenizer.ggml.add_sep_token": False,
+    "tokenizer.ggml.normalizer.lowercase": False,
+    "tokenizer.ggml.normalizer.strip_accents": False,
+    "tokenizer.ggml.remove_extra_whitespaces": False,
+}
+"""Keys of a tokenizer, and the value at which they change nothing."""
+
 WITHOUT_EFFECT = frozenset(
     {
         "rope.scaling.finetuned",  # says how the model was trained
@@ -82,6 +90,8 @@ class Keys:
         self.header = header
         self.architecture = header.architecture
         self._taken: set[str] = set()
+        self.tensors: set[str] = set()
+        """Tensors that are part of the configuration."""
 
     def refuse(self, problem: str) -> ModelError:
         """An error to raise: what in the file stands against its use, in words that follow its name."""
@@ -176,6 +186,8 @@ class Keys:
             return name in WITHOUT_EFFECT or all(any(same(v, allowed) for allowed in neutral) for v in values or [None])
         if space == "general":
             return name.partition(".")[0] in GENERAL
+        if full in NEUTRAL_TOKENIZER:
+            return bool(self.header.fields[full].contents() == NEUTRAL_TOKENIZER[full])
         return full.startswith(TOKENIZER_WITHOUT_EFFECT)
 
 

@@ -1,4 +1,4 @@
-"""Llama, and models that differ from it in few things: Mixtral, Phi-3, StarCoder 2, MiniMax-M2, LFM2."""
+"""Llama, and models that differ from it in few things: Mistral, Mixtral, Phi-3, StarCoder 2, MiniMax-M2, LFM2."""
 
 from __future__ import annotations
 
@@ -32,12 +32,13 @@ def plain(keys: Keys, **options: Any) -> Config:
     return config
 
 
-# Llama, and Mixtral, which has the same name
+# Llama, and Mistral and Mixtral, which have the same name
 
 
 def _llama(keys: Keys) -> Config:
     config = plain(keys)
     biased = has(keys, *ATTENTION_BIASES)
+    window = keys.get("attention.sliding_window") or None
     if keys.get("expert_count", 0) > 0:
         if biased:
             raise keys.refuse("it has experts and biases of attention, which no model of transformers' has together")
@@ -45,8 +46,13 @@ def _llama(keys: Keys) -> Config:
         keys.expect("expert_weights_norm", [True])
         routed = {"num_local_experts": keys.need("expert_count"), "num_experts_per_tok": keys.need("expert_used_count")}
         config["intermediate_size"] = inner_width(keys)
-        return config | routed | {"model_type": "mixtral", "sliding_window": None}
-    return config | {"attention_bias": biased, "mlp_bias": has(keys, "ffn_gate.bias", "ffn_up.bias", "ffn_down.bias")}
+        return config | routed | {"model_type": "mixtral", "sliding_window": window}
+    mlp_biased = has(keys, "ffn_gate.bias", "ffn_up.bias", "ffn_down.bias")
+    if window is None:
+        return config | {"attention_bias": biased, "mlp_bias": mlp_biased}
+    if biased or mlp_biased:
+        raise keys.refuse_key("attention.sliding_window", "stands beside biases, and Mistral has none")
+    return config | {"model_type": "mistral", "sliding_window": window}
 
 
 def _llama_rules(config: Config) -> list[Rule]:

@@ -6,12 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from attnlens.capture.extra import require_package
+from attnlens.capture.models.failure import one_line
 from attnlens.capture.models.gguf.file import Header, find_file, read_header
 from attnlens.capture.models.gguf.model import assigned, check_places, configuration, describe, parameters
 from attnlens.capture.models.gguf.tokenizer import read_tokenizer
 from attnlens.capture.models.request import LoadedModel, Request
 from attnlens.capture.models.state import model_from_state
 from attnlens.progress import Progress
+from attnlens.schemas.errors import AttnlensError, ModelError
 
 HALF = {"F16": "float16", "BF16": "bfloat16"}
 
@@ -34,7 +36,14 @@ def check(request: Request) -> None:
     """
     request.refuse_revision("a GGUF file")
     require_package("gguf", "a GGUF file")
-    assigned(describe(read_header(find_file(request.path))))
+    path = find_file(request.path)
+    header = read_header(path)
+    try:
+        assigned(describe(header))
+    except AttnlensError:
+        raise
+    except Exception as error:  # keys of another kind than they should be
+        raise ModelError(f"{path} cannot be read: {one_line(error)}") from error
 
 
 def load(request: Request, progress: Progress) -> LoadedModel:

@@ -14,7 +14,6 @@ from attnlens.capture.models.gguf.keys import Keys
 from attnlens.capture.models.gguf.llama import LLAMA
 from attnlens.capture.models.gguf.others import OTHERS
 from attnlens.capture.models.gguf.qwen import QWEN
-from attnlens.capture.models.gguf.rope import rope_tensors
 from attnlens.capture.models.gguf.tokenizer import APPLIED
 from attnlens.schemas.errors import ModelError
 
@@ -62,7 +61,10 @@ def describe(header: Header) -> Described:
     architecture = ARCHITECTURES[name]
     values = {"model_type": architecture.model_type, **architecture.config(keys), **token_ids(keys)}
     keys.take(*(f"tokenizer.{name}" for name in APPLIED))
-    return Described(header, architecture, values, keys.finish(), frozenset(rope_tensors(keys)))
+    layers = values.get("num_hidden_layers") or values["n_layer"]
+    if not 0 < layers <= len(header.tensors):
+        raise keys.refuse_key("block_count", f"is no number of layers that {len(header.tensors)} tensors can have")
+    return Described(header, architecture, values, keys.finish(), frozenset(keys.tensors))
 
 
 def token_ids(keys: Keys) -> dict[str, Any]:
@@ -90,9 +92,16 @@ def configuration(described: Described) -> Any:
         raise ModelError(f"{name}: transformers cannot make a {kind} of it: {one_line(error)}") from error
     for field, value in values.items():
         found = getattr(config, field, None)
-        if found != value and not isinstance(value, dict):
+        if not _holds(found, value):
             raise ModelError(f"{name}: transformers made {field} = {found} of {value}: the installed version differs")
     return config
+
+
+def _holds(found: Any, value: Any) -> bool:
+    """The configuration has the value; of an object, every part of it."""
+    if isinstance(value, dict) and isinstance(found, dict):
+        return all(_holds(found.get(name), part) for name, part in value.items())
+    return bool(found == value)
 
 
 def rules_of(described: Described) -> list[Rule]:

@@ -21,7 +21,7 @@ LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_positio
 
 
 def rope_tensors(keys: Keys) -> list[str]:
-    """The tensors of the file that `rope_parameters` applies."""
+    """Names of the tensors with divisors, where there are some."""
     return [name for name in (FREQS, SHORT, LONG) if name in keys.header.tensors]
 
 
@@ -49,6 +49,7 @@ def rope_parameters(keys: Keys, features: int, *, partial: bool = False, only_lo
     attention = float(keys.get(SCALING + "attn_factor", 1.0))
     yarn = {name: keys.get(f"{SCALING}yarn_{name}") for name in ("ext_factor", "attn_factor", "beta_fast", "beta_slow")}
     tensors = rope_tensors(keys)
+    keys.tensors.update(tensors)
     if kind not in {"none", "linear", "yarn", "longrope"}:
         raise keys.refuse_key(SCALING + "type", "is no scaling that attnlens knows")
     if kind == "yarn" and linear != 1.0:
