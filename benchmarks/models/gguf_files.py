@@ -82,7 +82,14 @@ def write_gguf(
     writer.close()
 
 
-VERBATIM = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight", "exp_probs_b.bias")
+VERBATIM = (
+    "rope_freqs.weight",
+    "rope_factors_long.weight",
+    "rope_factors_short.weight",
+    "exp_probs_b.bias",
+    "_inp.scale",
+    "_exps.scale",
+)
 
 
 def _state(model: Any, *, tied: bool) -> Named:
@@ -323,6 +330,44 @@ def _gemma_keys(writer: Any, config: Any) -> None:
     writer.add_attention_scale(config.query_pre_attn_scalar**-0.5)
 
 
+def _gemma4_keys(writer: Any, config: Any) -> None:
+    _no(config, hidden_activation="gelu_pytorch_tanh", use_bidirectional_attention=None, attention_bias=False)
+    sliding = [kind == "sliding_attention" for kind in config.layer_types]
+    full_layer, layer = (config.per_layer_config[sliding.index(kind)] for kind in (False, True))
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    rope = config.rope_parameters
+    writer.add_rope_freq_base(rope["full_attention"]["rope_theta"])
+    writer.add_rope_freq_base_swa(rope["sliding_attention"]["rope_theta"])
+    writer.add_rope_dimension_count(full_layer.head_dim)
+    writer.add_rope_dimension_count_swa(layer.head_dim)
+    writer.add_key_length(full_layer.head_dim)
+    writer.add_value_length(full_layer.head_dim)
+    writer.add_key_length_swa(layer.head_dim)
+    writer.add_value_length_swa(layer.head_dim)
+    kv = [(layer if windowed else full_layer).num_key_value_heads for windowed in sliding]
+    writer.add_head_count_kv(kv if len(set(kv)) > 1 else kv[0])
+    shared = config.num_kv_shared_layers
+    wide = 2 if config.use_double_wide_mlp else 1
+    inner = [config.intermediate_size] * (config.num_hidden_layers - shared) + [
+        config.intermediate_size * wide
+    ] * shared
+    writer.add_feed_forward_length(inner if len(set(inner)) > 1 else inner[0])
+    writer.add_shared_kv_layers(shared)
+    writer.add_embedding_length_per_layer_input(config.hidden_size_per_layer_input or 0)
+    writer.add_sliding_window_pattern(sliding)
+    writer.add_sliding_window(config.sliding_window)
+    if config.final_logit_softcapping is not None:
+        writer.add_final_logit_softcapping(config.final_logit_softcapping)
+    if config.enable_moe_block:
+        writer.add_expert_count(config.num_experts)
+        writer.add_expert_used_count(config.top_k_experts)
+        writer.add_expert_feed_forward_length(config.moe_intermediate_size)
+
+
 def _gpt_oss_keys(writer: Any, config: Any) -> None:
     _no(config, hidden_act="silu", swiglu_alpha=1.702, swiglu_limit=7.0)
     rope = config.rope_parameters
@@ -437,6 +482,24 @@ def _norms_plus_one(state: Named, _config: Any) -> Named:
         yield name, value + 1 if name.endswith("norm.weight") else value
 
 
+def _gemma4_tensors(state: Named, config: Any) -> Named:
+    size = config.per_layer_config[config.layer_types.index("full_attention")].head_dim
+    turned = int(size * config.rope_parameters["full_attention"]["partial_rotary_factor"] / 2)
+    yield "rope_freqs.weight", np.array([1.0] * turned + [1e30] * (size // 2 - turned))
+    for name, value in state:
+        layer = name.split(".")[2]
+        if name.endswith("layer_scalar"):
+            yield f"{name}.weight", value
+        elif name.endswith("router.scale"):
+            yield f"blk.{layer}.ffn_gate_inp.scale", value
+        elif name.endswith("per_expert_scale"):
+            yield f"blk.{layer}.ffn_down_exps.scale", value
+        elif ".experts." in name:
+            yield f"{name}.weight", value
+        else:
+            yield name, value
+
+
 def _stablelm_tensors(state: Named, _config: Any) -> Named:
     """The norms of heads, stacked."""
     stacks: dict[str, list[Any]] = {}
@@ -515,6 +578,7 @@ WRITERS: dict[str, tuple[str, Callable[[Any, Any], None], Callable[[Named, Any],
     "nemotron": ("nemotron", _nemotron_keys, _norms_plus_one),
     "gemma2": ("gemma2", _gemma_keys, _norms_plus_one),
     "gemma3_text": ("gemma3", _gemma_keys, _norms_plus_one),
+    "gemma4_text": ("gemma4", _gemma4_keys, _gemma4_tensors),
     "gpt2": ("gpt2", _gpt2_keys, _gpt2_tensors),
     "bloom": ("bloom", _bloom_keys, _bloom_tensors),
     "falcon": ("falcon", _falcon_keys, _falcon_tensors),

@@ -28,14 +28,15 @@ class Architecture:
     """One of llama.cpp's architectures that we read.
 
     `model_type` is transformers'; `config` makes the values of its configuration of the keys and, for presence and
-    shapes, of the tensors' names; `rules` says where tensors go, given these values. `ignored`: beginnings of tensors
-    that change nothing.
+    shapes, of the tensors' names; `rules` says where tensors go, given these values; `unread` names those that may be
+    there and change nothing. `renamed`: values that the configuration keeps under another name.
     """
 
     model_type: str
     config: Callable[[Keys], Config]
     rules: Callable[[Config], Sequence[Rule]]
-    ignored: tuple[str, ...] = ()
+    unread: Callable[[Config], set[str]] = lambda config: set()
+    renamed: frozenset[str] = frozenset()
 
 
 def has(keys: Keys, *suffixes: str) -> bool:

@@ -10,6 +10,7 @@ from attnlens.capture.models.failure import one_line
 from attnlens.capture.models.gguf.architecture import Architecture, Rule
 from attnlens.capture.models.gguf.file import Header
 from attnlens.capture.models.gguf.gemma import GEMMA
+from attnlens.capture.models.gguf.gemma4 import GEMMA4
 from attnlens.capture.models.gguf.keys import Keys
 from attnlens.capture.models.gguf.llama import LLAMA
 from attnlens.capture.models.gguf.others import OTHERS
@@ -17,7 +18,7 @@ from attnlens.capture.models.gguf.qwen import QWEN
 from attnlens.capture.models.gguf.tokenizer import APPLIED
 from attnlens.schemas.errors import ModelError
 
-ARCHITECTURES: dict[str, Architecture] = {**LLAMA, **QWEN, **GEMMA, **OTHERS}
+ARCHITECTURES: dict[str, Architecture] = {**LLAMA, **QWEN, **GEMMA, **GEMMA4, **OTHERS}
 NO_DECODER = {
     "bert": "is no causal language model",
     "clip": "is no language model",
@@ -90,9 +91,10 @@ def configuration(described: Described) -> Any:
         config = AutoConfig.for_model(kind, **values)
     except Exception as error:  # each class has checks of its own
         raise ModelError(f"{name}: transformers cannot make a {kind} of it: {one_line(error)}") from error
+    kept = config.to_dict()
     for field, value in values.items():
-        found = getattr(config, field, None)
-        if not _holds(found, value):
+        found = kept.get(field)
+        if field not in described.architecture.renamed and not _holds(found, value):
             raise ModelError(f"{name}: transformers made {field} = {found} of {value}: the installed version differs")
     return config
 
@@ -129,9 +131,10 @@ def assigned(described: Described) -> list[Rule]:
     header = described.header
     chosen: list[Rule] = []
     used: set[str] = set(described.own)
+    unread = described.architecture.unread(described.values)
     targets: set[str] = set()
     for rule in rules_of(described):
-        present = [source for source in rule.sources if source in header.tensors]
+        present = [source for source in rule.sources if source in header.tensors and source not in unread]
         goals = {rule.target} if isinstance(rule.target, str) else set(rule.target)
         if len(present) < len(rule.sources) or (not rule.sources and goals & targets):
             continue
@@ -140,7 +143,7 @@ def assigned(described: Described) -> list[Rule]:
         chosen.append(rule)
         used |= set(present)
         targets |= goals
-    left = [name for name in header.tensors if name not in used]
+    left = [name for name in header.tensors if name not in used and name not in unread]
     if left:
         more = f" and {len(left) - 3} more" if len(left) > 3 else ""
         raise _refuse(

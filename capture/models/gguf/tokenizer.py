@@ -31,15 +31,15 @@ def read_tokenizer(header: Header) -> Any:
 
     keys = Keys(header)
     kind = keys.whole("tokenizer.ggml.model")
-    if kind not in {"gpt2", "llama"}:
-        raise keys.refuse(f"the key tokenizer.ggml.model = {kind!r} is neither 'gpt2' nor 'llama'")
+    if kind not in MAKERS:
+        raise keys.refuse(f"the key tokenizer.ggml.model = {kind!r} is none of {', '.join(MAKERS)}")
     pieces = keys.whole("tokenizer.ggml.tokens") or []
     types = keys.whole("tokenizer.ggml.token_type") or [1] * len(pieces)
     if not pieces or len(types) != len(pieces):
         raise keys.refuse(f"it has {len(pieces)} tokens and {len(types)} types of them")
     special = _special(keys, kind, len(pieces))
     try:
-        backend, begins = (_byte_level if kind == "gpt2" else _sentencepiece)(keys, pieces, types, special)
+        backend, begins = MAKERS[kind](keys, pieces, types, special)
     except ModelError:
         raise
     except Exception as error:  # of the library that makes them
@@ -81,14 +81,7 @@ def _byte_level(keys: Keys, pieces: list[str], types: list[int], special: dict[s
     cut = Cut((GPT2,)) if name is None else CUTS[name]
     if keys.whole("tokenizer.ggml.add_space_prefix", False):
         raise keys.refuse("the key tokenizer.ggml.add_space_prefix = True has no meaning for a byte-level tokenizer")
-    merges = keys.whole("tokenizer.ggml.merges")
-    if merges is None:
-        raise keys.refuse("it has no key tokenizer.ggml.merges")
-    # a merge is two pieces and a blank between them; the first may itself begin with a blank
-    pairs = [
-        tuple((merge[0] + part) if i == 0 else part for i, part in enumerate(merge[1:].split(" ", 1)))
-        for merge in merges
-    ]
+    pairs = _merges(keys)
     vocabulary = {piece: index for index, piece in enumerate(pieces)}
     backend = Tokenizer(models.BPE(vocabulary, pairs, ignore_merges=cut.whole))
     words = [pre_tokenizers.Split(Regex(expression), behavior="isolated") for expression in cut.expressions]
@@ -97,6 +90,38 @@ def _byte_level(keys: Keys, pieces: list[str], types: list[int], special: dict[s
     )
     backend.decoder = decoders.ByteLevel()
     return backend, cut.begins
+
+
+def _merges(keys: Keys) -> list[tuple[str, str]]:
+    """Pairs of pieces in order. A blank is between the two; the first may itself begin with one."""
+    merges = keys.whole("tokenizer.ggml.merges")
+    if merges is None:
+        raise keys.refuse("it has no key tokenizer.ggml.merges")
+    found = []
+    for merge in merges:
+        at = merge.find(" ", 1)
+        if at < 0:
+            raise keys.refuse(f"the merge {merge!r} is not two pieces")
+        found.append((merge[:at], merge[at + 1 :]))
+    return found
+
+
+def _gemma4(keys: Keys, pieces: list[str], types: list[int], special: dict[str, int]) -> tuple[Any, bool]:
+    """Pieces of text in which ▁ stands for a blank, merged in the order of the file; no merge crosses a line's end."""
+    from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
+
+    if keys.whole("tokenizer.ggml.pre", "gemma4") not in {"gemma4", "default"}:
+        raise keys.refuse(f"the key tokenizer.ggml.pre = {keys.whole('tokenizer.ggml.pre')!r} is not 'gemma4'")
+    if keys.whole("tokenizer.ggml.add_space_prefix", False):
+        raise keys.refuse("the key tokenizer.ggml.add_space_prefix = True is none of Gemma 4's")
+    vocabulary = {piece: index for index, piece in enumerate(pieces)}
+    unknown = pieces[special["unknown"]] if "unknown" in special else None
+    model = models.BPE(vocabulary, _merges(keys), unk_token=unknown, fuse_unk=True, byte_fallback=True)
+    backend = Tokenizer(model)
+    backend.normalizer = normalizers.Replace(" ", "▁")
+    backend.pre_tokenizer = pre_tokenizers.Split(Regex(r"[^\n]+|\n+"), behavior="isolated")
+    backend.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
+    return backend, True
 
 
 def _sentencepiece(keys: Keys, pieces: list[str], types: list[int], special: dict[str, int]) -> tuple[Any, bool]:
@@ -128,6 +153,10 @@ def _sentencepiece(keys: Keys, pieces: list[str], types: list[int], special: dic
     undone = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
     backend.decoder = decoders.Sequence([*undone, decoders.Strip(" ", 1, 0)] if prefix else undone)
     return backend, True
+
+
+MAKERS = {"gpt2": _byte_level, "llama": _sentencepiece, "gemma4": _gemma4}
+"""By the value of tokenizer.ggml.model."""
 
 
 def _add_whole_tokens(backend: Any, pieces: list[str], types: list[int]) -> None:
