@@ -200,6 +200,17 @@ def test_gemma_2s_scale_is_known_by_its_layers_or_must_be_said(tmp_path: Path) -
         load(str(path), device="cpu")
 
 
+def test_layers_that_guess_tokens_ahead_are_left_out(tmp_path: Path) -> None:
+    model = random_model("qwen3_5_text")
+    ahead = {"qwen35.block_count": 5, "qwen35.nextn_predict_layers": 1}
+    ahead["qwen35.attention.recurrent_layers"] = [True, True, True, False, False]  # type: ignore[assignment]
+    tensors = {"blk.4.nextn.eh_proj.weight": np.ones((32, 64)), "blk.4.attn_q.weight": np.ones((64, 32))}
+    loaded = load(str(written(tmp_path, model, keys=ahead, tensors=tensors)), device="cpu")
+    assert loaded.model.config.num_hidden_layers == 4
+    with pytest.raises(ModelError, match=r"blk\.4\.nextn\.eh_proj\.weight"):
+        load(str(written(tmp_path, model, tensors=tensors)), device="cpu")
+
+
 def test_several_tokens_may_end_a_text(tmp_path: Path) -> None:
     loaded = load(str(written(tmp_path, keys={"tokenizer.ggml.eot_token_id": 7})), device="cpu")
     assert loaded.model.generation_config.eos_token_id == [2, 7]

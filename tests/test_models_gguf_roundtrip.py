@@ -25,13 +25,14 @@ from attnlens.capture.models.request import Request
 
 pytest.importorskip("gguf")
 PROMPT, COMPLETION = "Alice and Bob are siblings. Who is", " Bob's sister?"
-WINDOW, FULL = "sliding_attention", "full_attention"
+WINDOW, FULL, LINEAR = "sliding_attention", "full_attention", "linear_attention"
 
 
 def rope(kind: str = "default", theta: float = 500.0, **values: Any) -> dict[str, Any]:
     return {"rope_type": kind, "rope_theta": theta, **values}
 
 
+SECTIONS = {"mrope_section": [2, 1, 1], "mrope_interleaved": True}
 LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
 PHI = {
     "original_max_position_embeddings": 16,
@@ -95,6 +96,35 @@ CASES: dict[str, dict[str, Any]] = {
         "rope_parameters": {FULL: rope("linear", factor=8.0), WINDOW: rope(theta=77.0)},
     },
     "gemma3_text without windows": {"layer_types": [FULL] * LAYERS},
+    "gemma4_text": {
+        "num_hidden_layers": 6,
+        "layer_types": [WINDOW, FULL] * 3,
+        "sliding_window": 5,
+        "global_head_dim": 16,
+        "num_global_key_value_heads": 1,
+        "attention_k_eq_v": True,
+        "num_kv_shared_layers": 2,
+        "use_double_wide_mlp": True,
+        "enable_moe_block": True,
+        "num_experts": 4,
+        "top_k_experts": 3,
+        "moe_intermediate_size": 16,
+        "final_logit_softcapping": 4.0,
+        "rope_parameters": {FULL: rope("proportional", partial_rotary_factor=0.5), WINDOW: rope(theta=77.0)},
+    },
+    "gemma4_text plain": {"global_head_dim": 16},
+    "qwen3_5_text": {
+        "head_dim": 16,
+        "linear_num_value_heads": 4,
+        "layer_types": [FULL, LINEAR, LINEAR, FULL],
+        "rope_parameters": rope(partial_rotary_factor=0.5, **SECTIONS),
+    },
+    "qwen3_5_moe_text": {
+        "head_dim": 16,
+        "linear_num_value_heads": 6,
+        "num_experts_per_tok": 3,
+        "rope_parameters": rope(partial_rotary_factor=0.5, **SECTIONS),
+    },
     "gpt2": {"n_inner": 40, "layer_norm_epsilon": 1e-2},
     "gpt2 two matrices": {"tie_word_embeddings": False},
     "bloom": {"layer_norm_epsilon": 1e-2},
@@ -114,6 +144,8 @@ CASES: dict[str, dict[str, Any]] = {
 
 def random_model(kind: str, **changes: Any) -> Any:
     """A model whose attention is far from flat, every bias and norm other than it begins."""
+    if kind not in transformers.CONFIG_MAPPING:
+        pytest.skip(f"this transformers has no {kind}")
     torch.manual_seed(0)
     model = transformers.AutoModelForCausalLM.from_config(
         tiny_config(kind, **changes), attn_implementation="eager"

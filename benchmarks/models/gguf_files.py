@@ -231,6 +231,28 @@ def _qwen_keys(writer: Any, config: Any) -> None:
             writer.add_expert_weights_norm(config.norm_topk_prob)
 
 
+def _qwen35_keys(writer: Any, config: Any) -> None:
+    _no(config, hidden_act="silu")
+    _text_keys(writer, config)
+    writer.add_ssm_conv_kernel(config.linear_conv_kernel_dim)
+    writer.add_ssm_state_size(config.linear_key_head_dim)
+    writer.add_ssm_group_count(config.linear_num_key_heads)
+    writer.add_ssm_time_step_rank(config.linear_num_value_heads)
+    writer.add_ssm_inner_size(config.linear_value_head_dim * config.linear_num_value_heads)
+    writer.add_array(
+        f"{writer.arch}.attention.recurrent_layers",
+        [kind == "linear_attention" for kind in config.layer_types],
+    )
+    writer.add_rope_dimension_count(_turned(config))
+    sections = list(config.rope_parameters.get("mrope_section", [_turned(config) // 2, 0, 0]))
+    writer.add_rope_dimension_sections([*sections, 0, 0, 0][:4])
+    if hasattr(config, "num_experts"):
+        writer.add_expert_count(config.num_experts)
+        writer.add_expert_used_count(config.num_experts_per_tok)
+        writer.add_expert_feed_forward_length(config.moe_intermediate_size)
+        writer.add_expert_shared_feed_forward_length(config.shared_expert_intermediate_size)
+
+
 def _phi3_keys(writer: Any, config: Any) -> None:
     _no(config, hidden_act="silu")
     rope = config.rope_parameters
@@ -469,6 +491,34 @@ def _split_experts(state: Named, _config: Any) -> Named:
             yield name, value
 
 
+def _qwen35_tensors(state: Named, config: Any) -> Named:
+    """Heads of values in tiles, one of each head of keys, along rows or, in what reads them, columns."""
+    heads, size = config.linear_num_key_heads, config.linear_value_head_dim
+    before = 2 * config.linear_key_head_dim * heads
+
+    def tiled(value: Any, width: int) -> Any:
+        return value.reshape(heads, -1, width, *value.shape[1:]).swapaxes(0, 1).reshape(value.shape)
+
+    for name, value in _split_experts(state, config):
+        if name.endswith((".in_proj_qkv.weight", ".conv1d.weight")):
+            flat = value.reshape(value.shape[0], -1)
+            yield name, np.concatenate([flat[:before], tiled(flat[before:], size)])
+        elif name.endswith(".in_proj_z.weight"):
+            yield name, tiled(value, size)
+        elif name.endswith((".in_proj_a.weight", ".in_proj_b.weight")):
+            yield name, tiled(value, 1)
+        elif name.endswith(".A_log"):
+            yield name, -np.exp(tiled(value, 1))
+        elif name.endswith(".dt_bias"):
+            yield name.replace(".dt_bias", ".dt_proj.bias"), tiled(value, 1)
+        elif name.endswith("linear_attn.out_proj.weight"):
+            yield name, tiled(value.T, size).T
+        elif name.endswith("norm.weight") and not name.endswith("linear_attn.norm.weight"):
+            yield name, value + 1
+        else:
+            yield name, value
+
+
 def _phi3_tensors(state: Named, config: Any) -> Named:
     rope = config.rope_parameters
     if rope["rope_type"] == "longrope":
@@ -572,6 +622,8 @@ WRITERS: dict[str, tuple[str, Callable[[Any, Any], None], Callable[[Named, Any],
     "qwen2_moe": ("qwen2moe", _qwen_keys, _split_experts),
     "qwen3": ("qwen3", _qwen_keys, _split_experts),
     "qwen3_moe": ("qwen3moe", _qwen_keys, _split_experts),
+    "qwen3_5_text": ("qwen35", _qwen35_keys, _qwen35_tensors),
+    "qwen3_5_moe_text": ("qwen35moe", _qwen35_keys, _qwen35_tensors),
     "phi3": ("phi3", _phi3_keys, _phi3_tensors),
     "starcoder2": ("starcoder2", _starcoder2_keys, _as_they_are),
     "stablelm": ("stablelm", _stablelm_keys, _stablelm_tensors),

@@ -28,14 +28,14 @@ class Architecture:
     """One of llama.cpp's architectures that we read.
 
     `model_type` is transformers'; `config` makes the values of its configuration of the keys and, for presence and
-    shapes, of the tensors' names; `rules` says where tensors go, given these values; `unread` names those that may be
+    shapes, of the tensors' names; `rules` says where tensors go, given these values; `unread` says which may be
     there and change nothing. `renamed`: values that the configuration keeps under another name.
     """
 
     model_type: str
     config: Callable[[Keys], Config]
     rules: Callable[[Config], Sequence[Rule]]
-    unread: Callable[[Config], set[str]] = lambda config: set()
+    unread: Callable[[Config, str], bool] = lambda config, name: False
     renamed: frozenset[str] = frozenset()
 
 

@@ -164,11 +164,11 @@ def _rules(config: Config) -> list[Rule]:
     ]
 
 
-def _unread(config: Config) -> set[str]:
+def _unread(config: Config, name: str) -> bool:
     """Keys and values of layers that take those of an earlier one: in files, but nobody's."""
     first = config["num_hidden_layers"] - config["num_kv_shared_layers"]
     parts = ("attn_k.weight", "attn_v.weight", "attn_k_norm.weight")
-    return {f"blk.{n}.{part}" for n in range(first, config["num_hidden_layers"]) for part in parts}
+    return name in {f"blk.{n}.{part}" for n in range(first, config["num_hidden_layers"]) for part in parts}
 
 
 GEMMA4 = {

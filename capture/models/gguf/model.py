@@ -15,10 +15,11 @@ from attnlens.capture.models.gguf.keys import Keys
 from attnlens.capture.models.gguf.llama import LLAMA
 from attnlens.capture.models.gguf.others import OTHERS
 from attnlens.capture.models.gguf.qwen import QWEN
+from attnlens.capture.models.gguf.qwen35 import QWEN35
 from attnlens.capture.models.gguf.tokenizer import APPLIED
 from attnlens.schemas.errors import ModelError
 
-ARCHITECTURES: dict[str, Architecture] = {**LLAMA, **QWEN, **GEMMA, **GEMMA4, **OTHERS}
+ARCHITECTURES: dict[str, Architecture] = {**LLAMA, **QWEN, **QWEN35, **GEMMA, **GEMMA4, **OTHERS}
 NO_DECODER = {
     "bert": "is no causal language model",
     "clip": "is no language model",
@@ -91,9 +92,9 @@ def configuration(described: Described) -> Any:
         config = AutoConfig.for_model(kind, **values)
     except Exception as error:  # each class has checks of its own
         raise ModelError(f"{name}: transformers cannot make a {kind} of it: {one_line(error)}") from error
-    kept = config.to_dict()
+    kept, names = config.to_dict(), type(config).attribute_map
     for field, value in values.items():
-        found = kept.get(field)
+        found = kept.get(field, kept.get(names.get(field, field)))
         if field not in described.architecture.renamed and not _holds(found, value):
             raise ModelError(f"{name}: transformers made {field} = {found} of {value}: the installed version differs")
     return config
@@ -131,7 +132,7 @@ def assigned(described: Described) -> list[Rule]:
     header = described.header
     chosen: list[Rule] = []
     used: set[str] = set(described.own)
-    unread = described.architecture.unread(described.values)
+    unread = {name for name in header.tensors if described.architecture.unread(described.values, name)}
     targets: set[str] = set()
     for rule in rules_of(described):
         present = [source for source in rule.sources if source in header.tensors and source not in unread]

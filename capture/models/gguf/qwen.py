@@ -56,13 +56,14 @@ def _qwen2_moe(keys: Keys) -> Config:
 
 
 def _qwen2_moe_rules(config: Config) -> list[Rule]:
-    shared = {"ffn_gate_shexp": "gate_proj", "ffn_up_shexp": "up_proj", "ffn_down_shexp": "down_proj"}
+    return [*_qwen_rules(config), *shared_expert()]
+
+
+def shared_expert() -> list[Rule]:
+    """The expert that every token goes to, and its gate, a vector."""
+    parts = {"ffn_gate_shexp": "gate_proj", "ffn_up_shexp": "up_proj", "ffn_down_shexp": "down_proj"}
     gate = Rule(("blk.{n}.ffn_gate_inp_shexp.weight",), "model.layers.{n}.mlp.shared_expert_gate.weight", _row)
-    return [
-        *_qwen_rules(config),
-        *blocks({theirs: f"mlp.shared_expert.{ours}" for theirs, ours in shared.items()}),
-        gate,
-    ]
+    return [*blocks({theirs: f"mlp.shared_expert.{ours}" for theirs, ours in parts.items()}), gate]
 
 
 def _row(_config: Config, weight: Any) -> Any:
