@@ -200,6 +200,13 @@ def test_gemma_2s_scale_is_known_by_its_layers_or_must_be_said(tmp_path: Path) -
         load(str(path), device="cpu")
 
 
+def test_pairs_without_an_axis(tmp_path: Path) -> None:
+    keys = {"qwen35.rope.dimension_sections": [1, 0, 0, 0]}
+    config = rope(partial_rotary_factor=0.5)
+    with pytest.raises(ModelError, match=r"qwen35\.rope\.dimension_sections"):
+        load(str(written(tmp_path, random_model("qwen3_5_text", rope_parameters=config), keys=keys)), device="cpu")
+
+
 def test_layers_that_guess_tokens_ahead_are_left_out(tmp_path: Path) -> None:
     model = random_model("qwen3_5_text")
     ahead = {"qwen35.block_count": 5, "qwen35.nextn_predict_layers": 1}

@@ -244,7 +244,7 @@ def _qwen35_keys(writer: Any, config: Any) -> None:
         [kind == "linear_attention" for kind in config.layer_types],
     )
     writer.add_rope_dimension_count(_turned(config))
-    sections = list(config.rope_parameters.get("mrope_section", [_turned(config) // 2, 0, 0]))
+    sections = list(config.rope_parameters.get("mrope_section", [11, 11, 10]))
     writer.add_rope_dimension_sections([*sections, 0, 0, 0][:4])
     if hasattr(config, "num_experts"):
         writer.add_expert_count(config.num_experts)

@@ -22,19 +22,25 @@ from attnlens.benchmarks.models.tiny_configs import tiny_config
 from attnlens.benchmarks.models.tiny_tokenizer import byte_tokenizer
 
 IDS = [3 + 37 * index % 256 for index in range(40)]
+SECTIONS = {
+    "rope_type": "default",
+    "rope_theta": 500.0,
+    "partial_rotary_factor": 0.5,
+    "mrope_section": [2, 1, 1],
+    "mrope_interleaved": True,
+}
 CHANGES: dict[str, dict[str, Any]] = {
     "gemma2": {"query_pre_attn_scalar": 8},  # llama.cpp knows the scale of Google's own models only
     "gemma3_text": {"query_pre_attn_scalar": 8},
+    "gemma4_text": {"global_head_dim": 16, "final_logit_softcapping": 4.0},  # without the key llama.cpp takes 30
     "gpt_oss": {"rope_parameters": {"rope_type": "default", "rope_theta": 1500.0}},
     "lfm2": {"block_auto_adjust_ff_dim": False},
     "mistral": {"sliding_window": None},  # which llama.cpp does not apply
     "mixtral": {"sliding_window": None},
     "phi3": {"sliding_window": None},
     "starcoder2": {"sliding_window": None},
-    "qwen3_5_text": {"rope_parameters": {"rope_type": "default", "rope_theta": 500.0, "partial_rotary_factor": 0.5}},
-    "qwen3_5_moe_text": {
-        "rope_parameters": {"rope_type": "default", "rope_theta": 500.0, "partial_rotary_factor": 0.5}
-    },
+    "qwen3_5_text": {"head_dim": 16, "rope_parameters": SECTIONS},
+    "qwen3_5_moe_text": {"head_dim": 16, "rope_parameters": SECTIONS},
     "qwen3_moe": {"norm_topk_prob": True},  # as llama.cpp takes for granted
 }
 TEXTS = (

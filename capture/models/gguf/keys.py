@@ -166,7 +166,8 @@ class Keys:
         Raises:
             ModelError: a key of the architecture or the tokenizer is neither applied nor known to change nothing.
         """
-        unknown, noted = [], []
+        unknown: list[str] = []
+        noted: list[str] = []
         for full in self.header.fields:
             space, _, name = full.partition(".")
             if full in self._taken or space == "GGUF" or self._harmless(space, name, full):

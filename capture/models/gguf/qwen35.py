@@ -33,10 +33,13 @@ def _qwen35(keys: Keys) -> Config:
     ahead = int(keys.get("nextn_predict_layers", 0))
     layers = config["num_hidden_layers"] - ahead
     rope = rope_parameters(keys, config["head_dim"], partial=True)
-    sections = [section for section in keys.get("rope.dimension_sections", []) if section]
-    if sections:  # of positions in pictures; in a text all of them are the same
-        rope |= {"mrope_section": sections, "mrope_interleaved": True}
     rope.setdefault("partial_rotary_factor", 1.0)
+    sections = keys.get("rope.dimension_sections")
+    if sections is not None:  # pairs for each axis of a picture, in turn; in a text all axes say the same
+        pairs = round(rope["partial_rotary_factor"] * config["head_dim"]) // 2
+        if len(sections) < 3 or any(pair >= 3 * sections[pair % 3] for pair in range(pairs)):
+            raise keys.refuse_key("rope.dimension_sections", f"leaves some of {pairs} pairs without an axis")
+        rope |= {"mrope_section": list(sections[:3]), "mrope_interleaved": True}
     values = int(keys.need("ssm.time_step_rank"))
     return config | {
         "num_hidden_layers": layers,
