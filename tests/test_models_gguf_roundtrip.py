@@ -32,9 +32,9 @@ def rope(kind: str = "default", theta: float = 500.0, **values: Any) -> dict[str
     return {"rope_type": kind, "rope_theta": theta, **values}
 
 
-SECTIONS = {"mrope_section": [2, 1, 1], "mrope_interleaved": True}
-LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
-PHI = {
+SECTIONS: dict[str, Any] = {"mrope_section": [2, 1, 1], "mrope_interleaved": True}
+LLAMA3: dict[str, Any] = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
+PHI: dict[str, Any] = {
     "original_max_position_embeddings": 16,
     "short_factor": [1.0, 1.5, 2.0, 3.0],
     "long_factor": [1.0, 2.0, 4.0, 8.0],

@@ -17,7 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from attnlens.benchmarks.models.gguf_files import WRITERS, NotWritableError, write_gguf
+from attnlens.benchmarks.models.gguf_files import WRITERS, write_gguf
+from attnlens.benchmarks.models.gguf_keys import NotWritableError
 from attnlens.benchmarks.models.tiny_configs import tiny_config
 from attnlens.benchmarks.models.tiny_tokenizer import byte_tokenizer
 

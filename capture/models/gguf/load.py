@@ -66,7 +66,9 @@ def outline(request: Request) -> tuple[Any, Any, str, Any]:
     check(request)
     path = find_file(request.path)
     described = describe(read_header(path))
-    return configuration(described), read_tokenizer(described.header), path.name, _own_dtype(described.header)
+    config = configuration(described)
+    check_places(described, config)
+    return config, read_tokenizer(described.header), path.name, _own_dtype(described.header)
 
 
 def _own_dtype(header: Header) -> Any:

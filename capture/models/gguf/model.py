@@ -11,15 +11,16 @@ from attnlens.capture.models.gguf.architecture import Architecture, Rule
 from attnlens.capture.models.gguf.file import Header
 from attnlens.capture.models.gguf.gemma import GEMMA
 from attnlens.capture.models.gguf.gemma4 import GEMMA4
+from attnlens.capture.models.gguf.gpt_oss import GPT_OSS
 from attnlens.capture.models.gguf.keys import Keys
+from attnlens.capture.models.gguf.layer_norm import LAYER_NORM
 from attnlens.capture.models.gguf.llama import LLAMA
-from attnlens.capture.models.gguf.others import OTHERS
 from attnlens.capture.models.gguf.qwen import QWEN
 from attnlens.capture.models.gguf.qwen35 import QWEN35
 from attnlens.capture.models.gguf.tokenizer import APPLIED
 from attnlens.schemas.errors import ModelError
 
-ARCHITECTURES: dict[str, Architecture] = {**LLAMA, **QWEN, **QWEN35, **GEMMA, **GEMMA4, **OTHERS}
+ARCHITECTURES: dict[str, Architecture] = {**LLAMA, **QWEN, **QWEN35, **GEMMA, **GEMMA4, **LAYER_NORM, **GPT_OSS}
 NO_DECODER = {
     "bert": "is no causal language model",
     "clip": "is no language model",
