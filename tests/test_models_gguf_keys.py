@@ -214,6 +214,10 @@ def test_layers_that_guess_tokens_ahead_are_left_out(tmp_path: Path) -> None:
     tensors = {"blk.4.nextn.eh_proj.weight": np.ones((32, 64)), "blk.4.attn_q.weight": np.ones((64, 32))}
     loaded = load(str(written(tmp_path, model, keys=ahead, tensors=tensors)), device="cpu")
     assert loaded.model.config.num_hidden_layers == 4
+    assert [(left.tensors, left.count) for left in loaded.left_out] == [
+        ("blk.*.attn_q.weight", 1),
+        ("blk.*.nextn.eh_proj.weight", 1),
+    ]
     with pytest.raises(ModelError, match=r"blk\.4\.nextn\.eh_proj\.weight"):
         load(str(written(tmp_path, model, tensors=tensors)), device="cpu")
 

@@ -36,6 +36,7 @@ class Architecture:
     config: Callable[[Keys], Config]
     rules: Callable[[Config], Sequence[Rule]]
     unread: Callable[[Config, str], bool] = lambda config, name: False
+    why_unread: str = ""
     renamed: frozenset[str] = frozenset()
 
 

@@ -21,6 +21,7 @@ from attnlens.capture.models.gguf.architecture import (
 from attnlens.capture.models.gguf.keys import Keys
 from attnlens.capture.models.gguf.rope import FREQS
 
+SHARED = "of layers that take keys and values of an earlier one"
 RENAMED = frozenset({"global_head_dim", "num_global_key_value_heads"})
 """They become a configuration for each layer; wrong ones would not fit the tensors."""
 UNTURNED = 1e20
@@ -172,5 +173,7 @@ def _unread(config: Config, name: str) -> bool:
 
 
 GEMMA4 = {
-    "gemma4": Architecture(model_type="gemma4_text", config=_gemma4, rules=_rules, unread=_unread, renamed=RENAMED)
+    "gemma4": Architecture(
+        model_type="gemma4_text", config=_gemma4, rules=_rules, unread=_unread, why_unread=SHARED, renamed=RENAMED
+    )
 }

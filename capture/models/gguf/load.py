@@ -8,7 +8,15 @@ from typing import Any
 from attnlens.capture.extra import require_package
 from attnlens.capture.models.failure import one_line
 from attnlens.capture.models.gguf.file import Header, find_file, read_header
-from attnlens.capture.models.gguf.model import assigned, check_places, configuration, describe, parameters
+from attnlens.capture.models.gguf.model import (
+    Described,
+    assigned,
+    check_places,
+    configuration,
+    describe,
+    left_out,
+    parameters,
+)
 from attnlens.capture.models.gguf.tokenizer import read_tokenizer
 from attnlens.capture.models.request import LoadedModel, Request
 from attnlens.capture.models.state import model_from_state
@@ -50,15 +58,15 @@ def load(request: Request, progress: Progress) -> LoadedModel:
     """Load and dequantize; dtype `auto` is float32, or the file's own half precision if nothing in it is quantized."""
     path = find_file(request.path)
     header = read_header(path)
-    model, tokenizer, noted = _read(request, header)
+    model, tokenizer, described = _read(request, header)
     source: dict[str, Any] = {
         "format": "gguf",
         "types": header.types,
         "dequantized_to": str(request.torch_dtype() or _own_dtype(header)).removeprefix("torch."),
     }
-    if noted:
-        source["noted_keys"] = noted
-    return LoadedModel(model, tokenizer, path.name, None, {"source": source})
+    if described.noted:
+        source["noted_keys"] = described.noted
+    return LoadedModel(model, tokenizer, path.name, None, {"source": source}, left_out=left_out(described))
 
 
 def outline(request: Request) -> tuple[Any, Any, str, Any]:
@@ -85,11 +93,11 @@ def read_gguf(request: Request, path: Path, header: Header) -> tuple[Any, Any]:
     return model, tokenizer
 
 
-def _read(request: Request, header: Header) -> tuple[Any, Any, list[str]]:
+def _read(request: Request, header: Header) -> tuple[Any, Any, Described]:
     described = describe(header)
     tokenizer = read_tokenizer(header)
     dtype = request.torch_dtype() or _own_dtype(header)
     config = configuration(described)
     check_places(described, config)
     model = model_from_state(request, config, dict(parameters(described, dtype)), dtype)
-    return model, tokenizer, described.noted
+    return model, tokenizer, described

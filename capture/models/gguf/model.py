@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +21,7 @@ from attnlens.capture.models.gguf.qwen import QWEN
 from attnlens.capture.models.gguf.qwen35 import QWEN35
 from attnlens.capture.models.gguf.tokenizer import APPLIED
 from attnlens.schemas.errors import ModelError
+from attnlens.schemas.metadata import LeftOut
 
 ARCHITECTURES: dict[str, Architecture] = {**LLAMA, **QWEN, **QWEN35, **GEMMA, **GEMMA4, **LAYER_NORM, **GPT_OSS}
 NO_DECODER = {
@@ -152,6 +155,14 @@ def assigned(described: Described) -> list[Rule]:
             header, f"tensors that have no place in {described.values['model_type']}: {', '.join(left[:3])}{more}"
         )
     return chosen
+
+
+def left_out(described: Described) -> tuple[LeftOut, ...]:
+    """Tensors that are known to be nobody's, for the store; `*` stands for numbers."""
+    unread = described.architecture.unread
+    names = Counter(re.sub(r"\d+", "*", name) for name in described.header.tensors if unread(described.values, name))
+    reason = described.architecture.why_unread
+    return tuple(LeftOut(tensors=name, count=count, reason=reason) for name, count in sorted(names.items()))
 
 
 def _refuse(header: Header, problem: str) -> ModelError:

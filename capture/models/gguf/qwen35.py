@@ -24,6 +24,7 @@ from attnlens.capture.models.gguf.keys import Keys
 from attnlens.capture.models.gguf.qwen import shared_expert
 from attnlens.capture.models.gguf.rope import rope_parameters
 
+GUESSES = "of layers that guess several tokens ahead"
 AHEAD = "mtp_num_hidden_layers"
 """Layers after the model's own that guess several tokens ahead; transformers leaves them out of checkpoints, too."""
 
@@ -119,6 +120,8 @@ def _unread(config: Config, name: str) -> bool:
 
 
 QWEN35 = {
-    "qwen35": Architecture(model_type="qwen3_5_text", config=_qwen35, rules=_rules, unread=_unread),
-    "qwen35moe": Architecture(model_type="qwen3_5_moe_text", config=_qwen35moe, rules=_rules, unread=_unread),
+    "qwen35": Architecture(model_type="qwen3_5_text", config=_qwen35, rules=_rules, unread=_unread, why_unread=GUESSES),
+    "qwen35moe": Architecture(
+        model_type="qwen3_5_moe_text", config=_qwen35moe, rules=_rules, unread=_unread, why_unread=GUESSES
+    ),
 }
