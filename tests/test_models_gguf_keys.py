@@ -13,6 +13,8 @@ import zarr
 from attnlens.benchmarks.models.gguf_files import write_gguf
 from attnlens.capture import capture
 from attnlens.capture.models import load
+from attnlens.capture.models.outline import outline
+from attnlens.capture.models.request import Request
 from attnlens.schemas.errors import ModelError
 from families import byte_tokenizer
 from test_models_gguf_roundtrip import LLAMA3, eager_rows, random_model, rope
@@ -97,6 +99,16 @@ def test_keys_that_change_nothing_are_no_matter(tmp_path: Path) -> None:
     with torch.no_grad():
         assert torch.equal(loaded.model(ids).logits, model(ids).logits)
     assert "noted_keys" not in loaded.quantization["source"]  # type: ignore[index]
+
+
+def test_another_tokenizer_stands_in_for_one_that_we_cannot_apply(tmp_path: Path) -> None:
+    keys = {"tokenizer.ggml.pre": "klingon", "tokenizer.ggml.new_rule": True}
+    path = written(tmp_path, keys=keys)
+    byte_tokenizer().save_pretrained(tmp_path / "tokenizer")
+    loaded = load(str(path), device="cpu", tokenizer=str(tmp_path / "tokenizer"))
+    assert loaded.tokenizer(TEXT)["input_ids"] == byte_tokenizer()(TEXT)["input_ids"]
+    assert loaded.quantization["source"]["noted_keys"] == ["tokenizer.ggml.new_rule"]  # type: ignore[index]
+    assert len(outline(Request(str(path), tokenizer=str(tmp_path / "tokenizer"))).tokenizer) == 259
 
 
 def test_keys_of_others_are_noted_in_the_store(tmp_path: Path) -> None:

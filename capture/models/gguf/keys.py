@@ -160,8 +160,8 @@ class Keys:
         if value is not None and not any(same(value, allowed) for allowed in values):
             raise self.refuse_key(name, f"is not {' or '.join(map(said, values))}")
 
-    def finish(self) -> list[str]:
-        """Names of keys outside of the model that we do not know, to be noted.
+    def finish(self, *, tokenizer: bool = True) -> list[str]:
+        """Names of keys outside of the model that we do not know, to be noted; `tokenizer`: the file's own is used.
 
         Raises:
             ModelError: a key of the architecture or the tokenizer is neither applied nor known to change nothing.
@@ -172,7 +172,8 @@ class Keys:
             space, _, name = full.partition(".")
             if full in self._taken or space == "GGUF" or self._harmless(space, name, full):
                 continue
-            (unknown if space in {self.architecture, "tokenizer"} else noted).append(full)
+            ours = space == self.architecture or (space == "tokenizer" and tokenizer)
+            (unknown if ours else noted).append(full)
         if unknown:
             values = ", ".join(f"{full} = {said(self.header.fields[full].contents())}" for full in unknown[:3])
             more = f" and {len(unknown) - 3} more" if len(unknown) > 3 else ""

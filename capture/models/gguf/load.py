@@ -47,7 +47,7 @@ def check(request: Request) -> None:
     path = find_file(request.path)
     header = read_header(path)
     try:
-        assigned(describe(header))
+        assigned(_described(request, header))
     except AttnlensError:
         raise
     except Exception as error:  # keys of another kind than they should be
@@ -73,10 +73,19 @@ def outline(request: Request) -> tuple[Any, Any, str, Any]:
     """Configuration, tokenizer, name and dtype, from the file's header."""
     check(request)
     path = find_file(request.path)
-    described = describe(read_header(path))
+    described = _described(request, read_header(path))
     config = configuration(described)
     check_places(described, config)
-    return config, read_tokenizer(described.header), path.name, _own_dtype(described.header)
+    return config, _own_tokenizer(request, described.header), path.name, _own_dtype(described.header)
+
+
+def _described(request: Request, header: Header) -> Described:
+    return describe(header, tokenizer=request.tokenizer is None)
+
+
+def _own_tokenizer(request: Request, header: Header) -> Any:
+    """The one in the file, None where another was asked for."""
+    return read_tokenizer(header) if request.tokenizer is None else None
 
 
 def _own_dtype(header: Header) -> Any:
@@ -94,8 +103,8 @@ def read_gguf(request: Request, path: Path, header: Header) -> tuple[Any, Any]:
 
 
 def _read(request: Request, header: Header) -> tuple[Any, Any, Described]:
-    described = describe(header)
-    tokenizer = read_tokenizer(header)
+    described = _described(request, header)
+    tokenizer = _own_tokenizer(request, header)
     dtype = request.torch_dtype() or _own_dtype(header)
     config = configuration(described)
     check_places(described, config)

@@ -48,8 +48,8 @@ class Described:
     """Tensors that the configuration has in it."""
 
 
-def describe(header: Header) -> Described:
-    """Apply every key.
+def describe(header: Header, *, tokenizer: bool = True) -> Described:
+    """Apply every key; those of the tokenizer unless another is used.
 
     Raises:
         ModelError: names the architecture or key that we cannot apply.
@@ -70,7 +70,7 @@ def describe(header: Header) -> Described:
     layers = values.get("num_hidden_layers") or values["n_layer"]
     if not 0 < layers <= len(header.tensors):
         raise keys.refuse_key("block_count", f"is no number of layers that {len(header.tensors)} tensors can have")
-    return Described(header, architecture, values, keys.finish(), frozenset(keys.tensors))
+    return Described(header, architecture, values, keys.finish(tokenizer=tokenizer), frozenset(keys.tensors))
 
 
 def token_ids(keys: Keys) -> dict[str, Any]:

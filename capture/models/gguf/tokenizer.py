@@ -77,7 +77,9 @@ def _byte_level(keys: Keys, pieces: list[str], types: list[int], special: dict[s
 
     name = keys.whole("tokenizer.ggml.pre")
     if name is not None and name not in CUTS:
-        raise keys.refuse(f"the key tokenizer.ggml.pre = {name!r} is no cut that attnlens knows ({', '.join(CUTS)})")
+        raise keys.refuse(
+            f"the key tokenizer.ggml.pre = {name!r} is no cut of words that attnlens knows (--tokenizer names another)"
+        )
     cut = Cut((GPT2,)) if name is None else CUTS[name]
     if keys.whole("tokenizer.ggml.add_space_prefix", False):
         raise keys.refuse("the key tokenizer.ggml.add_space_prefix = True has no meaning for a byte-level tokenizer")
