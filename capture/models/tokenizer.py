@@ -6,8 +6,10 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from attnlens.capture.models import gguf, hub
+from attnlens.capture.models import hub
 from attnlens.capture.models.failure import one_line
+from attnlens.capture.models.gguf.file import read_header
+from attnlens.capture.models.gguf.tokenizer import read_tokenizer
 from attnlens.capture.models.meta_tokenizer import check_tokenizer, is_tiktoken, tiktoken_tokenizer
 from attnlens.capture.models.request import LoadedModel, Request
 from attnlens.capture.models.sentencepiece import read_sentencepiece
@@ -113,7 +115,7 @@ def _file(path: Path) -> Path | None:
 
 def _read_file(path: Path) -> Any:
     if path.suffix == ".gguf":
-        return gguf.outline(Request(str(path)))[1]
+        return read_tokenizer(read_header(path))
     if path.suffix == ".json":
         from transformers import PreTrainedTokenizerFast
 
