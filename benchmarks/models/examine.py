@@ -20,10 +20,12 @@ import torch
 import transformers
 import zarr
 
+from attnlens.benchmarks.models.gguf_round_trip import round_trips
 from attnlens.benchmarks.models.reference import Reference, one_pass, one_pass_of, reference_of, replayed
 from attnlens.benchmarks.models.tiny_configs import names, tiny_config
 from attnlens.benchmarks.models.tiny_overrides import NEEDS_CACHE, NOT_BUILT
 from attnlens.benchmarks.models.tiny_tokenizer import byte_tokenizer
+from attnlens.benchmarks.models.unused import unused_refused
 from attnlens.capture import capture
 from attnlens.schemas.errors import AttnlensError
 from attnlens.store.verify import verify
@@ -53,6 +55,8 @@ class Verdict:
     lens: str = ""
     attention: str = ""
     given: str = ""
+    gguf: str = ""
+    unused: str = ""
     alone: str = ""
     compared: str = ""
     attention_error: float | None = None
@@ -109,7 +113,19 @@ def examine(kind: str) -> Verdict:
         if problems:
             verdict.wrong = "; ".join(problems[:3])
         compare(model, zarr.open_group(path, mode="r")["0000"], verdict)
+        load_files(model, Path(folder), verdict)
     return verdict
+
+
+def load_files(model: Any, folder: Path, verdict: Verdict) -> None:
+    """Whether the class comes back from a GGUF file, and whether a tensor too many in its folder is refused."""
+    for place in ("gguf", "unused"):
+        (folder / place).mkdir()
+    verdict.gguf = round_trips(verdict.kind, folder / "gguf")
+    verdict.unused = unused_refused(model, byte_tokenizer(), folder / "unused")
+    for what, said in (("GGUF", verdict.gguf), ("an unused tensor", verdict.unused)):
+        if said.startswith("no:"):
+            verdict.wrong = "; ".join([*([verdict.wrong] if verdict.wrong else []), f"{what}: {said}"])
 
 
 def compare(model: Any, group: Any, verdict: Verdict) -> None:

@@ -28,6 +28,11 @@ one pass is compared with a cache only.
   itself (`output_attentions`), after the checks of rows: it needs float32 and has no lengths of values.
 - *given*: whether the same text, given instead of generated, has the same rows and readings within rounding; if not,
   why: the model's own generation drops keys, or the model itself computes something else with a cache.
+- *gguf*: `yes` if models of the class with settings that are nobody's defaults (rope, windows, soft-caps, scales,
+  biases, experts), written as llama.cpp lays them out and captured from that file, have the original's rows; else what
+  the refusal names; `-` where the type is none that transformers reads from GGUF.
+- *unused*: `yes` if the class's own folder is loaded whole, and refused by name with a bias or a layer that its
+  configuration does not ask for.
 - *lens*: `yes`, or why no logit lens can read the model.
 
 **{works} of {total} work, {refused} are refused by name, {unbuilt} could not be built here.** None gave a wrong store.
@@ -39,7 +44,7 @@ Worst difference of a row from eager attention: {worst:.1e}. Worst difference of
 """
 
 
-COLUMNS = ("layers", "attention", "given", "lens")
+COLUMNS = ("layers", "attention", "given", "gguf", "unused", "lens")
 """Fields of a verdict on a class that works, one a column."""
 
 
