@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from attnlens.capture.messages import Message
-from attnlens.schemas.errors import InputError, MissingExtraError
+from attnlens.schemas.errors import InputError, MissingExtraError, Setting
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,10 @@ class Chat:
             )
         except (TemplateError, TypeError, ValueError, LookupError, AttributeError) as error:
             if continued and "final message" in str(error):
-                raise InputError("the model's chat template changes the words of the message that is to be continued; "
-                                 "write the prompt as text and give --raw") from error  # fmt: skip
+                raise InputError(
+                    "the model's chat template changes the words of the message that is to be continued; write the "
+                    "prompt as text and give ",
+                    Setting("raw"),
+                ) from error
             why = " ".join(str(error).split())[:300]
             raise InputError(f"the model's chat template refuses these messages: {why}") from error

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache, GenerationMixin
 
 from attnlens.capture.kv_cache import accepted, give, taken
-from attnlens.schemas.errors import AttnlensError, ModelError
+from attnlens.schemas.errors import AttnlensError, ModelError, Setting
 
 _PREPARE = inspect.signature(GenerationMixin.prepare_inputs_for_generation).parameters
 """What this version of transformers says while it prepares: `next_sequence_length`, or `cache_position` before that."""
@@ -240,10 +240,12 @@ def named_trouble(model: nn.Module, n_token: int) -> Iterator[None]:
     except Exception as error:  # any model code may run here
         if is_out_of_memory(error):
             raise ModelError(
-                f"{type(model).__name__}: out of memory on {n_token} tokens; shorten the text, or try --quantize "
-                "or a smaller --dtype"
+                f"{type(model).__name__}: out of memory on {n_token} tokens; shorten the text, or try ",
+                Setting("quantize"),
+                " or a smaller ",
+                Setting("dtype"),
             ) from error
-        reason = " ".join(str(error).split()) or "no message"
+        reason = " ".join(str(error).split()).rstrip(".") or "no message"
         raise ModelError(
             f"{type(model).__name__} fails on {n_token} plain token ids: {type(error).__name__}: {reason}"
         ) from error

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-from attnlens.schemas.errors import InputError
+from attnlens.schemas.errors import InputError, Setting
 from attnlens.schemas.metadata import LABEL_LIMIT, Adapter, LeftOut
 from attnlens.schemas.plain_text import printable
 
@@ -56,9 +56,9 @@ def check_label(label: str | None) -> None:
         return
     wanted = f"expected one line of text, at most {LABEL_LIMIT} characters"
     if not label.strip():
-        raise InputError(f"the label (--label) is empty; {wanted}")
+        raise InputError(Setting("label"), f" is empty; {wanted}")
     if len(label) > LABEL_LIMIT:
-        raise InputError(f"the label (--label) has {len(label)} characters; {wanted}")
+        raise InputError(Setting("label"), f" has {len(label)} characters; {wanted}")
     odd = next((character for character in label if printable(character) != character), None)
     if odd is not None:
-        raise InputError(f"the label (--label) holds U+{ord(odd):04X}, which cannot be shown; {wanted}")
+        raise InputError(Setting("label"), f" holds U+{ord(odd):04X}, which cannot be shown; {wanted}")

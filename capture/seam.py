@@ -11,7 +11,7 @@ from typing import Any, Literal
 from attnlens.capture.messages import require_unicode
 from attnlens.capture.prompt import Prompt, encode, encode_whole
 from attnlens.capture.vocabulary import piece_reader
-from attnlens.schemas.errors import InputError
+from attnlens.schemas.errors import InputError, Setting
 
 Seam = Literal["clean", "prompt", "whole"]
 
@@ -77,7 +77,8 @@ def _continued(tokenizer: Any, prompt: Prompt, completion: str, whole: Sequence[
             return tuple(rest)
     raise InputError(
         f"the completion {_shown(completion)} cannot continue the prompt's tokens: the tokenizer has none for it that "
-        "spell the same text; cut prompt and completion at a space" + ("" if prompt.fed else ", or give --seam whole")
+        "spell the same text; cut prompt and completion at a space",
+        *(() if prompt.fed else (", or give ", Setting("seam='whole'", "--seam whole"))),
     )
 
 
@@ -97,7 +98,9 @@ def _spanned(tokenizer: Any, prompt: Prompt, completion: str, whole: Sequence[in
     if stop == len(whole):
         raise InputError(
             f"seam whole: the completion {_shown(completion)} is part of the prompt's last token, nothing is left of "
-            "it; give --seam prompt, or cut them elsewhere"
+            "it; give ",
+            Setting("seam='prompt'", "--seam prompt"),
+            ", or cut them elsewhere",
         )
     over = completion.encode()[: ends[stop - 1] - len(target)].decode("utf-8", "replace")
     return Joined(

@@ -171,7 +171,8 @@ class AttentionTap:
             if n_row != self._tracker.n_new:
                 raise ModelError(
                     f"{name}: the model feeds the text again at token {seen - 1} and replaces the keys, so queries "
-                    "and keys alone would not tell where earlier tokens looked; use --attention dense"
+                    "and keys alone would not tell where earlier tokens looked; use ",
+                    Setting("attention='dense'", "--attention dense"),
                 )
             self._vectors(
                 Vectors(layer=layer, first_token=seen - n_row, query=query[0], key=key[0, :, n_key - n_row :])

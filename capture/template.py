@@ -15,7 +15,7 @@ from typing import Any
 from attnlens.capture.chat import Chat
 from attnlens.capture.messages import Message, texts_of
 from attnlens.capture.words import Words
-from attnlens.schemas.errors import InputError
+from attnlens.schemas.errors import InputError, Setting
 
 LEADING = ("system", "developer")
 FORMS = (("given", "given"), ("parts", "parts"), ("text", "text"), ("text", "parts"), ("parts", "text"))
@@ -76,7 +76,8 @@ def fill_template(
     if lost is not None:
         raise InputError(
             f"the model's chat template leaves out {lost}, with contents as text and as parts; leave out what it "
-            "has no place for, or write the prompt as text and give --raw"
+            "has no place for, or write the prompt as text and give ",
+            Setting("raw"),
         )
     assert refusal is not None
     raise refusal

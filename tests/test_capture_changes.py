@@ -271,7 +271,7 @@ def test_a_label_is_refused_before_a_model_is_looked_for(
         with pytest.raises(SystemExit) as left:
             cli.main()
         assert left.value.code == 1
-        assert "lens: the label (--label) holds U+000A" in capsys.readouterr().err
+        assert "lens: --label holds U+000A" in capsys.readouterr().err
 
 
 def test_a_label_goes_with_an_origin(tokenizer: Any, tmp_path: Path) -> None:

@@ -11,13 +11,14 @@ import torch
 import zarr
 
 from attnlens.benchmarks.models.gguf_files import write_gguf
+from attnlens.benchmarks.models.gguf_round_trip import LLAMA3, eager_rows, random_model
+from attnlens.benchmarks.models.gguf_round_trip import rope_of as rope
 from attnlens.capture import capture
 from attnlens.capture.models import load
 from attnlens.capture.models.outline import outline
 from attnlens.capture.models.request import Request
-from attnlens.schemas.errors import ModelError
+from attnlens.schemas.errors import InputError, ModelError
 from families import byte_tokenizer
-from test_models_gguf_roundtrip import LLAMA3, eager_rows, random_model, rope
 from tiny import llama
 
 pytest.importorskip("gguf")
@@ -133,6 +134,17 @@ def test_a_tensor_without_a_place_is_named(tmp_path: Path, name: str) -> None:
     path = written(tmp_path, tensors={name: np.ones((32, 32))})
     with pytest.raises(ModelError, match=f"{name.replace('.', '[.]')}"):
         load(str(path), device="cpu")
+
+
+def test_a_tensor_without_a_place_may_be_ignored_on_request(tmp_path: Path) -> None:
+    path = written(tmp_path, tensors={"blk.0.mystery.weight": np.ones((32, 32)), "blk.1.mystery.weight": np.ones(32)})
+    loaded = load(str(path), device="cpu", ignore_weights=("blk.*.mystery.*",))
+    (left,) = loaded.left_out
+    assert (left.tensors, left.count) == ("blk.*.mystery.weight", 2)
+    assert left.reason == "ignored on request: blk.*.mystery.*"
+    for pattern in ("blk.0.attn_q.weight", "nothing"):
+        with pytest.raises(InputError, match=f"--ignore-weights {pattern} matches no tensor"):
+            load(str(path), device="cpu", ignore_weights=("blk.*.mystery.*", pattern))
 
 
 def test_a_tensor_that_is_not_there_is_named(tmp_path: Path) -> None:

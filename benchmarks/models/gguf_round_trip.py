@@ -27,7 +27,7 @@ LIMIT = 2.5e-4 + float(np.spacing(np.float16(1))) / 2
 WINDOW, FULL, LINEAR = "sliding_attention", "full_attention", "linear_attention"
 
 
-def _rope(kind: str = "default", theta: float = 500.0, **values: Any) -> dict[str, Any]:
+def rope_of(kind: str = "default", theta: float = 500.0, **values: Any) -> dict[str, Any]:
     return {"rope_type": kind, "rope_theta": theta, **values}
 
 
@@ -43,48 +43,48 @@ CASES: dict[str, dict[str, Any]] = {
         "attention_bias": True,
         "mlp_bias": True,
         "rms_norm_eps": 1e-3,
-        "rope_parameters": _rope("llama3", 500000.0, factor=8.0, **LLAMA3),
+        "rope_parameters": rope_of("llama3", 500000.0, factor=8.0, **LLAMA3),
     },
-    "llama linear": {"head_dim": 16, "rope_parameters": _rope("linear", 20000.0, factor=4.0)},
+    "llama linear": {"head_dim": 16, "rope_parameters": rope_of("linear", 20000.0, factor=4.0)},
     "llama yarn": {
         "tie_word_embeddings": True,
-        "rope_parameters": _rope(
+        "rope_parameters": rope_of(
             "yarn", factor=4.0, original_max_position_embeddings=32, attention_factor=1.3, beta_fast=16.0, beta_slow=2.0
         ),
     },
     "llama other factors": {
-        "rope_parameters": _rope(
+        "rope_parameters": rope_of(
             "llama3", factor=3.0, low_freq_factor=1.5, high_freq_factor=3.0, original_max_position_embeddings=64
         )
     },
-    "mistral": {"sliding_window": 7, "head_dim": 16, "rope_parameters": _rope()},
-    "mixtral": {"sliding_window": 5, "num_experts_per_tok": 3, "rope_parameters": _rope()},
-    "qwen2": {"rope_parameters": _rope("yarn", factor=4.0, original_max_position_embeddings=32)},
-    "qwen2_moe": {"num_experts_per_tok": 3, "norm_topk_prob": True, "rope_parameters": _rope()},
-    "qwen3": {"attention_bias": True, "head_dim": 16, "rope_parameters": _rope("linear", factor=2.0)},
-    "qwen3_moe": {"attention_bias": True, "head_dim": 16, "norm_topk_prob": False, "rope_parameters": _rope()},
+    "mistral": {"sliding_window": 7, "head_dim": 16, "rope_parameters": rope_of()},
+    "mixtral": {"sliding_window": 5, "num_experts_per_tok": 3, "rope_parameters": rope_of()},
+    "qwen2": {"rope_parameters": rope_of("yarn", factor=4.0, original_max_position_embeddings=32)},
+    "qwen2_moe": {"num_experts_per_tok": 3, "norm_topk_prob": True, "rope_parameters": rope_of()},
+    "qwen3": {"attention_bias": True, "head_dim": 16, "rope_parameters": rope_of("linear", factor=2.0)},
+    "qwen3_moe": {"attention_bias": True, "head_dim": 16, "norm_topk_prob": False, "rope_parameters": rope_of()},
     "phi3": {
         "sliding_window": 7,
         "original_max_position_embeddings": 16,
-        "rope_parameters": _rope("longrope", partial_rotary_factor=1.0, **PHI),
+        "rope_parameters": rope_of("longrope", partial_rotary_factor=1.0, **PHI),
     },
-    "phi3 partial": {"sliding_window": None, "rope_parameters": _rope(partial_rotary_factor=0.5)},
-    "starcoder2": {"sliding_window": 7, "norm_epsilon": 1e-2, "rope_parameters": _rope()},
+    "phi3 partial": {"sliding_window": None, "rope_parameters": rope_of(partial_rotary_factor=0.5)},
+    "starcoder2": {"sliding_window": 7, "norm_epsilon": 1e-2, "rope_parameters": rope_of()},
     "starcoder2 without biases": {"sliding_window": None, "use_bias": False},
     "stablelm": {
         "use_qkv_bias": True,
         "qk_layernorm": True,
         "use_parallel_residual": True,
-        "rope_parameters": _rope(partial_rotary_factor=0.5),
+        "rope_parameters": rope_of(partial_rotary_factor=0.5),
     },
     "stablelm in series": {"layer_norm_eps": 1e-2},
-    "nemotron": {"attention_bias": True, "mlp_bias": True, "rope_parameters": _rope(partial_rotary_factor=0.75)},
+    "nemotron": {"attention_bias": True, "mlp_bias": True, "rope_parameters": rope_of(partial_rotary_factor=0.75)},
     "gemma2": {
         "query_pre_attn_scalar": 144,
         "attn_logit_softcapping": 5.0,
         "final_logit_softcapping": 3.0,
         "attention_bias": True,
-        "rope_parameters": _rope("linear", factor=2.0),
+        "rope_parameters": rope_of("linear", factor=2.0),
     },
     "gemma2 other layers": {"query_pre_attn_scalar": 8, "layer_types": [FULL, WINDOW, WINDOW, FULL]},
     "gemma3_text": {
@@ -92,7 +92,7 @@ CASES: dict[str, dict[str, Any]] = {
         "sliding_window": 5,
         "layer_types": [WINDOW, FULL, WINDOW, FULL],
         "final_logit_softcapping": 4.0,
-        "rope_parameters": {FULL: _rope("linear", factor=8.0), WINDOW: _rope(theta=77.0)},
+        "rope_parameters": {FULL: rope_of("linear", factor=8.0), WINDOW: rope_of(theta=77.0)},
     },
     "gemma3_text without windows": {"layer_types": [FULL] * LAYERS},
     "gemma4_text": {
@@ -109,35 +109,35 @@ CASES: dict[str, dict[str, Any]] = {
         "top_k_experts": 3,
         "moe_intermediate_size": 16,
         "final_logit_softcapping": 4.0,
-        "rope_parameters": {FULL: _rope("proportional", partial_rotary_factor=0.5), WINDOW: _rope(theta=77.0)},
+        "rope_parameters": {FULL: rope_of("proportional", partial_rotary_factor=0.5), WINDOW: rope_of(theta=77.0)},
     },
     "gemma4_text plain": {"global_head_dim": 16},
     "qwen3_5_text": {
         "head_dim": 16,
         "linear_num_value_heads": 4,
         "layer_types": [FULL, LINEAR, LINEAR, FULL],
-        "rope_parameters": _rope(partial_rotary_factor=0.5, **SECTIONS),
+        "rope_parameters": rope_of(partial_rotary_factor=0.5, **SECTIONS),
     },
     "qwen3_5_moe_text": {
         "head_dim": 16,
         "linear_num_value_heads": 6,
         "num_experts_per_tok": 3,
-        "rope_parameters": _rope(partial_rotary_factor=0.5, **SECTIONS),
+        "rope_parameters": rope_of(partial_rotary_factor=0.5, **SECTIONS),
     },
     "gpt2": {"n_inner": 40, "layer_norm_epsilon": 1e-2},
     "gpt2 two matrices": {"tie_word_embeddings": False},
     "bloom": {"layer_norm_epsilon": 1e-2},
-    "falcon": {"rope_parameters": _rope()},
-    "falcon new": {"new_decoder_architecture": True, "num_kv_heads": 2, "rope_parameters": _rope()},
+    "falcon": {"rope_parameters": rope_of()},
+    "falcon new": {"new_decoder_architecture": True, "num_kv_heads": 2, "rope_parameters": rope_of()},
     "falcon new one norm": {"new_decoder_architecture": True, "num_kv_heads": 2, "num_ln_in_parallel_attn": 1},
     "falcon all heads": {"multi_query": False, "tie_word_embeddings": False},
     "gpt_oss": {
         "sliding_window": 5,
         "num_experts_per_tok": 3,
-        "rope_parameters": _rope("yarn", factor=8.0, truncate=False, original_max_position_embeddings=32),
+        "rope_parameters": rope_of("yarn", factor=8.0, truncate=False, original_max_position_embeddings=32),
     },
-    "minimax_m2": {"num_experts_per_tok": 3, "rope_parameters": _rope(partial_rotary_factor=0.5)},
-    "lfm2": {"block_auto_adjust_ff_dim": False, "rope_parameters": _rope()},
+    "minimax_m2": {"num_experts_per_tok": 3, "rope_parameters": rope_of(partial_rotary_factor=0.5)},
+    "lfm2": {"block_auto_adjust_ff_dim": False, "rope_parameters": rope_of()},
 }
 
 

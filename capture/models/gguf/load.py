@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +81,8 @@ def outline(request: Request) -> tuple[Any, Any, str, Any]:
 
 
 def _described(request: Request, header: Header) -> Described:
-    return describe(header, tokenizer=request.tokenizer is None)
+    described = describe(header, tokenizer=request.tokenizer is None)
+    return dataclasses.replace(described, ignored=request.ignore_weights)
 
 
 def _own_tokenizer(request: Request, header: Header) -> Any:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import re
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from typing import Any
 
+from attnlens.capture.models.account import grouped, three
 from attnlens.capture.models.failure import one_line
 from attnlens.capture.models.gguf.architecture import Architecture, Rule
 from attnlens.capture.models.gguf.file import Header
@@ -20,7 +20,7 @@ from attnlens.capture.models.gguf.llama import LLAMA
 from attnlens.capture.models.gguf.qwen import QWEN
 from attnlens.capture.models.gguf.qwen35 import QWEN35
 from attnlens.capture.models.gguf.tokenizer import APPLIED
-from attnlens.schemas.errors import ModelError
+from attnlens.schemas.errors import InputError, ModelError
 from attnlens.schemas.metadata import LeftOut
 
 ARCHITECTURES: dict[str, Architecture] = {**LLAMA, **QWEN, **QWEN35, **GEMMA, **GEMMA4, **LAYER_NORM, **GPT_OSS}
@@ -46,6 +46,8 @@ class Described:
     noted: list[str]
     own: frozenset[str]
     """Tensors that the configuration has in it."""
+    ignored: tuple[str, ...] = ()
+    """Patterns of tensors that may be left out though nothing is known of them."""
 
 
 def describe(header: Header, *, tokenizer: bool = True) -> Described:
@@ -132,7 +134,31 @@ def assigned(described: Described) -> list[Rule]:
 
     Raises:
         ModelError: names a tensor that has no place, or that lacks its fellow.
+        InputError: a pattern of `ignored` matches no tensor that has no place.
     """
+    chosen, left = _assign(described)
+    foreign = [name for name in left if _asked_for(described, name) is None]
+    if foreign:
+        raise _refuse(
+            described.header,
+            f"tensors that have no place in {described.values['model_type']}: {three(foreign)}",
+            "; if the model is right without them: --ignore-weights PATTERN",
+        )
+    for pattern in described.ignored:
+        if not any(fnmatchcase(name, pattern) for name in left):
+            raise InputError(
+                f"--ignore-weights {pattern} matches no tensor that {described.header.path.name} leaves out"
+            )
+    return chosen
+
+
+def _asked_for(described: Described, name: str) -> str | None:
+    """The pattern by which a tensor may be left out."""
+    return next((pattern for pattern in described.ignored if fnmatchcase(name, pattern)), None)
+
+
+def _assign(described: Described) -> tuple[list[Rule], list[str]]:
+    """The rules that this file follows, and the tensors that no rule takes."""
     header = described.header
     chosen: list[Rule] = []
     used: set[str] = set(described.own)
@@ -148,27 +174,21 @@ def assigned(described: Described) -> list[Rule]:
         chosen.append(rule)
         used |= set(present)
         targets |= goals
-    left = [name for name in header.tensors if name not in used and name not in unread]
-    if left:
-        more = f" and {len(left) - 3} more" if len(left) > 3 else ""
-        raise _refuse(
-            header, f"tensors that have no place in {described.values['model_type']}: {', '.join(left[:3])}{more}"
-        )
-    return chosen
+    return chosen, [name for name in header.tensors if name not in used and name not in unread]
 
 
 def left_out(described: Described) -> tuple[LeftOut, ...]:
-    """Tensors that are known to be nobody's, for the store; `*` stands for numbers."""
-    unread = described.architecture.unread
-    names = Counter(re.sub(r"\d+", "*", name) for name in described.header.tensors if unread(described.values, name))
-    reason = described.architecture.why_unread
-    return tuple(LeftOut(tensors=name, count=count, reason=reason) for name, count in sorted(names.items()))
+    """Tensors that the model does not use, for the store; `*` stands for numbers."""
+    unread, why = described.architecture.unread, described.architecture.why_unread
+    reasons = {name: why for name in described.header.tensors if unread(described.values, name)}
+    reasons |= {name: f"ignored on request: {_asked_for(described, name)}" for name in _assign(described)[1]}
+    return grouped(dict(sorted(reasons.items())))
 
 
-def _refuse(header: Header, problem: str) -> ModelError:
+def _refuse(header: Header, problem: str, otherwise: str = "") -> ModelError:
     return ModelError(
         f"{header.path.name}: {problem}. attnlens would compute something else than the model: "
-        "capture the checkpoint that the file was made of instead"
+        f"capture the checkpoint that the file was made of instead{otherwise}"
     )
 
 
