@@ -20,6 +20,9 @@ from attnlens.capture.configuration import text_config
 
 LENGTHS = (11, 12)
 """Tokens of the passes that are watched. What has another size in the other pass is no table."""
+UNNAMED = "a table of positions"
+LONGEST_TRIED = 4096
+"""Tokens of a pass that tries whether a table was made for the text alone."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -203,7 +206,7 @@ class _Watch(TorchFunctionMode):
             return
         positions = along.tolist()
         if positions == list(range(positions[0], positions[0] + self._n_token)):
-            name = self._names.get(id(table), "a table of positions")
+            name = self._names.get(id(table), UNNAMED)
             self.looks.append(_Look(name=name, size=table.shape[axis], first=positions[0]))
 
 
@@ -242,7 +245,7 @@ def _tables(model: nn.Module, *, hollow: bool) -> list[Wall]:
             n_token=look.size - look.first, what=f"{look.name} has {look.size} rows, the first token's is {look.first}"
         )
         for look in first
-        if look in second and not (hollow and _grows(model, look))
+        if look in second and not (_made_for_the_text(model, look, hollow=hollow) or (hollow and _grows(model, look)))
     ]
 
 
@@ -253,6 +256,18 @@ def _looks(model: nn.Module, n_token: int, *, hollow: bool) -> list[_Look]:
     with _Watch(model, n_token, hollow=hollow) as watch:
         _pass(model, n_token)
     return list(dict.fromkeys(watch.looks))
+
+
+def _made_for_the_text(model: nn.Module, look: _Look, *, hollow: bool) -> bool:
+    """Whether a table that is neither weight nor buffer has more rows in a pass over one token more than it has room
+    for: it was put together for as many tokens as there were (Reformer's axial positions)."""
+    longer = look.size - look.first + 1
+    if look.name != UNNAMED or longer > LONGEST_TRIED:
+        return False
+    try:
+        return any(other.name == UNNAMED and other.size > look.size for other in _looks(model, longer, hollow=hollow))
+    except Exception:  # noqa: BLE001 - any model code may run here
+        return False
 
 
 def _grows(skeleton: nn.Module, look: _Look) -> bool:

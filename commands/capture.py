@@ -117,7 +117,9 @@ def capture(
     top_p: Annotated[
         float, typer.Option("--top-p", metavar="P", rich_help_panel=GENERATION, help="Nucleus sampling.")
     ] = 0.9,
-    seed: Annotated[int, typer.Option("--seed", metavar="N", rich_help_panel=GENERATION, help="Of the sampling.")] = 0,
+    seed: Annotated[
+        int, typer.Option("--seed", metavar="N", rich_help_panel=GENERATION, help="Random seed for sampling.")
+    ] = 0,
     completion: Annotated[
         str | None,
         typer.Option(

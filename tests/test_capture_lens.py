@@ -138,6 +138,23 @@ def test_entropy_is_exact_however_large_the_logits_are(
         np.testing.assert_allclose(read.next_probability.numpy(), p[:, 0], rtol=2e-5, atol=1e-7)
 
 
+@pytest.mark.parametrize("size", [1000, 20000])
+@pytest.mark.parametrize("height", [3.0, 9.0, 14.0, 17.3, 20.0])
+def test_a_long_tail_does_not_drown_in_the_peak(size: int, height: float) -> None:
+    """Added to 1 in float32, numbers below 6e-8 are lost, however many there are."""
+    head = nn.Linear(2, size, bias=False).requires_grad_(requires_grad=False)
+    head.weight.zero_()[size // 2, 0] = height
+    head.weight[[0, size - 1], 1] = height
+    stream, following = torch.eye(2), torch.zeros(2, dtype=torch.int64)
+    tail = (size - 1) * np.exp(-height), (size - 2) * np.exp(-height)
+    exact = [np.log(n + rest) + height * rest / (n + rest) for n, rest in zip((1, 2), tail, strict=True)]
+    for read in (
+        read_through(stream, head, following, 5, scale=1.0, softcap=None),
+        read_logits(head(stream), following, 5),
+    ):
+        check_entropy(read.entropy.numpy(), np.array(exact))
+
+
 @pytest.mark.slow
 def test_entropy_of_smollm2_is_exact_at_every_depth(tmp_path: Path) -> None:
     """Its logits reach 170 at depth 0, where the residual is the embedding."""

@@ -1,12 +1,13 @@
 """The readings of `readout`, made while the product with the unembedding is still in the processor's cache.
 
 A processor spends more time moving logits to memory and back than multiplying for them. Here the vocabulary is walked
-in blocks of columns, and each block is used up at once. Its softmax gives three numbers that can be put together later
-as in online softmax (Milakov and Gimelshein 2018): the largest logit m, the largest probability p, and the mean of
-d = z - m, with z the logits. The block's logsumexp is m - log p. Products are of d, not of z: z may be 100 and more,
-and its rounding would swallow an entropy near 0. The top k are looked for only in those parts of a block whose largest
-logit is among the k largest so far. Each core has a thread of its own that takes blocks as it gets on: threads that
-share every operation wait for each other at its end, and for whoever else has one of the cores.
+in blocks of columns, and each block is used up at once. It gives three numbers that can be put together later as in
+online softmax (Milakov and Gimelshein 2018): the largest logit m, and the sums of exp(d) and of exp(d)·d over all other
+logits z, with d = z - m. Products are of d, not of z: z may be 100 and more, and its rounding would swallow an entropy
+near 0. The largest logit's own exp(0) = 1 is added in float64: in float32 a long tail of small numbers would drown in
+it. The top k are looked for only in those parts of a block whose largest logit is among the k largest so far. Each core
+has a thread of its own that takes blocks as it gets on: threads that share every operation wait for each other at its
+end, and for whoever else has one of the cores.
 """
 
 from __future__ import annotations
@@ -99,7 +100,7 @@ class _Walk:
         self._width = min(self._size, _width(n_row))
         self._top_k = min(top_k, self._size)
         self.n_block = -(-self._size // self._width)
-        self._most, self._largest, self._mean = (torch.empty(self.n_block, n_row) for _ in range(3))
+        self._most, self._largest, self._rest, self._mean = (torch.empty(self.n_block, n_row) for _ in range(4))
         self.beaten = torch.empty(self.n_block, target.shape[1], n_row)
         """How many logits of a block are above those aimed at (block, aim, row)."""
         self.met = torch.full(target.shape, torch.nan)
@@ -130,7 +131,9 @@ class _Walk:
                 torch.amax(peaks[place], dim=-1, out=self._most[block])
                 torch.sub(logits, self._most[block][:, None], out=below)
                 torch.softmax(below, dim=-1, out=room)
-                torch.amax(room, dim=-1, out=self._largest[block])
+                peak = _column_of_peak(parts[place], peaks[place])
+                torch.gather(room, 1, peak, out=self._largest[block][:, None])
+                torch.sum(room.scatter_(1, peak, 0.0), dim=-1, out=self._rest[block])
                 torch.sum(room.mul_(below), dim=-1, out=self._mean[block])
                 for column, count in zip(self._aim.T, self.beaten[block], strict=True):
                     torch.sum(torch.gt(logits, column[:, None], out=room), dim=-1, out=count)
@@ -142,16 +145,25 @@ class _Walk:
         """Of the whole vocabulary, once all blocks were walked: largest logit (row, 1), logsumexp less that (row, 1),
         and entropy (row).
 
-        With m that largest logit, s the logsumexp of z - m, and for each block b its largest logit m_b, its mean of
-        z - m_b and its share w_b of all probability, the entropy is s - Σ w_b (m_b - m + mean_b): a sum of two numbers
-        that are not negative, so that no digit is lost. There are few of them, in float64.
+        With m that largest logit and s the logsumexp of z - m, and for each block b its largest logit m_b, R_b the sum
+        of exp(z - m_b) over its other logits and D_b that of exp(z - m_b)·(z - m_b), the logsumexp is
+        s = log Σ exp(m_b - m)(1 + R_b) and the entropy s - Σ exp(m_b - m - s)((m_b - m)(1 + R_b) + D_b), a sum of two
+        numbers that are not negative, so that no digit is lost. There are few of them, in float64.
         """
         most = self._most.amax(dim=0)
         below = self._most.double() - most
-        logsum = below - self._largest.double().log()
-        total = logsum.logsumexp(dim=0)
-        entropy = total - ((logsum - total).exp() * (below + self._mean)).sum(dim=0)
+        largest = self._largest.double()  # what softmax divided by drops out here, and with it the rounding of its sum
+        rest, mean = self._rest.double() / largest, self._mean.double() / largest
+        total = (below + rest.log1p()).logsumexp(dim=0)
+        entropy = total - ((below - total).exp() * (below * (1 + rest) + mean)).sum(dim=0)
         return most[:, None], total[:, None].float(), entropy.float().clamp(min=0)
+
+
+def _column_of_peak(parts: Tensor, peaks: Tensor) -> Tensor:
+    """Column (row, 1) of the largest of the logits `parts` (row, part, column); `peaks` (row, part): of each part."""
+    part = peaks.argmax(dim=-1)
+    inner = parts[torch.arange(len(parts)), part].argmax(dim=-1)
+    return (part * parts.shape[2] + inner)[:, None]
 
 
 class _Crew:

@@ -54,13 +54,15 @@ def read_logits(logits: Tensor, following: Tensor, top_k: int, tracked: Tensor |
     ranks = [(logits > column[:, None]).sum(dim=-1, dtype=torch.int32) for column in followed.T]
     # A token that the model rules out (z = -inf) counts 0, where -inf times 0 would be NaN.
     below = torch.sub(logits, most).clamp_(min=torch.finfo(torch.float32).min)
-    weight = below.exp()
-    total = weight.sum(dim=-1, keepdim=True)
+    # The largest, exp(0) = 1, is left out of the sum: a long tail of small numbers would drown in it.
+    weight = below.exp().scatter_(-1, top.indices[:, :1], 0.0)
+    rest = weight.sum(dim=-1, keepdim=True)
+    total = 1 + rest
     mean = weight.mul_(below).sum(dim=-1, keepdim=True) / total
     return Readout(
         token=top.indices.int(),
         probability=(top.values - most).exp() / total,
-        entropy=(total.log() - mean)[:, 0].clamp(min=0),
+        entropy=(rest.log1p() - mean)[:, 0].clamp(min=0),
         next_rank=torch.where(known, rank, -1),
         next_probability=torch.where(known, ((target - most).exp() / total)[:, 0], torch.nan),
         tracked_rank=torch.stack(ranks, dim=1) if ranks else rank.new_empty(len(rank), 0),
