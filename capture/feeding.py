@@ -107,6 +107,8 @@ class Feeder:
             if self._style.prepared and self.cache is not None:
                 model: Any = self._model
                 self._kwargs = model._update_model_kwargs_for_generation(output, self._kwargs, is_encoder_decoder=False)
+                if not any(value is self.cache for value in self._kwargs.values()):  # it knows another name for it
+                    self._kwargs |= give(self._model, self.cache)
         return output
 
     def _plain(self, ids: Tensor, first: int, *, use_cache: bool) -> dict[str, Any]:

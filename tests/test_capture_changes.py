@@ -253,11 +253,11 @@ def test_two_captures_of_one_model_are_told_apart(
     ],
 )
 def test_a_label_that_cannot_be_shown_is_refused(tokenizer: Any, tmp_path: Path, label: str, words: str) -> None:
-    expected = f"the label \\(--label\\) {words}.*; expected one line of text, at most 200 characters"
+    expected = f"label {words}.*; expected one line of text, at most 200 characters"
     with pytest.raises(InputError, match=expected):
-        capture(None, tokenizer, PROMPT, tmp_path / "run.zarr", label=label)  # type: ignore[arg-type]
+        capture(torch.nn.Linear(2, 2), tokenizer, PROMPT, tmp_path / "run.zarr", label=label)
     with pytest.raises(InputError, match=expected):
-        capture_many(None, tokenizer, [PROMPT], tmp_path / "run.zarr", label=label)  # type: ignore[arg-type]
+        capture_many(torch.nn.Linear(2, 2), tokenizer, [PROMPT], tmp_path / "run.zarr", label=label)
     assert not list(tmp_path.iterdir())
 
 
