@@ -4,11 +4,12 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: help demo test check bench models viewer wheel clean
+.PHONY: help demo test nightly check bench models viewer wheel clean
 
 help:
 	@echo "make demo    capture and draw a real 135M-parameter model: demo/run.zarr, demo/pictures"
-	@echo "make test    all tests"
+	@echo "make test    all tests but the nightly ones"
+	@echo "make nightly the long ones: what make test leaves out, and more kills"
 	@echo "make check   ruff, formatting, strict types"
 	@echo "make bench   time and memory against plain generation"
 	@echo "make viewer  the page of lens view, from its sources (needs node)"
@@ -28,6 +29,9 @@ demo: $(READY)
 
 test: $(READY)
 	@$(BIN)/python -m pytest -q -n 2 --dist loadfile
+
+nightly: $(READY)
+	@ATTNLENS_KILLS=20 $(BIN)/python -m pytest -q -n 2 --dist loadfile -m '(nightly or slow) and not gpu'
 
 check: $(READY)
 	@$(BIN)/ruff check .

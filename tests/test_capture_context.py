@@ -89,7 +89,7 @@ def test_a_capture_goes_up_to_the_wall(kind: str, tmp_path: Path) -> None:
     check_at_the_wall(build(kind), tmp_path / "run.zarr")
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("kind", sorted(set(names()) - set(NOT_BUILT)))
 def test_a_capture_of_any_class_goes_up_to_the_wall(kind: str, tmp_path: Path) -> None:
     model = build(kind)

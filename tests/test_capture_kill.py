@@ -23,7 +23,7 @@ from attnlens.schemas.errors import AttnlensError
 from attnlens.store.verify import verify
 from families import byte_tokenizer, tiny_model
 
-KILLS = int(os.environ.get("ATTNLENS_KILLS", "4"))
+KILLS = int(os.environ.get("ATTNLENS_KILLS", "2"))
 """How often to kill; 20 of them is the acceptance run."""
 N_NEW = 110
 PROMPT = "The quick brown"

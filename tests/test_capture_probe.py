@@ -59,7 +59,14 @@ def test_a_model_that_magnifies_rounding_is_captured_as_it_is(tmp_path: Path) ->
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("quantize", "dtype"), [("8bit", "auto"), ("8bit", "float32"), ("4bit", "auto")])
+@pytest.mark.parametrize(
+    ("quantize", "dtype"),
+    [
+        ("8bit", "auto"),
+        pytest.param("8bit", "float32", marks=pytest.mark.nightly),
+        pytest.param("4bit", "auto", marks=pytest.mark.nightly),
+    ],
+)
 def test_smollm2_is_captured_quantized(quantize: Any, dtype: Any, tmp_path: Path) -> None:
     pytest.importorskip("bitsandbytes")
     loaded = load("smollm2-135m", dtype=dtype, device="cpu", quantize=quantize)

@@ -38,7 +38,7 @@ def test_it_answers() -> None:
     assert tokenizer.decode(ids[len(prompt.ids) : -1]) == "Alice is Bob's sister."
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_the_cache_holds_what_transformers_dequantizes(tmp_path: Path) -> None:
     loaded = load("smollm2-135m", device="cpu")
     path = builtin._installed() or builtin._download(tmp_path, Silent())
