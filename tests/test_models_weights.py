@@ -20,6 +20,7 @@ from attnlens.benchmarks.models.examine import build
 from attnlens.benchmarks.models.tiny_tokenizer import byte_tokenizer
 from attnlens.benchmarks.models.unused import unused_refused
 from attnlens.capture.models import load
+from attnlens.capture.models.quantize import settle
 from attnlens.schemas.errors import InputError, ModelError
 from tiny import META, byte_level_tokenizer, meta_logits, write_hf, write_meta
 
@@ -236,7 +237,55 @@ def test_blocks_of_float8_that_transformers_unpacks(folder: Path) -> None:
     assert loaded.left_out == ()
 
 
+FOUR, EIGHT = {"load_in_4bit": True, "bnb_4bit_use_double_quant": True}, {"load_in_8bit": True}
+
+
+@pytest.mark.parametrize("bits", [FOUR, EIGHT])
+def test_codes_of_bitsandbytes(folder: Path, tmp_path: Path, bits: dict[str, bool]) -> None:
+    """As it saved them they are read; a config without the codes, or codes without all of their scales, is refused."""
+    packed = tmp_path / "packed"
+    options: Any = {"attn_implementation": "eager", "device_map": "cpu"}
+    quantized = t.AutoModelForCausalLM.from_pretrained(
+        folder, quantization_config=t.BitsAndBytesConfig(**bits), **options
+    )
+    settle(quantized)
+    quantized.save_pretrained(packed)
+    byte_level_tokenizer().save_pretrained(packed)
+    loaded = load(str(packed), device="cpu")
+    assert torch.allclose(logits(loaded.model), logits(quantized), atol=1e-5)
+    assert loaded.left_out == ()
+    edit(folder, quantization_config={"quant_method": "bitsandbytes", **bits})
+    assert "model.layers.0.self_attn.q_proj.weight is stored as plain numbers" in refusal(folder)
+    state = state_of(packed)
+    lost = next(
+        name for name in state if name.endswith("layers.1.mlp.up_proj.weight.nested_absmax" if bits is FOUR else "SCB")
+    )
+    write_safetensors(packed, {name: tensor for name, tensor in state.items() if name != lost})
+    said = refusal(packed)
+    assert lost.removesuffix(".nested_absmax").removesuffix(".SCB") in said
+    assert ("lacks the scales of its scales" if bits is FOUR else "do not fit together") in said
+
+
 # One weight, several tensors; no tensor, one weight
+
+
+def test_an_expert_without_one_of_its_matrices(tmp_path: Path) -> None:
+    """What transformers could not put together is said, not where it would have said so."""
+    build("mixtral").save_pretrained(tmp_path)
+    byte_tokenizer().save_pretrained(tmp_path)
+    state = state_of(tmp_path)
+    lost = next(name for name in state if re.search(r"layers\.1\.\S*experts\.2\.w1\.weight", name))
+    write_safetensors(tmp_path, {name: tensor for name, tensor in state.items() if name != lost})
+    said = refusal(tmp_path)
+    assert "for model.layers.1.mlp.experts.gate_up_proj do not fit together" in said
+    assert "above report" not in said
+    assert "Traceback" not in said
+
+
+@pytest.mark.parametrize(("name", "thing"), [("state_dict", {"a": torch.ones(2)}), ("epoch", 3)])
+def test_a_file_that_holds_more_than_tensors(folder: Path, name: str, thing: Any) -> None:
+    write_bin(folder, {**state_of(folder), name: thing})
+    assert f"{name} in its weights is of type {type(thing).__name__}" in refusal(folder)
 
 
 def test_two_tensors_for_one_weight(folder: Path) -> None:
@@ -296,8 +345,11 @@ def test_harmless_tensors_are_left_out_and_recorded(folder: Path) -> None:
             "model.layers.3.self_attn.q_proj.weight": one,
             "mtp.layers.0.self_attn.q_proj.weight": one,
             "v_head.summary.weight": one,
+            "v_head.summary.bias": one,
             "score.weight": one,
             "vision_tower.blocks.11.attn.qkv.weight": one,
+            "vision_tower.blocks.11.attn.qkv.bias": one,
+            "vision_tower.embeddings.position_ids": torch.tensor([3, 1]),
             "model.multi_modal_projector.linear_1.weight": one,
         },
     )
@@ -309,8 +361,11 @@ def test_harmless_tensors_are_left_out_and_recorded(folder: Path) -> None:
         "model.layers.*.self_attn.q_proj.weight": (1, ahead),
         "mtp.layers.*.self_attn.q_proj.weight": (1, ahead),
         "v_head.summary.weight": (1, other),
+        "v_head.summary.bias": (1, other),
         "score.weight": (1, other),
         "vision_tower.blocks.*.attn.qkv.weight": (1, image),
+        "vision_tower.blocks.*.attn.qkv.bias": (1, image),
+        "vision_tower.embeddings.position_ids": (1, image),
         "model.multi_modal_projector.linear_*.weight": (1, image),
     }
 

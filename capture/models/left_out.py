@@ -96,10 +96,9 @@ def _bases(config: Any) -> Iterator[float]:
 
 def reason(name: str, stored: Stored, model: Model) -> str | None:
     """Why the model may leave out the tensor `name` of the checkpoint; None: it may not."""
-    if stored.value is not None:
-        found = _computed(name, stored, model)
-        if found is not None or name.endswith((".bias", "inv_freq", "_cached")):
-            return found  # values decide about these, whatever a class says of their names
+    found = None if stored.value is None else _computed(name, stored, model)
+    if found is not None:
+        return found
     ahead_of = AHEAD.search(name)
     if ahead_of is not None and ahead_of[2] not in model.words:
         return "a head for several tokens ahead"
@@ -115,8 +114,9 @@ def reason(name: str, stored: Stored, model: Model) -> str | None:
         return "a scale of a quantized cache; the cache here is not quantized"
     if MARKS.search(name) and _count(stored) <= 1:
         return "a mark of the program that wrote the file"
-    if model.ignored is not None and model.ignored.search(stored.target):
-        return "left out by the model's class"
+    by_value = stored.value is not None and name.endswith((".bias", "inv_freq", "_cached"))
+    if model.ignored is not None and not by_value and model.ignored.search(stored.target):
+        return "left out by the model's class"  # values have decided about some, whatever a class says of their names
     return None
 
 
