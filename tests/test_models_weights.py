@@ -410,6 +410,28 @@ def test_a_bias_by_the_name_of_a_mask(tmp_path: Path, what: str) -> None:
     assert "does not use: transformer.h.1.attn.bias" in refusal(tmp_path)
 
 
+def test_a_mask_of_another_window(tmp_path: Path) -> None:
+    """GPT-Neo has masks with and without a window; a layer with the other's is not the model of the config."""
+    torch.manual_seed(0)
+    config = t.GPTNeoConfig(
+        vocab_size=384, hidden_size=32, num_layers=2, num_heads=4, window_size=8, max_position_embeddings=64,
+        attention_types=[[["global", "local"], 1]], bos_token_id=1, eos_token_id=2,
+    )  # fmt: skip
+    t.GPTNeoForCausalLM(config).save_pretrained(tmp_path)
+    byte_level_tokenizer().save_pretrained(tmp_path)
+    state = state_of(tmp_path)
+    whole = torch.ones(64, 64).tril()[None, None].to(torch.uint8)
+    masks = {
+        "transformer.h.0.attn.attention.bias": whole,
+        "transformer.h.1.attn.attention.bias": whole - whole.tril(-8),
+    }
+    write_safetensors(tmp_path, {**state, **masks})
+    (left,) = load(str(tmp_path), device="cpu").left_out
+    assert left.count == 2
+    write_safetensors(tmp_path, {**state, **masks, "transformer.h.1.attn.attention.bias": whole})
+    assert "does not use: transformer.h.1.attn.attention.bias" in refusal(tmp_path)
+
+
 @pytest.mark.parametrize("ahead", [True, False])
 def test_a_layer_that_a_class_leaves_out_by_its_number(tmp_path: Path, ahead: bool) -> None:
     """DeepseekV3 wants to hear of no layer 61: that is one for the token after next, unless it is one more."""

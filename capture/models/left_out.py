@@ -140,7 +140,8 @@ def _computed(name: str, stored: Stored, model: Model) -> str | None:
         return "rotary angles, as the model computes them"
     if word.endswith("masked_bias") and value.numel() == 1:
         return "a constant of the causal mask"
-    if word in ("bias", "causal_mask") and _is_mask(value, model.window):
+    differs = own is not None and not own.is_meta and own.shape == value.shape  # a window where it has none, or none
+    if word in ("bias", "causal_mask") and not differs and _is_mask(value, model.window):
         return "a causal mask, as the model computes it"
     if word == "position_ids" and _is_range(value):
         return "the numbers of positions"
