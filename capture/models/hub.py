@@ -138,6 +138,11 @@ def _base_request(request: Request, source: AdapterSource) -> Request:
     if place.is_dir():
         if in_folder(place, place.name) is not None:
             raise ModelError(f"the base model of the adapter {source.name}, {place}, has an adapter of its own")
+        if not (place / "config.json").is_file():
+            raise ModelError(
+                f"the base model of the adapter {source.name}, {place}, has no config.json: adapters are applied to "
+                "models in Hugging Face's layout only"
+            )
         return dataclasses.replace(request, name=str(place), revision=None)
     if not HUB_NAME.fullmatch(source.base):
         raise ModelError(
