@@ -213,8 +213,9 @@ def test_scales_that_a_known_quantizer_does_not_apply(folder: Path) -> None:
     assert "down_proj.weight_scale" in said or "triton" in said  # releases that need a GPU for fp8 say so
 
 
-def test_blocks_of_float8_that_transformers_unpacks(folder: Path) -> None:
-    block, packed, plain = 16, {}, {}
+def blocks_of_float8(folder: Path, block: int = 16) -> tuple[State, State]:
+    """The folder's tensors with projections in float8 and a scale for each block; and what these stand for."""
+    packed, plain = {}, {}
     for name, tensor in state_of(folder).items():
         packed[name] = plain[name] = tensor
         if name.endswith("_proj.weight"):
@@ -224,17 +225,45 @@ def test_blocks_of_float8_that_transformers_unpacks(folder: Path) -> None:
             codes = (blocks / scale[:, None, :, None]).to(torch.float8_e4m3fn)
             packed[name], packed[f"{name}_scale_inv"] = codes.reshape(tensor.shape), scale
             plain[name] = (codes.float() * scale[:, None, :, None]).reshape(tensor.shape)
-    original = t.AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager")
-    original.load_state_dict(plain)
-    write_safetensors(folder, packed)
     blocks_of = {"quant_method": "fp8", "activation_scheme": "dynamic", "weight_block_size": [block, block]}
     edit(folder, quantization_config=blocks_of)
+    return packed, plain
+
+
+def test_blocks_of_float8_that_transformers_unpacks(folder: Path) -> None:
+    original = t.AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager")
+    packed, plain = blocks_of_float8(folder)
+    original.load_state_dict(plain)
+    write_safetensors(folder, packed)
     try:
         loaded = load(str(folder), device="cpu")
     except ModelError as error:
         pytest.skip(f"this transformers unpacks them on a GPU only: {error}")
     assert torch.allclose(logits(loaded.model), logits(original), atol=1e-5)
     assert loaded.left_out == ()
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("model.norm.weight", torch.int8),
+        ("lm_head.weight", torch.float8_e4m3fn),
+        ("model.layers.1.mlp.up_proj.weight", None),
+    ],
+)
+def test_codes_that_a_known_quantizer_does_not_unpack(folder: Path, name: str, kind: torch.dtype | None) -> None:
+    """Those of layers that it does not quantize would be cast to floats, and so would those that lost their scales."""
+    packed, _ = blocks_of_float8(folder)
+    if kind is None:
+        del packed[f"{name}_scale_inv"]
+        packed[name.replace("weight", "activation_scale")] = torch.ones(1)
+    else:
+        packed[name] = packed[name].to(kind)
+    write_safetensors(folder, packed)
+    said = refusal(folder)
+    assert f"stores {name} as {str(kind or torch.float8_e4m3fn).removeprefix('torch.')} with no scales" in said or (
+        "triton" in said or "GPU" in said  # releases that need a GPU for fp8 say so
+    )
 
 
 FOUR, EIGHT = {"load_in_4bit": True, "bnb_4bit_use_double_quant": True}, {"load_in_8bit": True}
