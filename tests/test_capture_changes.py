@@ -112,7 +112,8 @@ class Around(nn.Module):
         self.inside = inside
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        return 2 * self.inside(hidden)
+        doubled: torch.Tensor = 2 * self.inside(hidden)
+        return doubled
 
 
 def surrounded(made: Any) -> None:
