@@ -21,6 +21,7 @@ from attnlens.benchmarks.models.tiny_tokenizer import byte_tokenizer
 from attnlens.benchmarks.models.unused import unused_refused
 from attnlens.capture.models import load
 from attnlens.capture.models.quantize import settle
+from attnlens.capture.placeholders import refuse_placeholders
 from attnlens.schemas.errors import InputError, ModelError
 from tiny import META, byte_level_tokenizer, meta_logits, write_hf, write_meta
 
@@ -392,10 +393,8 @@ def test_harmless_tensors_are_left_out_and_recorded(folder: Path) -> None:
         "v_head.summary.weight": (1, other),
         "v_head.summary.bias": (1, other),
         "score.weight": (1, other),
-        "vision_tower.blocks.*.attn.qkv.weight": (1, image),
-        "vision_tower.blocks.*.attn.qkv.bias": (1, image),
-        "vision_tower.embeddings.position_ids": (1, image),
-        "model.multi_modal_projector.linear_*.weight": (1, image),
+        "vision_tower.*": (3, image),
+        "model.multi_modal_projector.*": (1, image),
     }
 
 
@@ -505,6 +504,31 @@ def test_part_of_a_tower_that_is_there(tmp_path: Path) -> None:
     extra = name.replace("q_proj", "g_proj")
     write_safetensors(tmp_path, {**state, extra: state[name].clone()})
     assert "g_proj" in refusal(tmp_path)
+
+
+def test_the_text_part_of_a_model_with_towers(tmp_path: Path) -> None:
+    """Llama 4 is published as a whole; its text model is what a text needs, and knows which tokens are images."""
+    text = {
+        "vocab_size": 384, "hidden_size": 32, "intermediate_size": 48, "intermediate_size_mlp": 48, "head_dim": 8,
+        "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "num_local_experts": 2,
+        "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0,
+    }  # fmt: skip
+    vision = {
+        "hidden_size": 16, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 28,
+        "patch_size": 14, "vision_output_dim": 16, "projector_input_dim": 16, "projector_output_dim": 16,
+    }  # fmt: skip
+    torch.manual_seed(0)
+    config = t.Llama4Config(text_config=text, vision_config=vision, image_token_index=9)
+    whole = t.Llama4ForConditionalGeneration(config).eval()
+    whole.save_pretrained(tmp_path)
+    byte_level_tokenizer().save_pretrained(tmp_path)
+    loaded = load(str(tmp_path), device="cpu")
+    with torch.no_grad():
+        ids = IDS[IDS != 9][None]
+        assert torch.allclose(loaded.model(ids).logits, whole(ids).logits, atol=1e-5)
+    assert {left.tensors for left in loaded.left_out} == {"vision_model.*", "multi_modal_projector.*"}
+    with pytest.raises(InputError, match="image_token_index"):
+        refuse_placeholders(loaded.model, loaded.tokenizer, [1, 9])
 
 
 @pytest.mark.parametrize("kind", ["gemma3_text", "gpt2", "mixtral", "falcon_h1"])

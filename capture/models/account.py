@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
 
-from attnlens.capture.models.left_out import LAYER, Model, read_model, reason
+from attnlens.capture.models.left_out import LAYER, TOWER, Model, read_model, reason, tower_of
 from attnlens.capture.models.watch import FLOATS, Seen, Stored, Watch
 from attnlens.schemas.errors import InputError, ModelError
 from attnlens.schemas.metadata import LeftOut
@@ -54,8 +54,11 @@ def account(name: str, watch: Watch, ignored: Sequence[str] = ()) -> tuple[LeftO
 
 
 def grouped(reasons: dict[str, str]) -> tuple[LeftOut, ...]:
-    """Names that differ in their numbers only become one."""
-    counts = Counter((re.sub(r"\d+", "*", tensor), why) for tensor, why in reasons.items())
+    """Names that differ in their numbers only become one, and so do those of a whole tower."""
+    counts = Counter(
+        (f"{tower_of(tensor)}.*" if why == TOWER else re.sub(r"\d+", "*", tensor), why)
+        for tensor, why in reasons.items()
+    )
     return tuple(LeftOut(tensors=tensors, count=count, reason=why) for (tensors, why), count in counts.items())
 
 

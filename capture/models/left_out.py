@@ -22,6 +22,7 @@ TOWERS = frozenset(
     | {"multi_modal_projector", "mm_projector", "vision_projector", "image_projector", "audio_projector"}
     | {"image_newline", "view_seperator", "code2wav"}
 )
+TOWER = "a part for images or sound, which a text never enters"
 HEADS = re.compile(
     r"^((\w+\.)?(v_head|value_head|reward_head|score|regression_layer|classifier|classification_head|pooler)"
     r"|cls\.seq_relationship)\."
@@ -102,9 +103,9 @@ def reason(name: str, stored: Stored, model: Model) -> str | None:
     ahead_of = AHEAD.search(name)
     if ahead_of is not None and ahead_of[2] not in model.words:
         return "a head for several tokens ahead"
-    tower = next((word for word in name.split(".")[:3] if word in TOWERS), None)
-    if tower is not None and tower not in model.words:
-        return "a part for images or sound, which a text never enters"
+    tower = tower_of(name)
+    if tower is not None and tower.rpartition(".")[2] not in model.words:
+        return TOWER
     layer = LAYER.search(name)
     if layer and model.depth is not None and int(layer[1]) >= model.depth:
         return "a head for several tokens ahead" if name[: layer.end()] in model.ahead else None
@@ -118,6 +119,12 @@ def reason(name: str, stored: Stored, model: Model) -> str | None:
     if model.ignored is not None and not by_value and model.ignored.search(stored.target):
         return "left out by the model's class"  # values have decided about some, whatever a class says of their names
     return None
+
+
+def tower_of(name: str) -> str | None:
+    """The path of the part for images or sound that a tensor belongs to, None if there is none in its name."""
+    words = name.split(".")
+    return next((".".join(words[: at + 1]) for at, word in enumerate(words[:3]) if word in TOWERS), None)
 
 
 def _count(stored: Stored) -> int:
