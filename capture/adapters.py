@@ -25,7 +25,7 @@ def adapters_of(model: nn.Module) -> tuple[Adapter, ...]:
     unloaded has become part of the weights and cannot be seen.
 
     Raises:
-        ModelError: names an adapter whose weights peft cannot list.
+        ModelError: names an adapter whose weights peft cannot list, or one that works behind some tokens only.
     """
     if "peft" not in sys.modules:  # nobody can have put an adapter in without it
         return ()
@@ -52,6 +52,8 @@ def _describe(model: nn.Module, owner: nn.Module, name: str, config: Any) -> Ada
         active = name in _names(getattr(owner, "active_adapter", ())) and not getattr(
             owner, "_adapters_disabled", False
         )
+    if active:
+        require_every_token(name, config)
     kind = getattr(config, "peft_type", None)
     return Adapter(
         name=name,
@@ -63,6 +65,19 @@ def _describe(model: nn.Module, owner: nn.Module, name: str, config: Any) -> Ada
         merged=any(name in layer.merged_adapters for layer in layers.values()),
         digest=digest(weights_of(owner, name)),
     )
+
+
+def require_every_token(name: str, config: Any) -> None:
+    """Return if the adapter changes weights for every token alike.
+
+    Raises:
+        ModelError: it is at work behind some tokens of the text only (aLoRA), which one pass cannot tell from another.
+    """
+    if getattr(config, "alora_invocation_tokens", None):
+        raise ModelError(
+            f"the adapter of {name} works only behind its alora_invocation_tokens, and a token that is fed alone does "
+            "not see them: it cannot be captured"
+        )
 
 
 def _tuned(model: nn.Module, name: str) -> Iterator[tuple[str, Any]]:

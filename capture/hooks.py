@@ -1,4 +1,4 @@
-"""What somebody put on the modules of a model: hooks, other forwards, parametrizations.
+"""What somebody put on the modules of a model, or in their place: hooks, other forwards, parametrizations, own modules.
 
 What transformers, accelerate, peft and the quantizers put there belongs to how the model is run, and is left out.
 Changed weights cannot be seen: a label says so.
@@ -26,6 +26,8 @@ LIBRARIES = ("transformers", "accelerate", "peft", "bitsandbytes", "attnlens", "
 """Packages whose hooks and forwards belong to how a model is loaded and run. `transformers_modules` is a model's own
 code from the hub; the last ones are quantizers, which the store names elsewhere."""
 TORCH = "torch"
+PARTS = ("apex", "causal_conv1d", "fla", "flash_attn", "mamba_ssm", "timm", "torchaudio", "torchvision", "xformers")
+"""Packages from which classes of transformers take modules."""
 DECORATORS = (TORCH, "contextlib", "functools")
 """Where decorators come from that leave a function what it is."""
 COMPILED = ("torch._dynamo",)
@@ -64,10 +66,18 @@ def _all(model: nn.Module) -> Iterator[tuple[str, str, str]]:
         for kind, hooks in (("forward_pre", module._forward_pre_hooks), ("forward", module._forward_hooks)):
             yield from ((path, kind, name) for hook in hooks.values() if (name := _whose(hook)))
         yield from ((path, "replaced", name) for name in _forwards(module))
+        if _foreign(module, model) and "parametrizations" not in path.split("."):
+            yield path, "replaced", f"{type(module).__module__}.{type(module).__qualname__}.forward"[:LONGEST]
         if parametrize.is_parametrized(module):
             for tensor, steps in module.parametrizations.items():
                 place = f"{path}.{tensor}" if path else tensor
                 yield from ((place, "parametrization", name) for step in steps if (name := _whose(step)))
+
+
+def _foreign(module: nn.Module, model: nn.Module) -> bool:
+    """Whether the module is of a class that is nobody's but the user's, in a model of a library's class."""
+    known = (*LIBRARIES, *PARTS, TORCH)
+    return _within(type(model).__module__, LIBRARIES) and not _within(type(module).__module__, known)
 
 
 def _forwards(module: nn.Module) -> Iterator[str]:

@@ -34,6 +34,15 @@ def refuse_placeholders(model: Any, tokenizer: Any, ids: Sequence[int]) -> None:
             )
 
 
+def keep_placeholders(model: Any, config: Any) -> None:
+    """Let a model that was loaded without its towers know the placeholders that the whole one's `config` names."""
+    if model.config is not config:
+        known = {token for _, token in _placeholders(model.config)}
+        for field, token in _placeholders(config):
+            if token not in known:
+                setattr(model.config, field, token)
+
+
 def _placeholders(config: Any) -> Iterator[tuple[str, int]]:
     """Fields of a config and of those in it, and the ids they hold."""
     if config is None:

@@ -104,6 +104,22 @@ def offloaded_and_steered(made: Any) -> None:
     add_hook_to_module(made.model.layers[0].mlp, Steer(), append=True)
 
 
+class Around(nn.Module):
+    """Stands in the place of a layer's part, which it calls."""
+
+    def __init__(self, inside: nn.Module) -> None:
+        super().__init__()
+        self.inside = inside
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        doubled: torch.Tensor = 2 * self.inside(hidden)
+        return doubled
+
+
+def surrounded(made: Any) -> None:
+    made.model.layers[1].mlp = Around(made.model.layers[1].mlp)
+
+
 CHANGES: list[tuple[Callable[[Any], Any], Hook]] = [
     (
         lambda made: made.model.layers[1].mlp.register_forward_hook(double),
@@ -139,6 +155,7 @@ CHANGES: list[tuple[Callable[[Any], Any], Hook]] = [
         lambda made: prune.l1_unstructured(made.lm_head, "weight", 0.5),  # type: ignore[no-untyped-call]
         Hook(module="lm_head", kind="forward_pre", function="torch.nn.utils.prune.L1Unstructured"),
     ),
+    (surrounded, Hook(module="model.layers.1.mlp", kind="replaced", function=f"{HERE}.Around.forward")),
     (offloaded_and_steered, Hook(module="model.layers.0.mlp", kind="replaced", function=f"{HERE}.Steer")),
 ]
 

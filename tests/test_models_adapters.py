@@ -16,11 +16,12 @@ import torch
 import zarr
 from safetensors.torch import load_file, save_file
 
+from attnlens.benchmarks.models.gguf_files import write_gguf
 from attnlens.capture import capture
 from attnlens.capture.adapters import adapters_of
 from attnlens.capture.models import load
 from attnlens.schemas.errors import MissingExtraError, ModelError
-from tiny import byte_level_tokenizer, llama, write_hf
+from tiny import byte_level_tokenizer, llama, write_hf, write_meta
 
 # what making an adapter says, of peft's own use of transformers
 pytestmark = [pytest.mark.filterwarnings(f"ignore::{kind}") for kind in ("FutureWarning", "UserWarning")]
@@ -204,6 +205,38 @@ def test_a_setting_that_peft_does_not_know(tmp_path: Path) -> None:
     assert load(str(tmp_path / "ada"), device="cpu").adapters
     edit(tmp_path / "ada", use_sideways_lora=True)
     assert "does not know: use_sideways_lora; a newer peft" in refusal(tmp_path / "ada")
+
+
+def test_an_adapter_that_is_at_work_behind_some_tokens(tmp_path: Path) -> None:
+    write(tmp_path)
+    edit(tmp_path / "ada", alora_invocation_tokens=[5, 9])
+    assert "the adapter of ada works only behind its alora_invocation_tokens" in refusal(tmp_path / "ada")
+    own = adapted(peft.LoraConfig(**LORA, task_type="CAUSAL_LM", alora_invocation_tokens=[5, 9]))
+    with pytest.raises(ModelError, match="alora_invocation_tokens"):
+        adapters_of(own)
+    with own.disable_adapter():
+        assert [adapter.active for adapter in adapters_of(own)] == [False]
+
+
+def test_an_adapter_beside_a_model_that_it_cannot_be_applied_to(tmp_path: Path) -> None:
+    write(tmp_path)
+    ada = tmp_path / "ada"
+    (ada / "gguf").mkdir()
+    write_gguf(ada / "gguf" / "tiny.gguf", llama())
+    write_meta(ada / "meta")
+    for layout, said in (("gguf", "a GGUF file"), ("meta", "Meta's layout")):
+        edit(ada, base_model_name_or_path=layout)
+        assert f"{ada / layout}, has no config.json: adapters are applied to models in Hug" in refusal(ada)
+        for file in ("adapter_config.json", "adapter_model.safetensors"):
+            shutil.copy(ada / file, ada / layout)
+            assert f"holds an adapter ({file}) beside a model in {said}" in refusal(ada / layout)
+            (ada / layout / file).unlink()
+
+
+def test_weights_of_an_adapter_without_its_config(tmp_path: Path) -> None:
+    write(tmp_path, beside=True)
+    (tmp_path / "ada" / "adapter_config.json").unlink()
+    assert "the weights of an adapter (adapter_model.safetensors) and no adapter_config" in refusal(tmp_path / "ada")
 
 
 def test_adapters_without_their_base(tmp_path: Path) -> None:

@@ -70,6 +70,8 @@ def test_a_key_that_we_cannot_apply_is_named(tmp_path: Path, key: str, value: An
         load(str(path), device="cpu")
     assert key in str(caught.value)
     assert "\n" not in str(caught.value)
+    if key in ("tokenizer.ggml.new_rule", "tokenizer.ggml.pre", "tokenizer.ggml.model"):
+        assert "--tokenizer names another" in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -244,6 +246,15 @@ def test_layers_that_guess_tokens_ahead_are_left_out(tmp_path: Path) -> None:
     ]
     with pytest.raises(ModelError, match=r"blk\.4\.nextn\.eh_proj\.weight"):
         load(str(written(tmp_path, model, tensors=tensors)), device="cpu")
+    with pytest.raises(ModelError, match=r"nextn_predict_layers = 1 means layer 3, which has no nextn\.eh_proj"):
+        load(str(written(tmp_path, model, keys={"qwen35.nextn_predict_layers": 1})), device="cpu")
+
+
+def test_a_soft_cap_that_gemma_3_has_no_place_for(tmp_path: Path) -> None:
+    """transformers' class keeps the setting and does not compute with it."""
+    keys = {"gemma3.attn_logit_softcapping": 3.0}
+    with pytest.raises(ModelError, match=r"gemma3\.attn_logit_softcapping = 3\.0"):
+        load(str(written(tmp_path, random_model("gemma3_text", query_pre_attn_scalar=24), keys=keys)), device="cpu")
 
 
 def test_several_tokens_may_end_a_text(tmp_path: Path) -> None:

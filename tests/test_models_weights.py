@@ -20,6 +20,8 @@ from attnlens.benchmarks.models.examine import build
 from attnlens.benchmarks.models.tiny_tokenizer import byte_tokenizer
 from attnlens.benchmarks.models.unused import unused_refused
 from attnlens.capture.models import load
+from attnlens.capture.models.quantize import settle
+from attnlens.capture.placeholders import refuse_placeholders
 from attnlens.schemas.errors import InputError, ModelError
 from tiny import META, byte_level_tokenizer, meta_logits, write_hf, write_meta
 
@@ -212,8 +214,9 @@ def test_scales_that_a_known_quantizer_does_not_apply(folder: Path) -> None:
     assert "down_proj.weight_scale" in said or "triton" in said  # releases that need a GPU for fp8 say so
 
 
-def test_blocks_of_float8_that_transformers_unpacks(folder: Path) -> None:
-    block, packed, plain = 16, {}, {}
+def blocks_of_float8(folder: Path, block: int = 16) -> tuple[State, State]:
+    """The folder's tensors with projections in float8 and a scale for each block; and what these stand for."""
+    packed, plain = {}, {}
     for name, tensor in state_of(folder).items():
         packed[name] = plain[name] = tensor
         if name.endswith("_proj.weight"):
@@ -223,11 +226,16 @@ def test_blocks_of_float8_that_transformers_unpacks(folder: Path) -> None:
             codes = (blocks / scale[:, None, :, None]).to(torch.float8_e4m3fn)
             packed[name], packed[f"{name}_scale_inv"] = codes.reshape(tensor.shape), scale
             plain[name] = (codes.float() * scale[:, None, :, None]).reshape(tensor.shape)
-    original = t.AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager")
-    original.load_state_dict(plain)
-    write_safetensors(folder, packed)
     blocks_of = {"quant_method": "fp8", "activation_scheme": "dynamic", "weight_block_size": [block, block]}
     edit(folder, quantization_config=blocks_of)
+    return packed, plain
+
+
+def test_blocks_of_float8_that_transformers_unpacks(folder: Path) -> None:
+    original = t.AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager")
+    packed, plain = blocks_of_float8(folder)
+    original.load_state_dict(plain)
+    write_safetensors(folder, packed)
     try:
         loaded = load(str(folder), device="cpu")
     except ModelError as error:
@@ -236,7 +244,78 @@ def test_blocks_of_float8_that_transformers_unpacks(folder: Path) -> None:
     assert loaded.left_out == ()
 
 
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("model.norm.weight", torch.int8),
+        ("lm_head.weight", torch.float8_e4m3fn),
+        ("model.layers.1.mlp.up_proj.weight", None),
+    ],
+)
+def test_codes_that_a_known_quantizer_does_not_unpack(folder: Path, name: str, kind: torch.dtype | None) -> None:
+    """Those of layers that it does not quantize would be cast to floats, and so would those that lost their scales."""
+    packed, _ = blocks_of_float8(folder)
+    if kind is None:
+        del packed[f"{name}_scale_inv"]
+        packed[name.replace("weight", "activation_scale")] = torch.ones(1)
+    else:
+        packed[name] = packed[name].to(kind)
+    write_safetensors(folder, packed)
+    said = refusal(folder)
+    assert f"stores {name} as {str(kind or torch.float8_e4m3fn).removeprefix('torch.')} with no scales" in said or (
+        "triton" in said or "GPU" in said  # releases that need a GPU for fp8 say so
+    )
+
+
+FOUR, EIGHT = {"load_in_4bit": True, "bnb_4bit_use_double_quant": True}, {"load_in_8bit": True}
+
+
+@pytest.mark.parametrize("bits", [FOUR, EIGHT])
+def test_codes_of_bitsandbytes(folder: Path, tmp_path: Path, bits: dict[str, bool]) -> None:
+    """As it saved them they are read; a config without the codes, or codes without all of their scales, is refused."""
+    packed = tmp_path / "packed"
+    options: Any = {"attn_implementation": "eager", "device_map": "cpu"}
+    quantized = t.AutoModelForCausalLM.from_pretrained(
+        folder, quantization_config=t.BitsAndBytesConfig(**bits), **options
+    )
+    settle(quantized)
+    quantized.save_pretrained(packed)
+    byte_level_tokenizer().save_pretrained(packed)
+    loaded = load(str(packed), device="cpu")
+    assert torch.allclose(logits(loaded.model), logits(quantized), atol=1e-5)
+    assert loaded.left_out == ()
+    edit(folder, quantization_config={"quant_method": "bitsandbytes", **bits})
+    assert "model.layers.0.self_attn.q_proj.weight is stored as plain numbers" in refusal(folder)
+    state = state_of(packed)
+    lost = next(
+        name for name in state if name.endswith("layers.1.mlp.up_proj.weight.nested_absmax" if bits is FOUR else "SCB")
+    )
+    write_safetensors(packed, {name: tensor for name, tensor in state.items() if name != lost})
+    said = refusal(packed)
+    assert lost.removesuffix(".nested_absmax").removesuffix(".SCB") in said
+    assert ("lacks the scales of its scales" if bits is FOUR else "do not fit together") in said
+
+
 # One weight, several tensors; no tensor, one weight
+
+
+def test_an_expert_without_one_of_its_matrices(tmp_path: Path) -> None:
+    """What transformers could not put together is said, not where it would have said so."""
+    build("mixtral").save_pretrained(tmp_path)
+    byte_tokenizer().save_pretrained(tmp_path)
+    state = state_of(tmp_path)
+    lost = next(name for name in state if re.search(r"layers\.1\.\S*experts\.2\.w1\.weight", name))
+    write_safetensors(tmp_path, {name: tensor for name, tensor in state.items() if name != lost})
+    said = refusal(tmp_path)
+    assert "for model.layers.1.mlp.experts.gate_up_proj do not fit together" in said
+    assert "above report" not in said
+    assert "Traceback" not in said
+
+
+@pytest.mark.parametrize(("name", "thing"), [("state_dict", {"a": torch.ones(2)}), ("epoch", 3)])
+def test_a_file_that_holds_more_than_tensors(folder: Path, name: str, thing: Any) -> None:
+    write_bin(folder, {**state_of(folder), name: thing})
+    assert f"{name} in its weights is of type {type(thing).__name__}" in refusal(folder)
 
 
 def test_two_tensors_for_one_weight(folder: Path) -> None:
@@ -296,8 +375,11 @@ def test_harmless_tensors_are_left_out_and_recorded(folder: Path) -> None:
             "model.layers.3.self_attn.q_proj.weight": one,
             "mtp.layers.0.self_attn.q_proj.weight": one,
             "v_head.summary.weight": one,
+            "v_head.summary.bias": one,
             "score.weight": one,
             "vision_tower.blocks.11.attn.qkv.weight": one,
+            "vision_tower.blocks.11.attn.qkv.bias": one,
+            "vision_tower.embeddings.position_ids": torch.tensor([3, 1]),
             "model.multi_modal_projector.linear_1.weight": one,
         },
     )
@@ -309,9 +391,10 @@ def test_harmless_tensors_are_left_out_and_recorded(folder: Path) -> None:
         "model.layers.*.self_attn.q_proj.weight": (1, ahead),
         "mtp.layers.*.self_attn.q_proj.weight": (1, ahead),
         "v_head.summary.weight": (1, other),
+        "v_head.summary.bias": (1, other),
         "score.weight": (1, other),
-        "vision_tower.blocks.*.attn.qkv.weight": (1, image),
-        "model.multi_modal_projector.linear_*.weight": (1, image),
+        "vision_tower.*": (3, image),
+        "model.multi_modal_projector.*": (1, image),
     }
 
 
@@ -353,6 +436,28 @@ def test_a_bias_by_the_name_of_a_mask(tmp_path: Path, what: str) -> None:
     bias = {"whole": square, "shifted": square.tril(-1), "numbers": 0.5 * square.tril(), "vector": torch.ones(32)}[what]
     gpt2(tmp_path, {"transformer.h.1.attn.bias": bias})
     assert "does not use: transformer.h.1.attn.bias" in refusal(tmp_path)
+
+
+def test_a_mask_of_another_window(tmp_path: Path) -> None:
+    """GPT-Neo has masks with and without a window; a layer with the other's is not the model of the config."""
+    torch.manual_seed(0)
+    config = t.GPTNeoConfig(
+        vocab_size=384, hidden_size=32, num_layers=2, num_heads=4, window_size=8, max_position_embeddings=64,
+        attention_types=[[["global", "local"], 1]], bos_token_id=1, eos_token_id=2,
+    )  # fmt: skip
+    t.GPTNeoForCausalLM(config).save_pretrained(tmp_path)
+    byte_level_tokenizer().save_pretrained(tmp_path)
+    state = state_of(tmp_path)
+    whole = torch.ones(64, 64).tril()[None, None].to(torch.uint8)
+    masks = {
+        "transformer.h.0.attn.attention.bias": whole,
+        "transformer.h.1.attn.attention.bias": whole - whole.tril(-8),
+    }
+    write_safetensors(tmp_path, {**state, **masks})
+    (left,) = load(str(tmp_path), device="cpu").left_out
+    assert left.count == 2
+    write_safetensors(tmp_path, {**state, **masks, "transformer.h.1.attn.attention.bias": whole})
+    assert "does not use: transformer.h.1.attn.attention.bias" in refusal(tmp_path)
 
 
 @pytest.mark.parametrize("ahead", [True, False])
@@ -399,6 +504,31 @@ def test_part_of_a_tower_that_is_there(tmp_path: Path) -> None:
     extra = name.replace("q_proj", "g_proj")
     write_safetensors(tmp_path, {**state, extra: state[name].clone()})
     assert "g_proj" in refusal(tmp_path)
+
+
+def test_the_text_part_of_a_model_with_towers(tmp_path: Path) -> None:
+    """Llama 4 is published as a whole; its text model is what a text needs, and knows which tokens are images."""
+    text = {
+        "vocab_size": 384, "hidden_size": 32, "intermediate_size": 48, "intermediate_size_mlp": 48, "head_dim": 8,
+        "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "num_local_experts": 2,
+        "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0,
+    }  # fmt: skip
+    vision = {
+        "hidden_size": 16, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 28,
+        "patch_size": 14, "vision_output_dim": 16, "projector_input_dim": 16, "projector_output_dim": 16,
+    }  # fmt: skip
+    torch.manual_seed(0)
+    config = t.Llama4Config(text_config=text, vision_config=vision, image_token_index=9)
+    whole = t.Llama4ForConditionalGeneration(config).eval()
+    whole.save_pretrained(tmp_path)
+    byte_level_tokenizer().save_pretrained(tmp_path)
+    loaded = load(str(tmp_path), device="cpu")
+    with torch.no_grad():
+        ids = IDS[IDS != 9][None]
+        assert torch.allclose(loaded.model(ids).logits, whole(ids).logits, atol=1e-5)
+    assert {left.tensors for left in loaded.left_out} == {"vision_model.*", "multi_modal_projector.*"}
+    with pytest.raises(InputError, match="image_token_index"):
+        refuse_placeholders(loaded.model, loaded.tokenizer, [1, 9])
 
 
 @pytest.mark.parametrize("kind", ["gemma3_text", "gpt2", "mixtral", "falcon_h1"])

@@ -7,12 +7,15 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
 
-from attnlens.capture.models.left_out import LAYER, Model, read_model, reason
+from attnlens.capture.models.left_out import LAYER, TOWER, Model, read_model, reason, tower_of
 from attnlens.capture.models.watch import FLOATS, Seen, Stored, Watch
 from attnlens.schemas.errors import InputError, ModelError
 from attnlens.schemas.metadata import LeftOut
 
 SCALES = re.compile(r"scale|zero_point|qweight|qzeros|g_idx|absmax|packed|quant|\.SCB$")
+
+NO_SCALE = re.compile(r"bias$|(input|activation|output)_scale(_inv)?$|\.(k|v)_scale$")
+"""Names beside codes that do not say what these stand for: scales of what goes in and out, and biases."""
 
 
 def account(name: str, watch: Watch, ignored: Sequence[str] = ()) -> tuple[LeftOut, ...]:
@@ -51,8 +54,11 @@ def account(name: str, watch: Watch, ignored: Sequence[str] = ()) -> tuple[LeftO
 
 
 def grouped(reasons: dict[str, str]) -> tuple[LeftOut, ...]:
-    """Names that differ in their numbers only become one."""
-    counts = Counter((re.sub(r"\d+", "*", tensor), why) for tensor, why in reasons.items())
+    """Names that differ in their numbers only become one, and so do those of a whole tower."""
+    counts = Counter(
+        (f"{tower_of(tensor)}.*" if why == TOWER else re.sub(r"\d+", "*", tensor), why)
+        for tensor, why in reasons.items()
+    )
     return tuple(LeftOut(tensors=tensors, count=count, reason=why) for (tensors, why), count in counts.items())
 
 
@@ -68,13 +74,19 @@ def _listed(names: Iterable[str]) -> str:
 
 def _refuse_dtypes(name: str, seen: Seen) -> None:
     """Numbers of another kind than the weight's stand for others, by scales that nobody would multiply with."""
-    if seen.quantizer is not None and getattr(seen.quantizer, "pre_quantized", True):
-        return
     coded = {
         tensor: stored
         for tensor, stored in seen.stored.items()
         if stored.target in seen.expected and seen.expected[stored.target][0] in FLOATS and stored.dtype not in FLOATS
     }
+    if seen.quantizer is not None and getattr(seen.quantizer, "pre_quantized", True):
+        if alone := {tensor: stored for tensor, stored in coded.items() if not _has_scales(tensor, seen)}:
+            kinds = ", ".join(sorted({stored.dtype for stored in alone.values()}))
+            raise ModelError(
+                f"{name} stores {three(alone)} as {kinds} with no scales beside, which its quantizer cannot unpack: "
+                "the checkpoint does not fit its config, or is damaged"
+            )
+        return
     if coded:
         scales = [tensor for tensor in seen.unused if SCALES.search(tensor)]
         beside = f" with scales beside ({three(scales)})" if scales else ""
@@ -83,6 +95,12 @@ def _refuse_dtypes(name: str, seen: Seen) -> None:
             f"{name} stores {three(coded)} as {kinds}{beside}, and its config has no quantization_config that "
             "transformers knows: fetch the unquantized checkpoint, or one that transformers can read"
         )
+
+
+def _has_scales(tensor: str, seen: Seen) -> bool:
+    """Whether the module of a tensor has another one that may say what its codes stand for."""
+    place = tensor.rpartition(".")[0] + "."
+    return any(other.startswith(place) and other != tensor and not NO_SCALE.search(other) for other in seen.stored)
 
 
 def _refuse_twins(name: str, seen: Seen) -> None:

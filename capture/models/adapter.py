@@ -13,7 +13,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from attnlens.capture.adapters import WRAPPER, adapters_of, digest, weights_of
+from attnlens.capture.adapters import WRAPPER, adapters_of, digest, require_every_token, weights_of
 from attnlens.capture.extra import require_package
 from attnlens.capture.models.account import three
 from attnlens.capture.models.checkpoint import LAYOUTS, check_safetensors, check_torch_file
@@ -54,6 +54,10 @@ def in_folder(folder: Path, name: str) -> AdapterSource | None:
     """
     path = folder / CONFIG
     if not path.is_file():
+        if left := next((file for file in WEIGHTS if (folder / file).is_file()), None):
+            raise ModelError(
+                f"{folder} holds the weights of an adapter ({left}) and no {CONFIG}: add it, or remove them"
+            )
         return None
     require_package("peft", f"{folder}, which holds an adapter ({CONFIG}),")
     first = next((folder / file for file in WEIGHTS if (folder / file).is_file()), None)
@@ -62,6 +66,20 @@ def in_folder(folder: Path, name: str) -> AdapterSource | None:
     (check_safetensors if first.suffix == ".safetensors" else check_torch_file)(first)
     beside = (folder / "config.json").is_file() and any((folder / file).is_file() for file in LAYOUTS)
     return _read(path, str(folder), name, beside=beside)
+
+
+def refuse_beside(folder: Path, layout: str) -> None:
+    """Return if a folder holds no adapter beside its model, to which it could not be applied.
+
+    Raises:
+        ModelError: it does.
+    """
+    for file in (CONFIG, *WEIGHTS):
+        if (folder / file).is_file():
+            raise ModelError(
+                f"{folder} holds an adapter ({file}) beside a model in {layout}: adapters are applied to models in "
+                "Hugging Face's layout only; to capture the model without it, move it elsewhere"
+            )
 
 
 def on_hub(name: str, shared: dict[str, Any]) -> AdapterSource | None:
@@ -173,6 +191,7 @@ def _refuse_kind(name: str, config: Any) -> None:
         raise ModelError(
             f"the adapter of {name} is of type {kind}, which does more than change weights: it cannot be captured"
         )
+    require_every_token(name, config)
 
 
 def _refuse_unknown(source: AdapterSource, config: Any) -> None:

@@ -24,12 +24,14 @@ from attnlens.capture.models.request import LoadedModel, Request
 from attnlens.capture.models.state import load_options
 from attnlens.capture.models.vocabulary_file import explain_vocabulary_files, require_same_pieces
 from attnlens.capture.models.watch import watching
+from attnlens.capture.placeholders import keep_placeholders
 from attnlens.progress import Progress
 from attnlens.schemas.errors import InputError, ModelError
 
 HUB_NAME = re.compile(r"[\w][\w.-]*(/[\w][\w.-]*)?")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tekken.json", "vocab.json", "vocab.txt", "spiece.model")
-CAUSAL_HEADS = ("ForCausalLM", "LMHeadModel")
+CAUSAL_HEADS = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
+"""Ends of names of classes with a language-model head; the last is one with towers for images or sound, too."""
 
 
 def matches(request: Request) -> bool:
@@ -109,6 +111,7 @@ def load(request: Request, progress: Progress) -> LoadedModel:
         model, _ = AutoModelForCausalLM.from_pretrained(
             name, config=config, dtype=request.torch_dtype() or "auto", **options, **shared
         )
+    keep_placeholders(model, config)
     left_out = account(request.name, watch, request.ignore_weights)
     if given is not None:
         require_unpacked(request.name, given, watch)
@@ -138,6 +141,11 @@ def _base_request(request: Request, source: AdapterSource) -> Request:
     if place.is_dir():
         if in_folder(place, place.name) is not None:
             raise ModelError(f"the base model of the adapter {source.name}, {place}, has an adapter of its own")
+        if not (place / "config.json").is_file():
+            raise ModelError(
+                f"the base model of the adapter {source.name}, {place}, has no config.json: adapters are applied to "
+                "models in Hugging Face's layout only"
+            )
         return dataclasses.replace(request, name=str(place), revision=None)
     if not HUB_NAME.fullmatch(source.base):
         raise ModelError(

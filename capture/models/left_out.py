@@ -22,6 +22,7 @@ TOWERS = frozenset(
     | {"multi_modal_projector", "mm_projector", "vision_projector", "image_projector", "audio_projector"}
     | {"image_newline", "view_seperator", "code2wav"}
 )
+TOWER = "a part for images or sound, which a text never enters"
 HEADS = re.compile(
     r"^((\w+\.)?(v_head|value_head|reward_head|score|regression_layer|classifier|classification_head|pooler)"
     r"|cls\.seq_relationship)\."
@@ -96,16 +97,15 @@ def _bases(config: Any) -> Iterator[float]:
 
 def reason(name: str, stored: Stored, model: Model) -> str | None:
     """Why the model may leave out the tensor `name` of the checkpoint; None: it may not."""
-    if stored.value is not None:
-        found = _computed(name, stored, model)
-        if found is not None or name.endswith((".bias", "inv_freq", "_cached")):
-            return found  # values decide about these, whatever a class says of their names
+    found = None if stored.value is None else _computed(name, stored, model)
+    if found is not None:
+        return found
     ahead_of = AHEAD.search(name)
     if ahead_of is not None and ahead_of[2] not in model.words:
         return "a head for several tokens ahead"
-    tower = next((word for word in name.split(".")[:3] if word in TOWERS), None)
-    if tower is not None and tower not in model.words:
-        return "a part for images or sound, which a text never enters"
+    tower = tower_of(name)
+    if tower is not None and tower.rpartition(".")[2] not in model.words:
+        return TOWER
     layer = LAYER.search(name)
     if layer and model.depth is not None and int(layer[1]) >= model.depth:
         return "a head for several tokens ahead" if name[: layer.end()] in model.ahead else None
@@ -115,9 +115,16 @@ def reason(name: str, stored: Stored, model: Model) -> str | None:
         return "a scale of a quantized cache; the cache here is not quantized"
     if MARKS.search(name) and _count(stored) <= 1:
         return "a mark of the program that wrote the file"
-    if model.ignored is not None and model.ignored.search(stored.target):
-        return "left out by the model's class"
+    by_value = stored.value is not None and name.endswith((".bias", "inv_freq", "_cached"))
+    if model.ignored is not None and not by_value and model.ignored.search(stored.target):
+        return "left out by the model's class"  # values have decided about some, whatever a class says of their names
     return None
+
+
+def tower_of(name: str) -> str | None:
+    """The path of the part for images or sound that a tensor belongs to, None if there is none in its name."""
+    words = name.split(".")
+    return next((".".join(words[: at + 1]) for at, word in enumerate(words[:3]) if word in TOWERS), None)
 
 
 def _count(stored: Stored) -> int:
@@ -140,7 +147,8 @@ def _computed(name: str, stored: Stored, model: Model) -> str | None:
         return "rotary angles, as the model computes them"
     if word.endswith("masked_bias") and value.numel() == 1:
         return "a constant of the causal mask"
-    if word in ("bias", "causal_mask") and _is_mask(value, model.window):
+    differs = own is not None and not own.is_meta and own.shape == value.shape  # a window where it has none, or none
+    if word in ("bias", "causal_mask") and not differs and _is_mask(value, model.window):
         return "a causal mask, as the model computes it"
     if word == "position_ids" and _is_range(value):
         return "the numbers of positions"

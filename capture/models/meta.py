@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from attnlens.capture.models.adapter import refuse_beside
 from attnlens.capture.models.checkpoint import LAYOUTS, check_torch_file
 from attnlens.capture.models.meta_params import MetaParams, read_params
 from attnlens.capture.models.meta_shards import (
@@ -51,6 +52,8 @@ def _require_folder(request: Request) -> Path:
     folder = _folder(request.path)
     if folder is None:
         raise ModelError(f"no params.json and consolidated.*.pth in {request.name}")
+    for place in {request.path, folder}:
+        refuse_beside(place, "Meta's layout")
     return folder
 
 

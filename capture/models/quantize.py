@@ -108,6 +108,8 @@ def require_known(name: str, given: Any) -> None:
         known = False
     if not known:
         method = config.get("quant_method") or "a method that it does not name"
+        if method == "bitsandbytes":
+            method = "bitsandbytes with neither load_in_4bit nor load_in_8bit"
         raise ModelError(
             f"the weights of {name} are quantized by {method}, which transformers {__version__} does not know: fetch "
             "the unquantized checkpoint, or one in another format"
@@ -125,6 +127,29 @@ def require_unpacked(name: str, given: Any, watch: Watch) -> None:
             f"{name} has a quantization_config ({describe_checkpoint(given)['method']}) that transformers did not "
             "apply: fetch the unquantized checkpoint"
         )
+    for path, module in plain_modules(watch.seen[0].model):
+        if type(module).__module__.startswith("bitsandbytes.nn") and (problem := _unpackable(module)):
+            raise ModelError(
+                f"the config of {name} says that bitsandbytes quantized it, and {path}.weight {problem}: the "
+                "checkpoint does not fit its config"
+            )
+
+
+def _unpackable(module: Any) -> str | None:
+    """Why a layer of bitsandbytes cannot have come from a quantized checkpoint; it would fail, or compute nonsense."""
+    import bitsandbytes
+
+    weight = module.weight
+    if isinstance(module, bitsandbytes.nn.Linear8bitLt):
+        return None if str(weight.dtype) == "torch.int8" else "is stored as plain numbers"
+    if not isinstance(module, bitsandbytes.nn.Linear4bit):
+        return None
+    state = getattr(weight, "quant_state", None)
+    if state is None:
+        return "is stored as plain numbers"
+    if not state.nested and not state.absmax.is_floating_point():
+        return "lacks the scales of its scales (nested_absmax)"
+    return None
 
 
 def describe_checkpoint(given: Any) -> dict[str, Any]:

@@ -83,7 +83,11 @@ class Watch:
 
 @contextmanager
 def watching() -> Iterator[Watch]:
-    """Watch what transformers loads inside the block."""
+    """Watch what transformers loads inside the block.
+
+    Loading raises TypeError if an entry of the checkpoint is no tensor, ValueError if tensors that make one weight
+    cannot be put together.
+    """
     from transformers import modeling_utils
 
     original = modeling_utils.convert_and_load_state_dict_in_model
@@ -93,8 +97,10 @@ def watching() -> Iterator[Watch]:
     def watched(*args: Any, **kwargs: Any) -> Any:
         given = signature.bind(*args, **kwargs).arguments
         model, state, settings = given["model"], given["state_dict"], given["load_config"]
+        _require_tensors(state)
         expected = {name: (_dtype(tensor), tuple(tensor.shape)) for name, tensor in model.state_dict().items()}
         result = original(*args, **kwargs)
+        _require_converted(result[0])
         watch.seen.append(_look(model, expected, state, settings, result[0]))
         return result
 
@@ -103,6 +109,23 @@ def watching() -> Iterator[Watch]:
         yield watch
     finally:
         modeling_utils.convert_and_load_state_dict_in_model = original
+
+
+def _require_tensors(state: Mapping[str, Any]) -> None:
+    """A file of torch.save may hold anything by a name, such as the whole state of a training run."""
+    for name, tensor in state.items():
+        if not hasattr(tensor, "dtype") and not hasattr(tensor, "get_dtype"):
+            kind = type(tensor).__name__
+            raise TypeError(f"{name} in its weights is of type {kind}, and every entry there must be a tensor")
+
+
+def _require_converted(info: Any) -> None:
+    """transformers tells what it could not put together in a report of its own, and points to that."""
+    errors = getattr(info, "conversion_errors", None) or {}
+    for name, said in errors.items():
+        more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
+        cause = said.rpartition("\nError")[0] or said  # a traceback, what the error says, and a line about the place
+        raise ValueError(f"its tensors for {name} do not fit together{more}: {cause.strip().splitlines()[-1]}")
 
 
 def _look(model: Any, expected: dict[str, Any], state: Mapping[str, Any], settings: Any, info: Any) -> Seen:

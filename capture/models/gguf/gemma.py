@@ -89,7 +89,6 @@ def _gemma3(keys: Keys) -> Config:
         "rope_parameters": {"full_attention": rope_parameters(keys, config["head_dim"]), "sliding_attention": local},
         "sliding_window": window or 4096,
         "layer_types": types,
-        "attn_logit_softcapping": keys.get("attn_logit_softcapping", 0) or None,
         "final_logit_softcapping": keys.get("final_logit_softcapping", 0) or None,
     }
 

@@ -177,6 +177,8 @@ class Keys:
         if unknown:
             values = ", ".join(f"{full} = {said(self.header.fields[full].contents())}" for full in unknown[:3])
             more = f" and {len(unknown) - 3} more" if len(unknown) > 3 else ""
+            if all(full.startswith("tokenizer.") for full in unknown):
+                more += " (--tokenizer names another tokenizer)"
             raise self.refuse(f"{'keys that are' if len(unknown) > 1 else 'a key that is'} not applied: {values}{more}")
         return sorted(noted)
 

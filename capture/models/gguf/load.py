@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from attnlens.capture.extra import require_package
+from attnlens.capture.models.adapter import refuse_beside
 from attnlens.capture.models.failure import one_line
 from attnlens.capture.models.gguf.file import Header, find_file, read_header
 from attnlens.capture.models.gguf.model import (
@@ -45,6 +46,8 @@ def check(request: Request) -> None:
     """
     request.refuse_revision("a GGUF file")
     require_package("gguf", "a GGUF file")
+    if request.path.is_dir():
+        refuse_beside(request.path, "a GGUF file")
     path = find_file(request.path)
     header = read_header(path)
     try:

@@ -33,6 +33,7 @@ def _qwen35(keys: Keys) -> Config:
     config = common(keys)
     ahead = int(keys.get("nextn_predict_layers", 0))
     layers = config["num_hidden_layers"] - ahead
+    _require_guesses(keys, range(layers, layers + ahead))
     rope = rope_parameters(keys, config["head_dim"], partial=True)
     rope.setdefault("partial_rotary_factor", 1.0)
     sections = keys.get("rope.dimension_sections")
@@ -53,6 +54,14 @@ def _qwen35(keys: Keys) -> Config:
         "linear_num_value_heads": values,
         "linear_value_head_dim": int(keys.need("ssm.inner_size")) // values,
     }
+
+
+def _require_guesses(keys: Keys, layers: range) -> None:
+    """Return if these layers guess ahead: they join two streams, which a decoder layer does not."""
+    for layer in layers:
+        there = any(name.startswith(f"blk.{layer}.") for name in keys.header.tensors)
+        if there and f"blk.{layer}.nextn.eh_proj.weight" not in keys.header.tensors:
+            raise keys.refuse_key("nextn_predict_layers", f"means layer {layer}, which has no nextn.eh_proj.weight")
 
 
 def _layer_types(keys: Keys, layers: int, ahead: int) -> list[str]:

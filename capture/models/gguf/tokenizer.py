@@ -32,7 +32,10 @@ def read_tokenizer(header: Header) -> Any:
     keys = Keys(header)
     kind = keys.whole("tokenizer.ggml.model")
     if kind not in MAKERS:
-        raise keys.refuse(f"the key tokenizer.ggml.model = {kind!r} is none of {', '.join(MAKERS)}")
+        known = ", ".join(MAKERS)
+        raise keys.refuse(
+            f"the key tokenizer.ggml.model = {kind!r} is none of {known} (--tokenizer names another tokenizer)"
+        )
     pieces = keys.whole("tokenizer.ggml.tokens") or []
     types = keys.whole("tokenizer.ggml.token_type") or [1] * len(pieces)
     if not pieces or len(types) != len(pieces):
