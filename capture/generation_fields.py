@@ -205,11 +205,14 @@ def checked(name: str, value: Any) -> Any:
     kind = FIELDS[name].kind
     try:
         found: Any = plain(value)
+        text = json.dumps(found, allow_nan=False)
         if value is None or kind is ANYTHING:
             return found
-        return plain(kind.adapter.validate_json(json.dumps(found), strict=True))
-    except (ValidationError, TypeError, ValueError):
-        raise InputError(f"the generation setting {name} is {value!r}, expected {kind.words}") from None
+        return plain(kind.adapter.validate_json(text, strict=True))
+    except (ValidationError, TypeError, ValueError) as error:
+        # A store could not say what held: JSON knows neither.
+        finite = ", and neither NaN nor infinite" if "JSON compliant" in str(error) else ""
+        raise InputError(f"the generation setting {name} is {value!r}, expected {kind.words}{finite}") from None
 
 
 def check_overrides(overrides: Mapping[str, Any]) -> dict[str, Any]:
@@ -237,7 +240,7 @@ def check_overrides(overrides: Mapping[str, Any]) -> dict[str, Any]:
 
 def unknown(name: str) -> str:
     """What is said of a field that nobody knows."""
-    near = difflib.get_close_matches(name, FIELDS, n=1)
+    near = difflib.get_close_matches(name.lower().replace("-", "_"), FIELDS, n=1)
     hint = f"; did you mean {near[0]}?" if near else "; transformers' GenerationConfig lists them"
     return f"there is no generation setting {name!r}{hint}"
 

@@ -189,6 +189,10 @@ def test_a_field_that_nobody_knows_is_refused_unless_unset() -> None:
         (["num_beams=4"], "num_beams=4 is not done here: it searches with beams"),
         (["top_k=1", "top_k=2"], "twice"),
         (["top_k"], "expected FIELD=VALUE"),
+        (["TOP-K=3"], "did you mean top_k"),
+        (["repetition_penalty=Infinity"], "expected a number above 0, and neither NaN nor infinite"),
+        (["sequence_bias=[[[5], NaN]]"], "pairs, and neither NaN nor infinite"),
+        (["length_penalty=-Infinity"], "neither NaN nor infinite"),
     ],
 )
 def test_overrides_that_cannot_be_used(fields: list[str], words: str) -> None:
