@@ -215,12 +215,15 @@ def checked(name: str, value: Any) -> Any:
         raise InputError(f"the generation setting {name} is {value!r}, expected {kind.words}{finite}") from None
 
 
-def check_overrides(overrides: Mapping[str, Any]) -> dict[str, Any]:
+def check_overrides(overrides: Any) -> dict[str, Any]:
     """Settings that a person replaces, as plain JSON. None unsets one.
 
     Raises:
         InputError: an unknown field, one that an option decides, one that is not done here, or a wrong value.
     """
+    if not isinstance(overrides, Mapping):
+        kind = type(overrides).__name__
+        raise InputError(f"the generation settings are of class {kind}, expected a mapping such as {{'top_k': 20}}")
     found: dict[str, Any] = {}
     for name, value in overrides.items():
         if name not in FIELDS:
@@ -246,11 +249,12 @@ def unknown(name: str) -> str:
 
 
 def plain(value: Any) -> Any:
-    """As JSON has it: tuples as lists, a mapping from tuples as a list of pairs.
+    """As JSON has it: tuples, arrays and tensors as lists, a mapping from tuples as a list of pairs.
 
     Raises:
         TypeError: it holds something that JSON has not.
     """
+    value = value.tolist() if hasattr(value, "tolist") else value
     if value is None or isinstance(value, str | bool | int | float):
         return value
     if isinstance(value, Mapping):

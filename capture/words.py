@@ -14,6 +14,8 @@ MARK = "zqx{}x{}xqz"
 """Appended to the texts of messages, to see whether they come out: a short text may stand in a template by chance."""
 PRINTED = ("'type':'text'", '"type":"text"')
 """What comes out, white space apart, where a template prints parts instead of their texts."""
+REASONING = ("reasoning_content", "reasoning", "thinking")
+"""Keys of a message, beside its content, that hold words of an assistant."""
 
 
 class Words:
@@ -43,6 +45,12 @@ class Words:
             f"the chat template leaves out words of message {number} (assistant)"
             for number, message in enumerate(self._chat.messages)
             if message["role"] == "assistant" and not self._has_texts(number)
+        ]
+        notes += [
+            f"the chat template leaves out {key} of message {number} ({message['role']})"
+            for number, message in enumerate(self._chat.messages)
+            for key in REASONING
+            if isinstance(words := message.get(key), str) and not self._has(words)
         ]
         if self._chat.continued and not any(self._text.endswith(form.lstrip()) for form in _written(self._last())):
             notes.append("the chat template takes away the white space at the end of the message that is continued")
@@ -76,7 +84,9 @@ class Words:
 
     def _tool_missing(self) -> str | None:
         tools = [_name(tool) for tool in self._chat.tools or ()]
-        for name in tools:
+        for number, name in enumerate(tools):
+            if not name:
+                return f"cannot be seen to name tool {number}, which has no name"
             if not self._has(name):
                 return f"leaves out the tool {name!r}"
         same = tools and self._chat.probe(self._chat.messages, tools=False) == self._chat.probe(self._chat.messages)

@@ -160,6 +160,15 @@ def test_reasoning_that_a_template_cuts_is_told() -> None:
     assert plan_capture(llama(), byte_level_tokenizer(), prompt, None, None, 1, PromptOptions()).notes == prompt.notes
 
 
+@pytest.mark.parametrize("key", ["reasoning_content", "thinking"])
+def test_reasoning_of_its_own_that_a_template_does_not_read_is_told(key: str) -> None:
+    talk = [user("Who?"), assistant("Alice.", **{key: "hm"}), user("Why?")]
+    dropped = build_prompt(byte_level_tokenizer(TEXT), messages=talk)
+    assert dropped.notes == (f"the chat template leaves out {key} of message 1 (assistant)",)
+    read = TEXT.replace("m['content']", f"m.{key} | default('') + m['content']")
+    assert build_prompt(byte_level_tokenizer(read), messages=talk).notes == ()
+
+
 @pytest.mark.parametrize("arguments", [{"city": 'Köln "x"'}, '{"city": "Köln \\"x\\""}'])
 @pytest.mark.parametrize("template", [TOOLS, JOINED_CALLS])
 def test_tools_and_their_calls(template: str, arguments: Any) -> None:
@@ -257,7 +266,9 @@ def test_files_of_messages_may_hold_tools(tmp_path: Path) -> None:
         read_conversation(path)
 
 
-@pytest.mark.parametrize("field", ["image_token_id", "video_token_id", "audio_token_index", "image_token_index"])
+@pytest.mark.parametrize(
+    "field", ["image_token_id", "video_token_id", "audio_token_index", "image_token_index", "image_patch_id"]
+)
 def test_a_placeholder_without_its_image_is_refused(field: str) -> None:
     model, tokenizer, options = llama(), byte_level_tokenizer(), PromptOptions()
     marked = tokenizer("x", add_special_tokens=False)["input_ids"][0]
