@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
 from attnlens.capture.messages import Message
 from attnlens.schemas.errors import InputError, MissingExtraError, Setting
+
+DIGIT = re.compile(r"\d")
 
 
 @dataclass(frozen=True)
@@ -33,9 +36,24 @@ class Chat:
         except InputError:
             return None
 
-    def _rendered(self, messages: list[Message], tools: list[dict[str, Any]] | None, *, continued: bool) -> str:
+    def goes_on(self) -> bool:
+        """Whether the text of a continued message is how the text of the closed one begins; yes where that is refused.
+
+        transformers cuts behind a mark of its own, and leaves another one where a template prints the message twice.
+        """
         try:
-            from jinja2 import TemplateError
+            opened = self._rendered(self.messages, self.tools, continued=True)
+            closed = self._rendered(self.messages, self.tools, continued=False, header=False)
+        except InputError:
+            return True
+        # Digits apart: the time may pass between two texts that tell it.
+        return DIGIT.sub("0", closed).startswith(DIGIT.sub("0", opened.rstrip()))
+
+    def _rendered(
+        self, messages: list[Message], tools: list[dict[str, Any]] | None, *, continued: bool, header: bool = True
+    ) -> str:
+        try:
+            import jinja2  # noqa: F401
         except ImportError as error:
             raise MissingExtraError("chat templates need jinja2: pip install 'attnlens[capture]'") from error
         try:
@@ -44,15 +62,20 @@ class Chat:
                     messages,
                     tools=tools,
                     tokenize=False,
-                    add_generation_prompt=not self.continued,
+                    add_generation_prompt=header and not self.continued,
                     continue_final_message=continued,
                 )
             )
-        except (TemplateError, TypeError, ValueError, LookupError, AttributeError) as error:
+        except Exception as error:  # a template is a program: it may divide by zero, or call itself for ever
             if continued and "final message" in str(error):
                 raise InputError(
                     "the model's chat template changes the words of the message that is to be continued; write the "
                     "prompt as text and give ",
+                    Setting("raw"),
+                ) from error
+            if continued and "continue_final_message" in str(error):  # its content is nowhere named in the template
+                raise InputError(
+                    "the model's chat template cannot leave a last message open; write the prompt as text and give ",
                     Setting("raw"),
                 ) from error
             why = " ".join(str(error).split())[:300]

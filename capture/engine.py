@@ -69,7 +69,8 @@ def capture(
     Args:
         model: a causal language model of transformers, on any device.
         tokenizer: its tokenizer.
-        prompt: text, chat messages ({role, content}), or token ids, which are fed as they are.
+        prompt: text, chat messages ({role, content}), or token ids (a list, an array or a tensor of one axis), which
+            are fed as they are.
         store: path of the `.zarr` folder to make.
         system: a system message before a text prompt.
         raw: feed the text as it is, without the chat template.
@@ -131,7 +132,7 @@ def capture(
         temperature=temperature,
         top_p=top_p,
         seed=seed,
-        overrides=check_overrides(generation or {}),
+        overrides=check_overrides({} if generation is None else generation),
     )
     wording = PromptOptions(
         system=system,
@@ -148,7 +149,7 @@ def capture(
     # Writes nothing yet.
     writer = on_first(parallel, lambda: StoreWriter.create(store, overwrite=overwrite, append=append))
     text = read_prompt(tokenizer, prompt, wording)
-    plan = plan_capture(model, tokenizer, text, completion, token_ids, max_new_tokens, wording)
+    plan = plan_capture(model, tokenizer, text, completion, token_ids, sampling.max_new_tokens, wording)
     with open_session(
         model,
         tokenizer,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +21,10 @@ from attnlens.schemas.errors import InputError, ModelError
 
 ROPE_BY_LENGTH = ("dynamic", "longrope")
 """Kinds of rope whose older keys are another's once the text is longer: without a cache they are all made anew."""
+
+FAIL_OUTSIDE = ("bad_words_ids", "sequence_bias", "forced_eos_token_id")
+"""Fields that transformers cannot apply if they name a token that is none of the vocabulary's."""
+TOKEN_FIELDS = (*FAIL_OUTSIDE, "eos_token_id", "suppress_tokens", "begin_suppress_tokens", "forced_bos_token_id")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,6 +89,33 @@ def prepare(
     except Exception as error:  # what a value means is checked in many places of transformers, and of a model's class
         kind = InputError if overrides else ModelError
         raise kind(f"the generation settings {told(_asked(values))} cannot be used: {one_line(error)}") from error
+
+
+def check_vocabulary(held: Mapping[str, Any], overrides: Mapping[str, Any], size: int) -> None:
+    """Return if the settings that hold name tokens of a vocabulary of `size` only, where it matters.
+
+    Raises:
+        InputError: a setting that was given names another one.
+        ModelError: one of the model's own does, and would fail once it acts.
+    """
+    for name in TOKEN_FIELDS:
+        outside = next((token for token in _tokens(held.get(name)) if token >= size), None)
+        if outside is None:
+            continue
+        said = f"{name} names token {outside}, and the model's vocabulary is 0 … {size - 1}"
+        if overrides.get(name) is not None:
+            raise InputError(f"the generation setting {said}")
+        if name in FAIL_OUTSIDE:
+            raise ModelError(f"of the model's own settings, {said}; {_undo(name, None)}")
+
+
+def _tokens(value: Any) -> Iterator[int]:
+    """Ids in a value of a field of tokens, without biases."""
+    if isinstance(value, int):
+        yield value
+    elif isinstance(value, list):
+        for item in value:
+            yield from _tokens(item)
 
 
 def told(settings: Mapping[str, Any]) -> str:

@@ -205,19 +205,25 @@ def checked(name: str, value: Any) -> Any:
     kind = FIELDS[name].kind
     try:
         found: Any = plain(value)
+        text = json.dumps(found, allow_nan=False)
         if value is None or kind is ANYTHING:
             return found
-        return plain(kind.adapter.validate_json(json.dumps(found), strict=True))
-    except (ValidationError, TypeError, ValueError):
-        raise InputError(f"the generation setting {name} is {value!r}, expected {kind.words}") from None
+        return plain(kind.adapter.validate_json(text, strict=True))
+    except (ValidationError, TypeError, ValueError) as error:
+        # A store could not say what held: JSON knows neither.
+        finite = ", and neither NaN nor infinite" if "JSON compliant" in str(error) else ""
+        raise InputError(f"the generation setting {name} is {value!r}, expected {kind.words}{finite}") from None
 
 
-def check_overrides(overrides: Mapping[str, Any]) -> dict[str, Any]:
+def check_overrides(overrides: Any) -> dict[str, Any]:
     """Settings that a person replaces, as plain JSON. None unsets one.
 
     Raises:
         InputError: an unknown field, one that an option decides, one that is not done here, or a wrong value.
     """
+    if not isinstance(overrides, Mapping):
+        kind = type(overrides).__name__
+        raise InputError(f"the generation settings are of class {kind}, expected a mapping such as {{'top_k': 20}}")
     found: dict[str, Any] = {}
     for name, value in overrides.items():
         if name not in FIELDS:
@@ -237,17 +243,18 @@ def check_overrides(overrides: Mapping[str, Any]) -> dict[str, Any]:
 
 def unknown(name: str) -> str:
     """What is said of a field that nobody knows."""
-    near = difflib.get_close_matches(name, FIELDS, n=1)
+    near = difflib.get_close_matches(name.lower().replace("-", "_"), FIELDS, n=1)
     hint = f"; did you mean {near[0]}?" if near else "; transformers' GenerationConfig lists them"
     return f"there is no generation setting {name!r}{hint}"
 
 
 def plain(value: Any) -> Any:
-    """As JSON has it: tuples as lists, a mapping from tuples as a list of pairs.
+    """As JSON has it: tuples, arrays and tensors as lists, a mapping from tuples as a list of pairs.
 
     Raises:
         TypeError: it holds something that JSON has not.
     """
+    value = value.tolist() if hasattr(value, "tolist") else value
     if value is None or isinstance(value, str | bool | int | float):
         return value
     if isinstance(value, Mapping):

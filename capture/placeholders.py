@@ -10,7 +10,7 @@ from attnlens.schemas.errors import InputError
 
 MEDIA = "image|img|video|audio|speech|vision|media"
 FIELD = re.compile(
-    rf"(?:\w+_)?({MEDIA})(?:_(?:context|patch|pad|soft|prompt|latent|placeholder))*_token_(?:id|index|idx)"
+    rf"(?:\w+_)?({MEDIA})(?:_(?:context|patch|pad|soft|prompt|latent|placeholder))*(?:_token_(?:id|index|idx)|_patch_id)"
 )
 """Fields of a config that name a placeholder. Marks of beginning and end (`image_start_token_id`, `boi_token_id` …) are
 ordinary tokens."""

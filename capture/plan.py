@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Number
 from typing import Any
 
 from torch import nn
@@ -12,11 +13,11 @@ from attnlens.capture.configuration import text_config
 from attnlens.capture.context import Wall, context_of
 from attnlens.capture.losses import losses
 from attnlens.capture.placeholders import refuse_placeholders
-from attnlens.capture.prompt import Prompt, build_prompt, check_ids, fed_prompt
+from attnlens.capture.prompt import Prompt, build_prompt, check_ids, check_tokenizer_kind, fed_prompt, ids_of
 from attnlens.capture.prompt_options import PromptOptions
 from attnlens.capture.rope import rope_of
 from attnlens.capture.seam import Seam, join
-from attnlens.schemas.errors import InputError
+from attnlens.schemas.errors import InputError, Setting
 
 Text = str | Sequence[Mapping[str, Any]] | Sequence[int]
 """A prompt: text, chat messages, or token ids."""
@@ -91,10 +92,18 @@ def read_prompt(tokenizer: Any, prompt: Text, options: PromptOptions) -> Prompt:
     Raises:
         InputError: it is empty, mixed, or not what the tokenizer's chat template takes.
     """
-    if not isinstance(prompt, str) and prompt and all(isinstance(item, int) for item in prompt):
+    check_tokenizer_kind(tokenizer)
+    given: Any = prompt.tolist() if hasattr(prompt, "tolist") else prompt  # an array or a tensor of ids
+    if isinstance(given, bytes | bytearray) or not isinstance(given, Sequence):
+        kind = type(given).__name__
+        raise InputError(f"the prompt is of class {kind}, expected text, a list of messages, or a list of token ids")
+    prompt = given
+    if not isinstance(prompt, str) and prompt and all(isinstance(item, Number) for item in prompt):
         if options.continue_last or options.tools is not None:
             raise InputError("tools and a message to continue need the chat template, but the prompt is token ids")
-        return fed_prompt(tokenizer, [int(item) for item in prompt if isinstance(item, int)])
+        if options.system is not None:
+            raise InputError("a system text needs the chat template, but the prompt is token ids")
+        return fed_prompt(tokenizer, ids_of(prompt, "the prompt"))
     messages = None if isinstance(prompt, str) else [dict(item) for item in prompt if isinstance(item, Mapping)]
     if messages is not None and (not messages or len(messages) != len(prompt)):
         raise InputError("the prompt is empty or mixed, expected text, a list of messages, or a list of token ids")
@@ -113,7 +122,7 @@ def plan_capture(
     model: nn.Module,
     tokenizer: Any,
     prompt: Prompt,
-    completion: str | None,
+    completion: Any,
     token_ids: Sequence[int] | None,
     max_new_tokens: int,
     options: PromptOptions,
@@ -127,12 +136,15 @@ def plan_capture(
         raise InputError("both a completion and token ids were given; expected one of them")
     given: tuple[int, ...] | None = None
     seam: Seam | None = None
+    if completion is not None and not isinstance(completion, str):
+        kind = type(completion).__name__
+        raise InputError(f"the completion is of class {kind}, expected a text; give ids as ", Setting("token_ids"))
     text = prompt.text + (completion or "")
     if completion is not None:
         joined = join(tokenizer, prompt, completion, options.seam)
         prompt, given, seam = joined.prompt, joined.given, joined.seam
     elif token_ids is not None:
-        given = tuple(int(token) for token in token_ids)
+        given = tuple(ids_of(token_ids, "token ids"))
     config = text_config(model)
     size = getattr(config, "vocab_size", None)
     if isinstance(size, int):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any
 
 from attnlens.capture.messages import check_messages, check_tools, require_unicode, require_unicode_messages
@@ -138,6 +139,37 @@ def encode_whole(tokenizer: Any, prompt: Prompt, completion: str) -> list[int]:
 def encode(tokenizer: Any, text: str) -> list[int]:
     """Ids of the text alone, without tokens the tokenizer would add around it."""
     return list(tokenizer(text, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"])
+
+
+def ids_of(value: Any, what: str) -> list[int]:
+    """Token ids out of a list, an array or a tensor.
+
+    Raises:
+        InputError: it is none of these, or something in it is no id.
+    """
+    items = value.tolist() if hasattr(value, "tolist") else value
+    if not isinstance(items, Sequence) or isinstance(items, str | bytes | bytearray):
+        raise InputError(f"{what}: expected a list of ids, found {type(value).__name__}")
+    item: Any
+    for index, item in enumerate(items):
+        # 1.5 is no id, and True is none, though Python makes one of either.
+        if isinstance(item, bool) or not isinstance(item, Integral) or not 0 <= int(item) < 2**31:
+            raise InputError(f"{what}: expected a token id at index {index}, found {str(item)[:40]}")
+    return [int(item) for item in items]
+
+
+def check_tokenizer_kind(tokenizer: Any) -> None:
+    """That it turns texts into ids and back.
+
+    Raises:
+        InputError: it is something else; a processor's own tokenizer is pointed out.
+    """
+    within = hasattr(tokenizer, "image_processor") or hasattr(tokenizer, "feature_extractor")
+    if within or not callable(tokenizer) or not callable(getattr(tokenizer, "get_vocab", None)):
+        hint = "; give its `tokenizer`" if hasattr(tokenizer, "tokenizer") else ""
+        raise InputError(
+            f"the tokenizer is of class {type(tokenizer).__name__}, expected a tokenizer of transformers{hint}"
+        )
 
 
 def check_ids(ids: Sequence[int], size: int, what: str = "token ids") -> None:

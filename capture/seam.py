@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import string
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from itertools import accumulate
 from typing import Any, Literal
 
 from attnlens.capture.messages import require_unicode
@@ -63,9 +63,11 @@ def _continued(tokenizer: Any, prompt: Prompt, completion: str, whole: Sequence[
     SentencePiece and its like put a space before every text. Behind an anchor whose tokens stay as they are they do
     not. What comes out is only taken if it spells the whole text.
     """
-    spelled = _speller(tokenizer)
+    spelled, by_piece = _speller(tokenizer)
     expected, own = spelled(whole), completion.encode()
-    exact = prompt.fed or spelled(prompt.ids).endswith(prompt.text.encode())
+    begun = spelled(prompt.ids)
+    exact = by_piece and (prompt.fed or begun.endswith(prompt.text.encode()))
+    wanted = (expected,) if by_piece else (expected, begun + own)
     for anchor in ANCHORS:
         before, both = encode(tokenizer, anchor) if anchor else [], encode(tokenizer, anchor + completion)
         rest = both[len(before) :]
@@ -73,7 +75,7 @@ def _continued(tokenizer: Any, prompt: Prompt, completion: str, whole: Sequence[
             continue
         # Its own text alone, where the whole comes out otherwise: ids that end within a character, spaces that a
         # special token takes away. The whole, where texts are lower-cased and the like.
-        if (exact and spelled(rest) == own) or spelled([*prompt.ids, *rest]) == expected:
+        if (exact and spelled(rest) == own) or spelled([*prompt.ids, *rest]) in wanted:
             return tuple(rest)
     raise InputError(
         f"the completion {_shown(completion)} cannot continue the prompt's tokens: the tokenizer has none for it that "
@@ -84,13 +86,13 @@ def _continued(tokenizer: Any, prompt: Prompt, completion: str, whole: Sequence[
 
 def _spanned(tokenizer: Any, prompt: Prompt, completion: str, whole: Sequence[int]) -> Joined:
     """The tokens of the whole text, cut behind the one that spans the seam."""
-    spelled = _speller(tokenizer)
+    spelled, _ = _speller(tokenizer)
     target, text = spelled(prompt.ids), spelled(whole)
     if not text.startswith(target):
         target = target.rstrip()  # a tokenizer that ends its words with a space
-    ends = list(accumulate(len(spelled([token])) for token in whole))
-    stop = next((n for n, end in enumerate(ends, 1) if end >= len(target)), len(whole))
-    if not text.startswith(target):
+    stop = 1 + bisect_left(range(1, len(whole)), len(target), key=lambda n: len(spelled(whole[:n])))
+    head = spelled(whole[:stop])
+    if not text.startswith(target) or not text.startswith(head):
         raise InputError(
             f"the tokens of prompt and completion together do not begin with the prompt's text ({_shown(completion)} "
             "changes it); cut prompt and completion at a space"
@@ -102,7 +104,7 @@ def _spanned(tokenizer: Any, prompt: Prompt, completion: str, whole: Sequence[in
             Setting("seam='prompt'", "--seam prompt"),
             ", or cut them elsewhere",
         )
-    over = completion.encode()[: ends[stop - 1] - len(target)].decode("utf-8", "replace")
+    over = completion.encode()[: len(head) - len(target)].decode("utf-8", "replace")
     return Joined(
         prompt=replace(prompt, text=prompt.text + over, ids=list(whole[:stop])),
         given=tuple(whole[stop:]),
@@ -110,11 +112,13 @@ def _spanned(tokenizer: Any, prompt: Prompt, completion: str, whole: Sequence[in
     )
 
 
-def _speller(tokenizer: Any) -> Callable[[Sequence[int]], bytes]:
-    """How ids become the bytes of a text, piece by piece: a decoder may strip spaces at the ends of a text."""
+def _speller(tokenizer: Any) -> tuple[Callable[[Sequence[int]], bytes], bool]:
+    """How ids become the bytes of a text, and whether piece by piece: a decoder may strip spaces at the ends of a text,
+    or put some between two tokens.
+    """
     read = piece_reader(tokenizer)
     if read is None:
-        return lambda ids: str(tokenizer.decode(list(ids), **PLAIN)).encode("utf-8", "replace")
+        return lambda ids: str(tokenizer.decode(list(ids), **PLAIN)).encode("utf-8", "replace"), False
     added = {int(token): str(text) for token, text in getattr(tokenizer, "added_tokens_decoder", {}).items()}
 
     def spelled(ids: Sequence[int]) -> bytes:
@@ -124,7 +128,7 @@ def _speller(tokenizer: Any) -> Callable[[Sequence[int]], bytes]:
             parts.append(part.encode("utf-8", "replace") if isinstance(part, str) else part)
         return b"".join(parts)
 
-    return spelled
+    return spelled, True
 
 
 PLAIN = {"skip_special_tokens": False, "clean_up_tokenization_spaces": False}

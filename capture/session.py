@@ -20,6 +20,7 @@ from attnlens.capture.equipment import Equipment, equip
 from attnlens.capture.evidence import ROW_SUM_LIMIT
 from attnlens.capture.failure import named
 from attnlens.capture.forward import input_device
+from attnlens.capture.generation import check_vocabulary
 from attnlens.capture.memory import return_freed_memory
 from attnlens.capture.origin import Origin
 from attnlens.capture.parallel import Parallel, on_first, parallel_of
@@ -81,7 +82,9 @@ class Session:
         if plan.given is not None or plan.max_new_tokens < 1:
             return None
         generation = replace(generation, max_new_tokens=plan.max_new_tokens)
-        return Sampler(self.model, self.tokenizer, generation, plan.prompt.ids, self.device)
+        sampler = Sampler(self.model, self.tokenizer, generation, plan.prompt.ids, self.device)
+        check_vocabulary(sampler.settings, generation.overrides, self.probed.vocabulary_size)
+        return sampler
 
     def metadata(
         self,

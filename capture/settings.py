@@ -15,6 +15,13 @@ from attnlens.store.layout import MIB
 
 ENCODINGS = ("dense", "qk", "auto")
 LENS_POINTS = ("layers", "all")
+NUMBERS = (
+    ("max_new_tokens", int, "a whole number"),
+    ("temperature", int | float, "a number"),
+    ("top_p", int | float, "a number"),
+    ("seed", int, "a whole number"),
+)
+"""Fields of `Generation`, what they are, and the same in words."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,6 +123,13 @@ class Generation:
     seed: int = 0
     overrides: Mapping[str, Any] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        """Numbers of numpy become Python's, which can be recorded."""
+        for name, _, _ in NUMBERS:
+            value = getattr(self, name)
+            if hasattr(value, "item"):
+                object.__setattr__(self, name, value.item())
+
     def check(self) -> None:
         """Refuses numbers and settings that mean nothing.
 
@@ -123,6 +137,10 @@ class Generation:
             InputError: as said.
         """
         check_overrides(self.overrides)
+        for name, kind, words in NUMBERS:
+            value = getattr(self, name)
+            if not isinstance(value, kind) or isinstance(value, bool):
+                raise InputError(Setting(name), f" is {value!r}, expected {words}")
         if self.max_new_tokens < 0:
             raise InputError(Setting("max_new_tokens"), f" is {self.max_new_tokens}, expected 0 or more")
         if not 0 <= self.temperature < float("inf"):

@@ -53,7 +53,7 @@ def fill_template(
     """
     described = [dict(tool) for tool in tools] if tools is not None else None
     refusal: InputError | None = None
-    lost: str | None = None
+    lost: tuple[int, str] | None = None
     second: Filled | None = None
     for form in _forms(messages):
         chat = Chat(tokenizer, form, described, continue_last)
@@ -65,7 +65,8 @@ def fill_template(
         words = Words(chat, text)
         missing = words.missing()
         if missing is not None:
-            lost = lost or missing
+            # The form in which most was right tells best what is wrong.
+            lost = missing if lost is None or missing[0] > lost[0] else lost
             continue
         notes = words.cut()
         if not notes:
@@ -75,7 +76,7 @@ def fill_template(
         return second
     if lost is not None:
         raise InputError(
-            f"the model's chat template leaves out {lost}, with contents as text and as parts; leave out what it "
+            f"the model's chat template {lost[1]}, with contents as text and as parts; leave out what it "
             "has no place for, or write the prompt as text and give ",
             Setting("raw"),
         )

@@ -93,7 +93,7 @@ def test_the_seed_is_what_the_documents_say() -> None:
         ({"prompt": "a", "messages": [{"role": "user", "content": "b"}]}, "both prompt and messages"),
         ({"prompt": " "}, "prompt is empty"),
         ({"prompt": 3}, "prompt is 3, expected a text or token ids"),
-        ({"prompt": [1, -2]}, "prompt holds -2"),
+        ({"prompt": [1, -2]}, "prompt: expected a token id at index 1, found -2"),
         ({"messages": [{"role": "user"}]}, 'expected a text as "content"'),
         ({"messages": [{"role": "user", "content": "a"}], "raw": True}, "raw was asked for"),
         ({"messages": [{"role": "user", "content": "a"}], "system": "b"}, "system text goes with a text prompt"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,12 @@ import attnlens
 from attnlens.capture import capture
 from attnlens.capture.batch.many import capture_many
 from attnlens.capture.generation_fields import FIELDS, asks
+from attnlens.capture.models import load
 from attnlens.capture.settings import parse_overrides
 from attnlens.schemas.errors import AttnlensError, InputError, ModelError
 from families import VOCABULARY, byte_tokenizer, tiny_model
 from generated import PROMPT, generated, plain_text, prompt_ids, sampler
+from tiny import write_hf
 
 
 def test_every_field_of_the_installed_version_is_in_the_table() -> None:
@@ -171,6 +174,20 @@ def test_a_field_that_nobody_knows_is_refused_unless_unset() -> None:
         sampler(model, [1], {"num_beems": None})
 
 
+@pytest.mark.parametrize("derived", [True, False])
+def test_a_field_of_the_checkpoints_file_that_transformers_drops_is_refused(derived: bool, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    write_hf(folder)
+    path = folder / "generation_config.json"
+    held = {**json.loads(path.read_text()), "_from_model_config": derived, "dreams": 3}
+    path.write_text(json.dumps(held))
+    loaded = load(str(folder))
+    with pytest.raises(ModelError, match=r"dreams=3.*--generation dreams=null"):
+        capture(loaded.model, loaded.tokenizer, "Who?", tmp_path / "a.zarr", max_new_tokens=2)
+    assert not (tmp_path / "a.zarr").exists()
+    capture(loaded.model, loaded.tokenizer, "Who?", tmp_path / "a.zarr", max_new_tokens=2, generation={"dreams": None})
+
+
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
@@ -189,6 +206,10 @@ def test_a_field_that_nobody_knows_is_refused_unless_unset() -> None:
         (["num_beams=4"], "num_beams=4 is not done here: it searches with beams"),
         (["top_k=1", "top_k=2"], "twice"),
         (["top_k"], "expected FIELD=VALUE"),
+        (["TOP-K=3"], "did you mean top_k"),
+        (["repetition_penalty=Infinity"], "expected a number above 0, and neither NaN nor infinite"),
+        (["sequence_bias=[[[5], NaN]]"], "pairs, and neither NaN nor infinite"),
+        (["length_penalty=-Infinity"], "neither NaN nor infinite"),
     ],
 )
 def test_overrides_that_cannot_be_used(fields: list[str], words: str) -> None:

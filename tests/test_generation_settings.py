@@ -17,7 +17,7 @@ from attnlens.capture import capture
 from attnlens.capture.batch.many import capture_many
 from attnlens.capture.generation_fields import FIELDS
 from attnlens.capture.settings import Settings
-from attnlens.schemas.errors import ModelError
+from attnlens.schemas.errors import InputError, ModelError
 from families import SMALL, VOCABULARY, byte_tokenizer, tiny_model
 from generated import NEW, PROMPT, generated, plain_text, prompt_ids, sampler
 
@@ -227,6 +227,39 @@ def test_where_no_token_is_left_one_line_names_the_settings(temperature: float, 
     store = attnlens.open(tmp_path / "many.zarr")
     assert "suppress_tokens" in (store["a"].metadata.error or "")
     assert store["b"].status == "complete"
+
+
+OUTSIDE = {
+    "bad_words_ids": [[5, VOCABULARY]],
+    "sequence_bias": [[[VOCABULARY], 3.0]],
+    "forced_eos_token_id": [5, VOCABULARY],
+    "eos_token_id": VOCABULARY,
+    "suppress_tokens": [5, VOCABULARY],
+    "begin_suppress_tokens": [VOCABULARY],
+    "forced_bos_token_id": VOCABULARY,
+}
+
+
+@pytest.mark.parametrize("name", list(OUTSIDE))
+def test_a_setting_that_names_no_token_of_the_model_is_refused_before_anything_is_written(
+    name: str, tmp_path: Path
+) -> None:
+    options: dict[str, Any] = {"raw": True, "max_new_tokens": 4}
+    said = rf"{name} names token {VOCABULARY}, and the model's vocabulary is 0 … {VOCABULARY - 1}"
+    with pytest.raises(InputError, match=said):
+        capture(
+            tiny_model("llama"), byte_tokenizer(), PROMPT, tmp_path / "a", generation={name: OUTSIDE[name]}, **options
+        )
+    model = tiny_model("llama")
+    setattr(model.generation_config, name, OUTSIDE[name])
+    try:
+        generated(model)
+    except (ValueError, IndexError):  # what generate cannot do, either
+        with pytest.raises(ModelError, match=rf"own settings, {said}; .*--generation {name}=null"):
+            capture(model, byte_tokenizer(), PROMPT, tmp_path / "a", **options)
+        assert not list(tmp_path.iterdir())
+    else:
+        capture(model, byte_tokenizer(), PROMPT, tmp_path / "a", **options)
 
 
 def test_logits_that_are_no_numbers_are_named() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,7 @@ import sentencepiece
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import LlamaTokenizer
+from transformers import AutoTokenizer, CTRLTokenizer, LlamaTokenizer
 from transformers.tokenization_utils_sentencepiece import SentencePieceBackend
 
 import attnlens
@@ -56,10 +58,26 @@ def model_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def llama_tokenizer(model_file: Path, *, legacy: bool) -> Any:
     """transformers' own class, with the merges of `sentencepiece_tokenizer`, which was held against sentencepiece."""
-    import json
-
     backend = json.loads(sentencepiece_tokenizer(model_file).backend_tokenizer.to_str())["model"]
     return LlamaTokenizer(vocab=backend["vocab"], merges=[tuple(m) for m in backend["merges"]], legacy=legacy)
+
+
+def converted_tokenizer(model_file: Path, **says: Any) -> Any:
+    """What transformers makes of a folder with nothing but a *.model file and what its configuration says."""
+    folder = model_file.with_name("-".join(["folder", *map(str, says.values())]))
+    folder.mkdir(exist_ok=True)
+    shutil.copy(model_file, folder / "tokenizer.model")
+    (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "LlamaTokenizer", **says}))
+    return AutoTokenizer.from_pretrained(folder)
+
+
+def spaced_tokenizer(folder: Path) -> Any:
+    """transformers' CTRL, in Python: pieces that do not end a word are marked, and decoding puts spaces between."""
+    pieces = [*(f"{letter}@@" for letter in "helowrd"), *"helowrd", "hello", "<unk>"]
+    (folder / "vocab.json").write_text(json.dumps({piece: number for number, piece in enumerate(pieces)}))
+    merges = ["h e", "l l", "he ll", "hell o</w>"]
+    (folder / "merges.txt").write_text("\n".join(["#version", *merges, ""]))
+    return CTRLTokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"))
 
 
 def prefix_space_tokenizer() -> Any:
@@ -75,6 +93,8 @@ KINDS: dict[str, Callable[[Path], Any]] = {
     "prepend": sentencepiece_tokenizer,
     "llama": lambda file: llama_tokenizer(file, legacy=False),
     "llama legacy": lambda file: llama_tokenizer(file, legacy=True),
+    "llama file": lambda file: converted_tokenizer(file, legacy=False),
+    "llama file legacy": lambda file: converted_tokenizer(file, legacy=True),
     "sentencepiece": lambda file: SentencePieceBackend(
         vocab_file=str(file), bos_token="<s>", eos_token="</s>", unk_token="<unk>", legacy=True
     ),
@@ -96,7 +116,9 @@ def fed(tokenizer: Any, prompt: str, completion: str, seam: str = "prompt") -> t
     return pieces(ids), pieces(list(joined.given)), joined.seam
 
 
-@pytest.mark.parametrize("kind", ["llama", "llama legacy", "prepend", "sentencepiece"])
+@pytest.mark.parametrize(
+    "kind", ["llama", "llama legacy", "llama file", "llama file legacy", "prepend", "sentencepiece"]
+)
 @pytest.mark.parametrize(("prompt", "completion"), [("hello", "hello"), ("hello", " hello"), ("2 + 2 =", "5")])
 def test_no_word_begins_at_the_seam(
     tokenizer_of: Callable[[str], Any], model_file: Path, kind: str, prompt: str, completion: str
@@ -248,6 +270,15 @@ def test_a_prompt_whose_last_token_ends_a_word_is_not_continued() -> None:
     joined = join(tokenizer, build_prompt(tokenizer, text="hel", raw=True), "lo and", "whole")
     assert tokenizer.decode(joined.prompt.ids[1:]) == "hello"
     assert tokenizer.decode(list(joined.given)) == "and"
+
+
+def test_a_decoder_that_puts_spaces_between_tokens_does_not_hide_a_new_word(tmp_path: Path) -> None:
+    tokenizer = spaced_tokenizer(tmp_path)
+    assert fed(tokenizer, "hello", " hello") == (["hello"], ["hello"], "clean")
+    assert tokenizer.decode(tokenizer("hello hello")["input_ids"]) == "hello hello"
+    for seam in ("prompt", "whole"):
+        with pytest.raises(InputError, match=r"cannot continue|do not begin with"):
+            fed(tokenizer, "hello", "hello", seam)
 
 
 def test_what_cannot_be_continued_is_refused() -> None:

@@ -51,6 +51,11 @@ TOOLS = (
     "{% endfor %}<end>{% endfor %}" + HEAD
 )
 JOINED_CALLS = TOOLS.replace("call.function.arguments | tojson", "'' + call.function.arguments")
+ESCAPED = TRIMMED.replace("| trim", "| e")
+PARTS_OR_NONE = (
+    "{% for m in messages %}[{{ m.role }}]{% for part in m.content or [] %}{{ part.text }}{% endfor %}<end>{% endfor %}"
+    + HEAD
+)
 WEATHER = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}
 
 
@@ -82,6 +87,8 @@ def called(arguments: Any) -> list[dict[str, Any]]:
         (TEMPLATE, [user(parts("Who?"))], "<begin>[user]Who?<end>[assistant]"),
         (MIXED, [{"role": "system", "content": "Be"}, user("Who?")], "[system]Be![user]Who?[assistant]"),
         (TRIMMED, [user("  Who?\n")], "[user]Who?<end>[assistant]"),
+        (ESCAPED, [user(parts("Who", " is it?"))], "[user]Who is it?<end>[assistant]"),
+        (ESCAPED, [user("\"a\" < 'b'")], "[user]&#34;a&#34; &lt; &#39;b&#39;<end>[assistant]"),
         (TEMPLATE, [user("{'type': 'text'}")], "<begin>[user]{'type': 'text'}<end>[assistant]"),
         (
             QUOTED,
@@ -106,6 +113,7 @@ def test_the_words_reach_the_text(template: str, messages: list[dict[str, Any]],
         (LAST, [user("Who?"), assistant("Alice."), user("Who?")], r"words of message 0 \(user\)"),
         (FIRST_PART, [user(parts("Who", " is it?"))], r"words of message 0 \(user\)"),
         (TEXT.replace("m['content']", "m['content'][:3]"), [user("Who?")], r"words of message 0 \(user\)"),
+        (PARTS_OR_NONE, called({"city": "Rome"}), r"the call of 'weather' in message 1 \(assistant\)"),
         (TRIMMED, called({"city": "Rome"}), r"the call of 'weather' in message 1 \(assistant\)"),
         (
             TOOLS.replace("{{ call.function.arguments | tojson }}", ""),
@@ -117,6 +125,19 @@ def test_the_words_reach_the_text(template: str, messages: list[dict[str, Any]],
 def test_a_template_that_drops_them_is_refused(template: str, messages: list[dict[str, Any]], said: str) -> None:
     with pytest.raises(InputError, match=f"the model's chat template leaves out {said}"):
         build_prompt(byte_level_tokenizer(template), messages=messages)
+
+
+@pytest.mark.parametrize("change", ["upper", "lower", "replace('W', 'V')"])
+def test_a_template_that_changes_words_is_refused_for_that(change: str) -> None:
+    tokenizer = byte_level_tokenizer(TEXT.replace("m['content']", f"m['content'] | {change}"))
+    with pytest.raises(InputError, match=r"leaves out or changes words of message 0 \(user\)"):
+        build_prompt(tokenizer, text="Who?")
+
+
+@pytest.mark.parametrize("program", ["{{ 1 // 0 }}", "{% macro x() %}{{ x() }}{% endmacro %}{{ x() }}"])
+def test_any_error_of_a_template_is_its_refusal(program: str) -> None:
+    with pytest.raises(InputError, match=r"the model's chat template refuses these messages: .*(zero|recursion)"):
+        build_prompt(byte_level_tokenizer(program + TEXT), text="Who?")
 
 
 @given(words=st.text(min_size=1).filter(str.strip))
@@ -137,6 +158,15 @@ def test_reasoning_that_a_template_cuts_is_told() -> None:
     assert prompt.text == "[user]Who?<end>[assistant]Alice.<end>[user]Why?<end>[assistant]"
     assert prompt.notes == ("the chat template leaves out words of message 1 (assistant)",)
     assert plan_capture(llama(), byte_level_tokenizer(), prompt, None, None, 1, PromptOptions()).notes == prompt.notes
+
+
+@pytest.mark.parametrize("key", ["reasoning_content", "thinking"])
+def test_reasoning_of_its_own_that_a_template_does_not_read_is_told(key: str) -> None:
+    talk = [user("Who?"), assistant("Alice.", **{key: "hm"}), user("Why?")]
+    dropped = build_prompt(byte_level_tokenizer(TEXT), messages=talk)
+    assert dropped.notes == (f"the chat template leaves out {key} of message 1 (assistant)",)
+    read = TEXT.replace("m['content']", f"m.{key} | default('') + m['content']")
+    assert build_prompt(byte_level_tokenizer(read), messages=talk).notes == ()
 
 
 @pytest.mark.parametrize("arguments", [{"city": 'Köln "x"'}, '{"city": "Köln \\"x\\""}'])
@@ -190,6 +220,17 @@ def test_what_cannot_be_continued_is_refused() -> None:
     talk = [user("Who?"), assistant("<think>hm</think>Al")]
     with pytest.raises(InputError, match="changes the words of the message that is to be continued"):
         build_prompt(byte_level_tokenizer(THINKING), messages=talk, continue_last=True)
+    twice = byte_level_tokenizer(TEXT.replace("m['content']", "m['content'] + m['content']"))
+    with pytest.raises(InputError, match="prints the words of message 1, which is to be continued, more than once"):
+        build_prompt(twice, messages=[user("Who?"), assistant("Al")], continue_last=True)
+    timed = byte_level_tokenizer("{{ strftime_now('%d %b %Y %H:%M:%S.%f') }}" + TEXT)
+    assert build_prompt(timed, messages=[user("Who?"), assistant("Al")], continue_last=True).text.endswith("]Al")
+    with pytest.raises(InputError, match="cannot leave a last message open"):
+        build_prompt(byte_level_tokenizer(QUOTED), messages=[assistant("A\nB")], continue_last=True)
+    quoted = byte_level_tokenizer("{% for m in messages %}{{ m.content | tojson }}{% endfor %}")
+    quoted = build_prompt(quoted, messages=[assistant("\nAl")], continue_last=True)
+    assert quoted.text == '"\\nAl'
+    assert quoted.notes == ()
     trimmed = build_prompt(byte_level_tokenizer(TRIMMED), messages=[user("Who?"), assistant("Al ")], continue_last=True)
     assert trimmed.text == "[user]Who?<end>[assistant]Al"
     assert "white space" in trimmed.notes[0]
@@ -225,7 +266,9 @@ def test_files_of_messages_may_hold_tools(tmp_path: Path) -> None:
         read_conversation(path)
 
 
-@pytest.mark.parametrize("field", ["image_token_id", "video_token_id", "audio_token_index", "image_token_index"])
+@pytest.mark.parametrize(
+    "field", ["image_token_id", "video_token_id", "audio_token_index", "image_token_index", "image_patch_id"]
+)
 def test_a_placeholder_without_its_image_is_refused(field: str) -> None:
     model, tokenizer, options = llama(), byte_level_tokenizer(), PromptOptions()
     marked = tokenizer("x", add_special_tokens=False)["input_ids"][0]

@@ -13,6 +13,7 @@ from typing import Any
 from attnlens.capture.generation_fields import check_overrides
 from attnlens.capture.messages import check_messages, check_tools, require_unicode, require_unicode_messages
 from attnlens.capture.plan import Text
+from attnlens.capture.prompt import ids_of
 from attnlens.capture.prompt_options import PromptOptions
 from attnlens.capture.settings import Generation
 from attnlens.schemas.errors import InputError
@@ -142,11 +143,12 @@ def _free_id(where: str, taken: Mapping[str, str]) -> str:
 
 
 def _ask(where: str, value: object, defaults: Defaults, copies: dict[str, int]) -> Asked:
+    value = _listed(value)
     record = value if isinstance(value, Mapping) else {_kind(value): value}
     unknown = sorted(str(key) for key in record if key not in KEYS)
     if unknown:
         raise InputError(f"unknown key {unknown[0]!r}, known are {', '.join(KEYS)}")
-    record = {key: item for key, item in record.items() if item is not None}
+    record = {key: _listed(item) for key, item in record.items() if item is not None}
     prompt, given = _text(record)
     completion = record.get("completion")
     if completion is not None and given is not None:
@@ -166,6 +168,12 @@ def _ask(where: str, value: object, defaults: Defaults, copies: dict[str, int]) 
         token_ids=given,
         generation=_generation(record, defaults.generation, name),
     )
+
+
+def _listed(value: Any) -> Any:
+    """Arrays, tensors and numbers of numpy as lists and numbers."""
+    value = value.tolist() if hasattr(value, "tolist") else value
+    return [_listed(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def _wording(record: Mapping[str, Any], prompt: Text, defaults: PromptOptions) -> PromptOptions:
@@ -202,7 +210,7 @@ def _kind(value: object) -> str:
     """Key of a prompt that is not a mapping."""
     if isinstance(value, str):
         return "prompt"
-    if isinstance(value, Sequence) and value:
+    if isinstance(value, Sequence) and value and not isinstance(value, bytes | bytearray):
         if all(isinstance(item, Mapping) for item in value):
             return "messages"
         if all(isinstance(item, int) for item in value):
@@ -235,19 +243,17 @@ def _text(record: Mapping[str, Any]) -> tuple[Text, tuple[int, ...] | None]:
 def _required_text(value: object, key: str) -> str:
     if not isinstance(value, str):
         raise InputError(f"{key} is {_shown(value)}, expected a text")
-    if not value.strip() and key != "system":
+    # A completion may be a blank or a line break, which are tokens.
+    if not (value if key == "completion" else value.strip()) and key != "system":
         raise InputError(f"{key} is empty")
     return value
 
 
 def _ids(value: object, key: str) -> tuple[int, ...]:
-    if not isinstance(value, Sequence) or isinstance(value, str) or not value:
+    if not isinstance(value, Sequence) or isinstance(value, str | bytes | bytearray) or not value:
         expected = "token ids" if key == "token_ids" else "a text or token ids"
         raise InputError(f"{key} is {_shown(value)}, expected {expected}")
-    for item in value:
-        if not isinstance(item, int) or isinstance(item, bool) or item < 0:
-            raise InputError(f"{key} holds {_shown(item)}, expected token ids only")
-    return tuple(value)
+    return tuple(ids_of(value, key))
 
 
 def _flag(record: Mapping[str, Any], key: str, default: bool) -> bool:

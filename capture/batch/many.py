@@ -140,7 +140,7 @@ def capture_many(
         temperature=temperature,
         top_p=top_p,
         seed=seed,
-        overrides=check_overrides(generation or {}),
+        overrides=check_overrides({} if generation is None else generation),
     )
     wording = PromptOptions(
         system=system,

@@ -13,6 +13,7 @@ from attnlens.capture.models.account import account
 from attnlens.capture.models.adapter import CONFIG, AdapterSource, attach, bare, in_folder, on_hub
 from attnlens.capture.models.checkpoint import check_weights
 from attnlens.capture.models.failure import one_line
+from attnlens.capture.models.generation_file import keep_dropped
 from attnlens.capture.models.nearest import nearest_model
 from attnlens.capture.models.quantize import (
     declared_quantization,
@@ -112,6 +113,8 @@ def load(request: Request, progress: Progress) -> LoadedModel:
             name, config=config, dtype=request.torch_dtype() or "auto", **options, **shared
         )
     keep_placeholders(model, config)
+    folder = request.path if local else _snapshot(request.name, shared["revision"])
+    keep_dropped(getattr(model, "generation_config", None), folder)
     left_out = account(request.name, watch, request.ignore_weights)
     if given is not None:
         require_unpacked(request.name, given, watch)

@@ -8,6 +8,7 @@ from typing import Any
 
 from attnlens.capture.models import builtin, gguf, hub, meta
 from attnlens.capture.models.failure import one_line
+from attnlens.capture.models.generation_file import FILE, keep_dropped
 from attnlens.capture.models.quiet import quiet
 from attnlens.capture.models.request import Request
 from attnlens.capture.models.tokenizer import check_size, check_tokenizer_source, load_tokenizer
@@ -72,4 +73,8 @@ def _generation(request: Request) -> Any:
     from transformers import GenerationConfig
 
     folder = request.path
-    return GenerationConfig.from_pretrained(folder) if (folder / "generation_config.json").is_file() else None
+    if not (folder / FILE).is_file():
+        return None
+    settings = GenerationConfig.from_pretrained(folder)
+    keep_dropped(settings, folder)
+    return settings
