@@ -34,7 +34,7 @@ def test_layers_that_have_no_attention(tmp_path: Path) -> None:
 def test_report_that_is_rounded(tmp_path: Path) -> None:
     config = t.BloomConfig(vocab_size=VOCABULARY, hidden_size=32, n_layer=2, n_head=4)
     model = t.BloomForCausalLM(config).to(torch.bfloat16).eval()
-    assert "--dtype float32" in refused(model, tmp_path / "run.zarr")
+    assert "dtype='float32'" in refused(model, tmp_path / "run.zarr")
 
 
 def test_class_without_an_output_head(tmp_path: Path) -> None:

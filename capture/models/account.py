@@ -9,7 +9,7 @@ from fnmatch import fnmatchcase
 
 from attnlens.capture.models.left_out import LAYER, Model, read_model, reason
 from attnlens.capture.models.watch import FLOATS, Seen, Stored, Watch
-from attnlens.schemas.errors import InputError, ModelError
+from attnlens.schemas.errors import InputError, ModelError, Setting
 from attnlens.schemas.metadata import LeftOut
 
 SCALES = re.compile(r"scale|zero_point|qweight|qzeros|g_idx|absmax|packed|quant|\.SCB$")
@@ -43,10 +43,12 @@ def account(name: str, watch: Watch, ignored: Sequence[str] = ()) -> tuple[LeftO
     foreign = [tensor for tensor in unused if tensor not in reasons]
     _require_all(name, seen, foreign)
     if foreign:
-        raise ModelError(_unused(name, seen, foreign, model))
+        raise ModelError(*_unused(name, seen, foreign, model))
     for pattern in ignored:
         if not any(fnmatchcase(tensor, pattern) for tensor in unused):
-            raise InputError(f"--ignore-weights {pattern} matches no tensor that {name} leaves out{_listed(unused)}")
+            raise InputError(
+                Setting("ignore_weights"), f" {pattern} matches no tensor that {name} leaves out{_listed(unused)}"
+            )
     return grouped(reasons)
 
 
@@ -146,7 +148,7 @@ def _misshapen(seen: Seen) -> set[str]:
     }
 
 
-def _unused(name: str, seen: Seen, foreign: list[str], model: Model) -> str:
+def _unused(name: str, seen: Seen, foreign: list[str], model: Model) -> tuple[str, ...]:
     """The refusal: which tensors, and what they point to."""
     layers = {int(match[1]) for tensor in foreign if (match := LAYER.search(tensor))}
     if any(SCALES.search(tensor) for tensor in foreign):
@@ -160,7 +162,11 @@ def _unused(name: str, seen: Seen, foreign: list[str], model: Model) -> str:
     else:
         why = "its config does not ask for them"
     tensors = f"{len(foreign)} tensor{'s' if len(foreign) > 1 else ''}"
-    return (
+    problem = (
         f"{name} holds {tensors} that {type(seen.model).__name__} does not use: {three(foreign)}. The checkpoint does "
-        f"not fit its config ({why}); if the model is right without them: --ignore-weights PATTERN"
+        f"not fit its config ({why}); if the model is right without them: "
+    )
+    return (
+        problem,
+        Setting("ignore_weights=[PATTERN]", "--ignore-weights PATTERN"),
     )
