@@ -261,6 +261,22 @@ def test_a_head_that_nothing_is_tied_to(folder: Path, monkeypatch: pytest.Monkey
     assert not torch.equal(tied.lm_head.weight, head)
 
 
+@pytest.mark.parametrize("quantize", ["8bit", "4bit"])
+def test_weights_that_are_turned_over_while_they_are_quantized(tmp_path: Path, quantize: str) -> None:
+    """GPT-2 keeps its matrices as (in, out); bitsandbytes has them as (out, in)."""
+    torch.manual_seed(0)
+    model = t.GPT2LMHeadModel(t.GPT2Config(vocab_size=384, n_embd=64, n_layer=2, n_head=4, n_positions=32)).eval()
+    model.save_pretrained(tmp_path)
+    byte_level_tokenizer(None).save_pretrained(tmp_path)
+    expected = logits(model)
+    found = logits(load(str(tmp_path), device="cpu", quantize=quantize).model)
+    assert (found - expected).abs().max() <= 0.1 * expected.abs().max()
+    state = state_of(tmp_path)
+    name = "transformer.h.0.mlp.c_fc.weight"
+    write_safetensors(tmp_path, {**state, name: state[name].T.contiguous()})
+    assert f"has weights of another shape for {name}" in refusal(tmp_path, quantize=quantize)
+
+
 @pytest.mark.parametrize("quantize", [None, "8bit", "4bit"])
 def test_weights_of_another_shape(folder: Path, quantize: str | None) -> None:
     edit(folder, intermediate_size=2 * HIDDEN)

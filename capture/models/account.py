@@ -144,8 +144,19 @@ def _misshapen(seen: Seen) -> set[str]:
     return {
         stored.target
         for tensor, stored in seen.stored.items()
-        if tensor not in seen.unused and stored.target == tensor and seen.expected[stored.target][1] != stored.shape
+        if tensor not in seen.unused
+        and stored.target == tensor
+        and seen.expected[stored.target][1] != (stored.shape[::-1] if _turned(tensor, seen) else stored.shape)
     }
+
+
+def _turned(tensor: str, seen: Seen) -> bool:
+    """Whether a weight is turned over while it is quantized: GPT-2 keeps (in, out), a linear layer (out, in)."""
+    from transformers.pytorch_utils import Conv1D
+
+    module = seen.model.get_submodule(tensor.rpartition(".")[0])
+    source = getattr(module, "source_cls", None)
+    return tensor.endswith(".weight") and isinstance(source, type) and issubclass(source, Conv1D)
 
 
 def _unused(name: str, seen: Seen, foreign: list[str], model: Model) -> tuple[str, ...]:
