@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from attnlens.capture.finite import not_finite
 from attnlens.capture.generation import prepare, told
 from attnlens.capture.models.failure import one_line
 from attnlens.capture.settings import Generation
@@ -75,7 +76,7 @@ class Sampler:
     def _nothing_left(self, n_token: int, logits: Tensor) -> tuple[str, ...]:
         """Why nothing can be chosen after `n_token` tokens."""
         if bool((torch.isnan(logits) | torch.isposinf(logits)).any()):
-            return (f"the model's logits are not finite at token {n_token}; try bfloat16 or float32",)
+            return not_finite(f"after token {n_token} the model's logits are", logits.dtype).args
         drawn = f"temperature={self._generation.temperature}, top_p={self._generation.top_p}"
         names = ", ".join(part for part in (drawn if self._generation.temperature else "", told(self.settings)) if part)
         return (

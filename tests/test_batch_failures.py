@@ -220,7 +220,7 @@ def test_a_failure_names_options_on_the_command_line_and_parameters_from_python(
     (failure,) = json.loads(said["json"].out)["failures"]
     assert failure["id"] == "long"
     assert failure["message"].endswith("use --attention dense, or fewer --max-new-tokens")
-    asked = [{"id": "short", "prompt": "ab", "max_new_tokens": 2}, {"id": "long", "prompt": "abcdefg"}]
+    asked: list[Any] = [{"id": "short", "prompt": "ab", "max_new_tokens": 2}, {"id": "long", "prompt": "abcdefg"}]
     options: dict[str, Any] = {"raw": True, "max_new_tokens": 20, "settings": Settings(attention="qk")}
     report = capture_many(long_rope(), byte_tokenizer(), asked, tmp_path / "python.zarr", **options)
     assert report.failures[0].message.endswith("use attention='dense', or fewer max_new_tokens")
