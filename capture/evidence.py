@@ -16,7 +16,7 @@ from torch import Tensor
 from attnlens.capture.beside import Beside
 from attnlens.capture.carry import carry
 from attnlens.capture.entries import VocabularyEntries
-from attnlens.capture.finite import not_finite
+from attnlens.capture.finite import check_readings, not_finite
 from attnlens.capture.lenses.reader import Arrays, LaneReader
 from attnlens.capture.parallel import Parallel
 from attnlens.capture.slots import Slots, spread
@@ -297,20 +297,13 @@ class LensEvidence:
         Raises:
             ModelError: some of them are no numbers, because the stream or its logits overflow.
         """
-        self._check_finite(first_token, arrays)
+        name = self._reader.names["lens_entropy"]
+        places = [f"{'layer' if name in MID.values() else 'depth'} {lane}" for lane in self._reader.lanes]
+        tokens = range(first_token, first_token + arrays[name].shape[1])
+        check_readings(arrays[name], places, tokens, self._dtype, (", or ", Setting("lens=False")))
         self._entries.use(arrays[self._reader.token_array])
         for lanes, place in runs(self._reader.lanes):
             self._writer.lanes(first_token, lanes, {name: values[place] for name, values in arrays.items()})
-
-    def _check_finite(self, first_token: int, arrays: Arrays) -> None:
-        """Logits that overflow have no distribution, and its entropy is NaN."""
-        for array, name in self._reader.names.items():
-            if array != "lens_entropy" or bool(np.isfinite(arrays[name]).all()):
-                continue
-            lane, row = np.argwhere(~np.isfinite(arrays[name]))[0]
-            place = f"{'layer' if name in MID.values() else 'depth'} {self._reader.lanes[lane]}"
-            trouble = not_finite(f"at token {first_token + row} the logits of the lens at {place} are", self._dtype)
-            raise ModelError(*trouble.args, ", or ", Setting("lens=False"))
 
 
 @dataclass(frozen=True, kw_only=True)
