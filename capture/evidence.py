@@ -5,6 +5,7 @@ The writer waits for what is still on its way from a device, compresses and writ
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import partial
 
@@ -15,11 +16,13 @@ from torch import Tensor
 from attnlens.capture.beside import Beside
 from attnlens.capture.carry import carry
 from attnlens.capture.entries import VocabularyEntries
+from attnlens.capture.finite import check_readings, not_finite
 from attnlens.capture.lenses.reader import Arrays, LaneReader
 from attnlens.capture.parallel import Parallel
 from attnlens.capture.slots import Slots, spread
 from attnlens.capture.tap import Block, Vectors
-from attnlens.schemas.errors import ModelError
+from attnlens.schemas.arrays import MID
+from attnlens.schemas.errors import ModelError, Setting
 from attnlens.schemas.metadata import Mode
 from attnlens.store.lanes import runs
 from attnlens.store.late import Numbers, arrived
@@ -55,6 +58,7 @@ class AttentionEvidence:
     ) -> None:
         """`parallel`: the processes that have the other heads, which reductions are over as well."""
         self._writer = writer
+        self._dtype: torch.dtype = getattr(torch, writer.metadata.model.dtype, torch.float32)
         self._parallel = parallel
         self._first_generated = n_prompt - 1
         self._names = layer_names
@@ -130,10 +134,7 @@ class AttentionEvidence:
             broken = self._parallel.highest(broken)
         for (layer, _), bad in zip(self._finite, broken.tolist(), strict=True):
             if bad:
-                raise ModelError(
-                    f"{self._names[layer]}: queries or keys are not finite; the model's numbers overflow (try bfloat16 "
-                    "or float32) or are damaged"
-                )
+                raise not_finite(f"{self._names[layer]}: its queries or keys are", self._dtype)
         self._finite.clear()
         self._send_step()
         device = self._off[0][1].device if self._off else torch.device("cpu")
@@ -142,10 +143,12 @@ class AttentionEvidence:
             offs = self._parallel.highest(offs)  # all refuse, or none
         worst = offs.tolist()
         for (layer, _), off in zip(self._off, worst, strict=True):
+            if math.isnan(off):
+                raise not_finite(f"{self._names[layer]}: its attention is", self._dtype)
             if not off <= ROW_SUM_LIMIT:
                 raise ModelError(
                     f"{self._names[layer]}: rows of its attention sum to {1 + off:.4g}, expected 1; the model's "
-                    "numbers overflow (try bfloat16 or float32) or are damaged"
+                    "numbers overflow or are damaged"
                 )
         self.worst_row_sum = max([self.worst_row_sum, *worst])
         self._off.clear()
@@ -200,6 +203,7 @@ class LensEvidence:
         origin: int = 0,
     ) -> None:
         self._writer = writer
+        self._dtype: torch.dtype = getattr(torch, writer.metadata.model.dtype, torch.float32)
         self._reader = reader
         self._entries = entries
         self._beside = beside
@@ -288,7 +292,15 @@ class LensEvidence:
         self._entries.use(arrays[self._reader.token_array][:, row : row + 1])
 
     def send(self, first_token: int, arrays: Arrays) -> None:
-        """Sends arrays (lane, token, …) of all lanes."""
+        """Sends arrays (lane, token, …) of all lanes.
+
+        Raises:
+            ModelError: some of them are no numbers, because the stream or its logits overflow.
+        """
+        name = self._reader.names["lens_entropy"]
+        places = [f"{'layer' if name in MID.values() else 'depth'} {lane}" for lane in self._reader.lanes]
+        tokens = range(first_token, first_token + arrays[name].shape[1])
+        check_readings(arrays[name], places, tokens, self._dtype, (", or ", Setting("lens=False")))
         self._entries.use(arrays[self._reader.token_array])
         for lanes, place in runs(self._reader.lanes):
             self._writer.lanes(first_token, lanes, {name: values[place] for name, values in arrays.items()})

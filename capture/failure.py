@@ -19,7 +19,14 @@ SHORT_OF_MEMORY = re.compile(r"(CUDA|HIP) error: out of memory", re.I)
 
 def named(error: BaseException) -> str:
     """An error in one line: what we say ourselves as it is, anything else with its type."""
-    return str(error) if isinstance(error, AttnlensError) else f"{type(error).__name__}: {one_line(error)}"
+    return "".join(pieces(error))
+
+
+def pieces(error: BaseException) -> tuple[str, ...]:
+    """The same in pieces, of which those that name a setting are a `Setting`."""
+    if isinstance(error, AttnlensError):
+        return tuple(piece if isinstance(piece, str) else str(piece) for piece in error.args)
+    return (f"{type(error).__name__}: {one_line(error)}",)
 
 
 def store_is_lost(error: BaseException) -> bool:

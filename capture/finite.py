@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from attnlens.capture.feeding import CallStyle
@@ -24,6 +29,28 @@ def not_finite(what: str, dtype: torch.dtype) -> ModelError:
     name = str(dtype).removeprefix("torch.")
     remedy = REMEDIES.get(dtype, "its numbers overflow, or its weights are damaged")
     return ModelError(f"{what} not finite in {name}; {remedy}")
+
+
+def check_readings(
+    entropy: NDArray[np.floating[Any]],
+    places: Sequence[str],
+    tokens: Sequence[int],
+    dtype: torch.dtype,
+    advice: Sequence[str] = (),
+) -> None:
+    """That logits of a lens are numbers, by their entropy (place, token): those that overflow have none.
+
+    `places`: what was read, for people (`depth 3`); `dtype`: what the lens computed in; `advice`: what else may help.
+
+    Raises:
+        ModelError: some are not.
+    """
+    finite = np.isfinite(entropy)
+    if bool(finite.all()):
+        return
+    place, token = np.argwhere(~finite)[0]
+    trouble = not_finite(f"at token {tokens[token]} the logits of the lens at {places[place]} are", dtype)
+    raise ModelError(*trouble.args, *advice)
 
 
 def check_finite(

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from attnlens.capture.configuration import text_config
 from attnlens.capture.probe import Probed
 from attnlens.schemas import errors
-from attnlens.schemas.errors import AttnlensError, ModelError
+from attnlens.schemas.errors import AttnlensError, ModelError, Setting
 from attnlens.store.heads import HeadShare
 
 Result = TypeVar("Result")
@@ -98,7 +98,8 @@ class Parallel:
         if isinstance(heads, int) and found * count != heads:
             raise ModelError(
                 f"{type(model).__name__} has {heads} heads, and {found} of them in each of {count} processes: "
-                "transformers has no plan that shares them out; leave out --tensor-parallel"
+                "transformers has no plan that shares them out; leave out ",
+                Setting("tensor_parallel"),
             )
         table = tuple(
             layer.model_copy(update={"n_head": layer.n_head * count, "n_kv_head": layer.n_kv_head * count})

@@ -15,7 +15,7 @@ from attnlens.capture.losses import losses
 from attnlens.capture.placeholders import refuse_placeholders
 from attnlens.capture.prompt import Prompt, build_prompt, check_ids, check_tokenizer_kind, fed_prompt, ids_of
 from attnlens.capture.prompt_options import PromptOptions
-from attnlens.capture.rope import rope_of
+from attnlens.capture.rope import rope_of, turns_at
 from attnlens.capture.seam import Seam, join
 from attnlens.schemas.errors import InputError, Setting
 
@@ -29,7 +29,7 @@ class Plan:
 
     `seam`: how a given completion was joined to the prompt. `notes`: remarks for the store, as far as they are known
     before. `wall`: what cuts the generation; `stated`: the context that the configuration states, and by which name;
-    `rope`: how positions go on beyond that.
+    `rope`: how positions go on beyond that; `turn`: the token at which its frequencies become others.
     """
 
     prompt: Prompt
@@ -40,6 +40,7 @@ class Plan:
     wall: Wall | None = None
     stated: tuple[str, int] | None = None
     rope: str | None = None
+    turn: int | None = None
 
     @property
     def n_prompt(self) -> int:
@@ -61,6 +62,7 @@ class Plan:
         fed = self.capacity if self.given is not None else max(self.n_text, self.capacity - 1)
         beyond = _beyond(self.stated, fed, self.rope, may=self.given is None)
         notes = [note for note in self.notes if note not in _beyond(self.stated, self.n_text, self.rope)] + [*beyond]
+        notes += self._turned(fed)
         if self.wall is not None and self.given is None:
             notes.append(f"stops at the end of the model's context of {self.wall.n_token} tokens: {self.wall.what}")
         return notes
@@ -74,6 +76,7 @@ class Plan:
         """
         notes = [note for note in self.notes if note not in _beyond(self.stated, self.n_text, self.rope)]
         notes += _beyond(self.stated, n_fed, self.rope)
+        notes += [] if dropped else self._turned(n_fed)
         if self.wall is not None and self.given is None and not ended and n_token == self.capacity:
             notes.append(f"stopped at the end of the model's context of {self.wall.n_token} tokens: {self.wall.what}")
         if dropped:
@@ -84,6 +87,16 @@ class Plan:
                 "tokens are from the old keys"
             )
         return notes
+
+    def _turned(self, n_fed: int) -> list[str]:
+        """What there is to say of a text that was generated past the point where frequencies change."""
+        if self.turn is None or self.given is not None or not self.n_prompt <= self.turn < n_fed:
+            return []
+        note = (
+            f"the rope's frequencies change at token {self.turn} of a text that is generated; given as a whole, the "
+            "same text has the later ones at all tokens, and other rows"
+        )
+        return [note]
 
 
 def read_prompt(tokenizer: Any, prompt: Text, options: PromptOptions) -> Prompt:
@@ -172,6 +185,7 @@ def plan_capture(
         stated=context.stated,
         notes=(*notes, *_beyond(context.stated, length, rope_of(config))),
         rope=rope_of(config),
+        turn=turns_at(config),
     )
 
 

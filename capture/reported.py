@@ -23,7 +23,7 @@ from attnlens.capture.forward import attempt
 from attnlens.capture.override import eager_configuration, hooks_kept
 from attnlens.capture.residual import LayerTracker, find_layers
 from attnlens.capture.tap import Block
-from attnlens.schemas.errors import ModelError
+from attnlens.schemas.errors import ModelError, Setting
 from attnlens.schemas.metadata import LayerInfo, LayerKind
 
 Places = Mapping[nn.Module, int]
@@ -66,7 +66,8 @@ def find_places(model: nn.Module, ids: Tensor, style: CallStyle) -> tuple[str, n
     if reported[0].dtype != torch.float32:
         raise ModelError(
             f"{name}: its attention can only be taken as the model reports it, in {reported[0].dtype}, whose rows do "
-            "not sum to 1; load it with --dtype float32"
+            "not sum to 1; load it with ",
+            Setting("dtype='float32'", "--dtype float32"),
         )
     path, layers = find_layers(model, places)
     return path, layers, places, style

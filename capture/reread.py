@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from attnlens.capture.entries import VocabularyEntries
 from attnlens.capture.equipment import Lens
+from attnlens.capture.finite import check_readings
 from attnlens.capture.lenses.reader import LaneReader, depth_names
 from attnlens.capture.vocabulary import Vocabulary
 from attnlens.progress import Progress
@@ -37,7 +38,11 @@ def read_again(
     device: torch.device,
     progress: Progress,
 ) -> None:
-    """Fill the arrays of `lenses`: tokens from where the capture's lenses begin, of these what a crop has left."""
+    """Fill the arrays of `lenses`: tokens from where the capture's lenses begin, of these what a crop has left.
+
+    Raises:
+        ModelError: what a lens makes of a stream overflows.
+    """
     about = extension.metadata
     entries = VocabularyEntries(
         extension.vocabulary, vocabulary, capture.vocabulary if "vocabulary_id" in capture else ()
@@ -57,6 +62,7 @@ def read_again(
         )
         for lens in lenses
     ]
+    dtype: torch.dtype = getattr(torch, about.model.dtype, torch.float32)
     following = np.append(capture.token_id[1:], -1).astype(np.int64)
     progress.stage(f"{capture.id} reading", capture.committed, "tokens")
     for start in range(0, capture.committed, ROWS):
@@ -69,6 +75,8 @@ def read_again(
                 for depth in (reader.lanes if len(tokens) else ())
             ]
             if rows:
+                entropy = np.stack([arrays[reader.names["lens_entropy"]] for arrays in rows])
+                check_readings(entropy, [f"depth {depth}" for depth in reader.lanes], tokens.tolist(), dtype)
                 entries.use(np.stack([arrays[reader.token_array] for arrays in rows]))
             for name in reader.names.values():
                 # What is not read is written as well: a missing chunk would look like damage.

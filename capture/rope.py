@@ -6,6 +6,9 @@ the original context: a text in between would be computed with what another one 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Any
+
 from torch import nn
 
 _CACHED, _ORIGINAL, _CURRENT = "max_seq_len_cached", "original_inv_freq", "inv_freq"
@@ -26,14 +29,39 @@ def reset_rope(model: nn.Module) -> None:
                 setattr(module, name, first)
 
 
+def turns_at(config: object) -> int | None:
+    """The token at which a text that grows gets other frequencies than it had; None where frequencies stay.
+
+    The lengths are those of transformers' `dynamic_rope_update`. A text that is given as a whole has the frequencies
+    of its length at all tokens, so its rows are others.
+    """
+    turns = []
+    for kind, rope in _ropes(config):
+        length = None
+        if kind == "longrope" and rope.get("short_factor") != rope.get("long_factor"):
+            name = "original_max_position_embeddings"
+            length = rope.get(name, getattr(config, name, None))
+        elif kind == "dynamic":
+            length = getattr(config, "max_position_embeddings", None)
+        if isinstance(length, int):
+            turns.append(length)
+    return min(turns, default=None)
+
+
 def rope_of(config: object) -> str | None:
     """What a configuration says of a rope that is made for longer texts, for people."""
+    for kind, rope in _ropes(config):
+        factor = rope.get("factor")
+        return f"rope {kind}" + (f" with factor {factor:g}" if isinstance(factor, int | float) else "")
+    return None
+
+
+def _ropes(config: object) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The ropes that are made for longer texts, with their types: one, or one for each kind of layer."""
     parameters = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None)
     if not isinstance(parameters, dict):
-        return None
-    for one in (parameters, *(part for part in parameters.values() if isinstance(part, dict))):
-        kind = one.get("rope_type", one.get("type"))
+        return
+    for rope in (parameters, *(part for part in parameters.values() if isinstance(part, dict))):
+        kind = rope.get("rope_type", rope.get("type"))
         if kind not in (None, "default"):
-            factor = one.get("factor")
-            return f"rope {kind}" + (f" with factor {factor:g}" if isinstance(factor, int | float) else "")
-    return None
+            yield str(kind), rope

@@ -8,10 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from attnlens.capture.finite import not_finite
 from attnlens.capture.generation import prepare, told
 from attnlens.capture.models.failure import one_line
 from attnlens.capture.settings import Generation
-from attnlens.schemas.errors import ModelError
+from attnlens.schemas.errors import ModelError, Setting
 
 
 class Sampler:
@@ -61,7 +62,7 @@ class Sampler:
         probabilities = torch.softmax(scores, dim=-1)
         # Asked first: a draw from such numbers is an error that a GPU does not recover from.
         if bool(torch.isnan(probabilities).any()):
-            raise ModelError(self._nothing_left(len(timeline), logits))
+            raise ModelError(*self._nothing_left(len(timeline), logits))
         if self._generation.temperature == 0:
             return int(scores.argmax())
         return int(torch.multinomial(probabilities, 1, generator=self._generator))
@@ -72,13 +73,13 @@ class Sampler:
             return True
         return any(bool(criterion(timeline[None], None)[0]) for criterion in self._criteria)
 
-    def _nothing_left(self, n_token: int, logits: Tensor) -> str:
+    def _nothing_left(self, n_token: int, logits: Tensor) -> tuple[str, ...]:
         """Why nothing can be chosen after `n_token` tokens."""
         if bool((torch.isnan(logits) | torch.isposinf(logits)).any()):
-            return f"the model's logits are not finite at token {n_token}; try --dtype bfloat16 or float32"
+            return not_finite(f"after token {n_token} the model's logits are", logits.dtype).args
         drawn = f"temperature={self._generation.temperature}, top_p={self._generation.top_p}"
         names = ", ".join(part for part in (drawn if self._generation.temperature else "", told(self.settings)) if part)
         return (
-            f"no token can be chosen after token {n_token}: the generation settings {names} leave none; replace one "
-            "by --generation FIELD=VALUE"
+            f"no token can be chosen after token {n_token}: the generation settings {names} leave none; replace one: ",
+            Setting("generation={'FIELD': VALUE}", "--generation FIELD=VALUE"),
         )

@@ -388,7 +388,7 @@ def _tell_many(report: ManyReport, json: bool) -> None:
     from attnlens.console import human_bytes, one_line, to_json
 
     for failure in report.failures:
-        typer.echo(f"lens: {one_line(str(failure))}", err=True)
+        typer.echo(f"lens: {one_line(failure.on_command_line())}", err=True)
     if json:
         typer.echo(to_json(report))
     else:

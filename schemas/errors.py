@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 OPTIONS: Mapping[str, str] = {
     "buffer_bytes": "--buffer",
@@ -24,6 +24,11 @@ class Setting(str):
         return setting
 
 
+def command_line(pieces: Iterable[object]) -> str:
+    """A message given in pieces, its settings called by their options."""
+    return "".join(piece.option if isinstance(piece, Setting) else str(piece) for piece in pieces)
+
+
 class AttnlensError(Exception):
     """Something the user can put right. The message names what was found, expected, and what to do.
 
@@ -37,7 +42,7 @@ class AttnlensError(Exception):
 
     def on_command_line(self) -> str:
         """The message with settings called by their options."""
-        return "".join(piece.option if isinstance(piece, Setting) else str(piece) for piece in self.args)
+        return command_line(self.args)
 
 
 class InputError(AttnlensError):

@@ -13,7 +13,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, Literal
 
-from attnlens.schemas.errors import InputError
+from attnlens.schemas.errors import InputError, Setting
 from attnlens.schemas.metadata import Batch, BatchPrompt, CaptureMetadata, StoreMetadata
 from attnlens.schemas.validate import CAPTURE_NAME
 from attnlens.schemas.version import NAMESPACE
@@ -26,7 +26,7 @@ from attnlens.store.layout import MIB
 from attnlens.store.lock import refuse_busy
 from attnlens.store.places import Folder
 from attnlens.store.places.place import GROUP_DOCUMENT
-from attnlens.store.root import is_free, new_root, next_ids, read_root, replaceable, root_entries, write_root
+from attnlens.store.root import OTHERWISE, is_free, new_root, next_ids, read_root, replaceable, root_entries, write_root
 from attnlens.store.target import Target
 from attnlens.store.writer import CaptureWriter
 
@@ -227,7 +227,12 @@ def _existing(path: Path, wanted: Wanted, settings: Mapping[str, Any], *, mode: 
     match mode:
         case "new":
             raise InputError(
-                f"{path} exists: give another -o, or --resume to go on with it, --append to add to it, or --overwrite"
+                f"{path} exists: give another ",
+                Setting("store", "-o"),
+                ", or ",
+                Setting("resume=True", "--resume"),
+                " to go on with it, ",
+                *OTHERWISE,
             )
         case "overwrite":
             replaceable(path)
@@ -263,12 +268,16 @@ def _same(path: Path, batches: Sequence[Batch], wanted: Wanted, settings: Mappin
         InputError: there is none; says how the last one differs.
     """
     if not batches:
-        raise InputError(f"cannot resume {path}: it was not made from many prompts; give another -o")
+        raise InputError(
+            f"cannot resume {path}: it was not made from many prompts; give another ", Setting("store", "-o")
+        )
     differences = [_difference(batch, wanted, settings) for batch in batches]
     for batch, difference in zip(batches, differences, strict=True):
         if difference is None:
             return batch
-    raise InputError(f"cannot resume {path}: {differences[-1]}; give the same again, or another -o")
+    raise InputError(
+        f"cannot resume {path}: {differences[-1]}; give the same again, or another ", Setting("store", "-o")
+    )
 
 
 def _difference(batch: Batch, wanted: Wanted, settings: Mapping[str, Any]) -> str | None:

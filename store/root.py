@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from attnlens import __version__
-from attnlens.schemas.errors import InputError, StoreError
+from attnlens.schemas.errors import InputError, Setting, StoreError
 from attnlens.schemas.metadata import CaptureMetadata, IndexEntry, StoreMetadata
 from attnlens.schemas.problems import summary
 from attnlens.schemas.validate import CAPTURE_NAME, validate_store
@@ -26,6 +26,10 @@ CONSOLIDATED_BYTES = 1 << 17
 """The most that is copied into the store's zarr.json, which every reader fetches whole: some three captures."""
 
 
+OTHERWISE = (Setting("append=True", "--append"), " to add to it, or ", Setting("overwrite=True", "--overwrite"))
+"""What else may be done about a store that is there."""
+
+
 def is_free(path: Path) -> bool:
     """Whether nothing is at `path`, or a folder with nothing in it but the lock of a writer."""
     return not path.exists() or (path.is_dir() and all(entry.name == LOCK_NAME for entry in path.iterdir()))
@@ -38,7 +42,7 @@ def check_free(path: Path) -> None:
         InputError: something is there.
     """
     if not is_free(path):
-        raise InputError(f"{path} exists: give another -o, or --append to add to it, or --overwrite")
+        raise InputError(f"{path} exists: give another ", Setting("store", "-o"), ", or ", *OTHERWISE)
 
 
 def replaceable(path: Path) -> None:

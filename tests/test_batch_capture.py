@@ -149,7 +149,7 @@ def test_resume_of_something_else_is_refused(truth: Path, asked: Any, options: A
 
 
 def test_a_store_that_is_there(truth: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"exists: give another -o, or --resume"):
+    with pytest.raises(InputError, match=r"exists: give another store, or resume=True"):
         run(truth, prompts(N))
     with pytest.raises(InputError, match="expected one of them"):
         run(truth, prompts(N), resume=True, append=True)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import json
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,13 +14,16 @@ import pytest
 import torch
 
 import attnlens
+from attnlens import cli
 from attnlens.capture import capture
 from attnlens.capture.batch.many import ManyReport, capture_many
 from attnlens.capture.failure import device_is_lost
-from attnlens.schemas.errors import ModelError, StoreError
+from attnlens.capture.settings import Settings
+from attnlens.schemas.errors import InputError, ModelError, StoreError
 from attnlens.store.verify import verify
 from batch_runs import OPTIONS, assert_same, model, run
 from families import byte_tokenizer
+from test_capture_feeding import long_rope
 
 ASKED = [{"id": name, "prompt": f"the quick {name}"} for name in ("a", "b", "Z", "d")]
 MARK = 3 + ord("Z")
@@ -142,7 +147,7 @@ def test_a_device_that_no_longer_answers_ends_the_run(error: Exception, truth: P
     path = tmp_path / "run.zarr"
     with pytest.raises(ModelError, match="device cpu no longer answers") as caught:
         many(path, trapped(raises(error)))
-    assert "at prompt Z: 2 of 4 prompts are complete; the same command with --resume does the rest" in str(caught.value)
+    assert "at prompt Z: 2 of 4 prompts are complete; the same with resume=True does the rest" in str(caught.value)
     assert "\n" not in str(caught.value)
     assert not (path / "0003").exists()
     again = many(path, trapped(does_nothing), resume=True)
@@ -191,3 +196,48 @@ def test_a_failure_that_cannot_be_recorded_ends_the_run(tmp_path: Path) -> None:
 def test_ctrl_c_ends_the_run(tmp_path: Path) -> None:
     with pytest.raises(attnlens.schemas.errors.Interrupted, match="interrupted at prompt Z: 2 of 4"):
         many(tmp_path / "run.zarr", trapped(raises(KeyboardInterrupt())))
+
+
+def test_a_failure_names_options_on_the_command_line_and_parameters_from_python(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, file = tmp_path / "model", tmp_path / "prompts.jsonl"
+    long_rope().save_pretrained(folder)
+    byte_tokenizer().save_pretrained(folder)
+    file.write_text('{"id": "short", "prompt": "ab", "max_new_tokens": 2}\n{"id": "long", "prompt": "abcdefg"}\n')
+    arguments = ["-m", folder, "--prompts", file, "--raw", "-n", "20", "--attention", "qk", "-q", "--device", "cpu"]
+    said = {}
+    capsys.readouterr()  # what writing the model says
+    for name, more in (("text", ()), ("json", ("--json",))):
+        wanted = map(str, ["lens", "capture", *arguments, "-o", tmp_path / f"{name}.zarr", *more])
+        monkeypatch.setattr(sys, "argv", list(wanted))
+        with pytest.raises(SystemExit) as left:
+            cli.main()
+        assert left.value.code == 1
+        said[name] = capsys.readouterr()
+        assert said[name].err.count("\n") == 1
+        assert said[name].err.endswith("use --attention dense, or fewer --max-new-tokens\n")
+    (failure,) = json.loads(said["json"].out)["failures"]
+    assert failure["id"] == "long"
+    assert failure["message"].endswith("use --attention dense, or fewer --max-new-tokens")
+    asked: list[Any] = [{"id": "short", "prompt": "ab", "max_new_tokens": 2}, {"id": "long", "prompt": "abcdefg"}]
+    options: dict[str, Any] = {"raw": True, "max_new_tokens": 20, "settings": Settings(attention="qk")}
+    report = capture_many(long_rope(), byte_tokenizer(), asked, tmp_path / "python.zarr", **options)
+    assert report.failures[0].message.endswith("use attention='dense', or fewer max_new_tokens")
+    assert "--" not in str(report.failures[0])
+
+
+def test_a_store_that_is_there_is_spoken_of_as_it_was_asked(tmp_path: Path) -> None:
+    path = tmp_path / "run.zarr"
+    path.mkdir()
+    (path / "notes.txt").write_text("mine")
+    for refused in (
+        lambda: capture(model(), byte_tokenizer(), [5, 6], path),
+        lambda: many(path, model()),
+        lambda: many(path, model(), overwrite=True, append=True),
+    ):
+        with pytest.raises(InputError) as caught:
+            refused()
+        assert "-o" not in str(caught.value).split()
+        assert "--" not in str(caught.value)
+        assert "--overwrite" in caught.value.on_command_line()

@@ -160,9 +160,9 @@ def test_no_file_holds_heads_of_two_processes(each: int, count: int, n_layer: in
 
 
 def test_one_process_cannot_split_a_model(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(InputError, match="--tensor-parallel needs several processes: torchrun"):
+    with pytest.raises(InputError, match="tensor_parallel needs several processes: torchrun"):
         load(str(folder / "llama"), tensor_parallel=True)
-    with pytest.raises(InputError, match="--quantize and --tensor-parallel"):
+    with pytest.raises(InputError, match="quantize and tensor_parallel"):
         load(str(folder / "llama"), tensor_parallel=True, quantize="8bit")
     with pytest.raises(InputError, match="leave out the device 'cpu'"):
         load(str(folder / "llama"), tensor_parallel=True, device="cpu")

@@ -207,3 +207,23 @@ def test_a_class_that_cannot_generate_is_called_plainly(tmp_path: Path) -> None:
         ).max()
         <= 2.5e-4
     )
+
+
+def test_a_rope_that_turns_without_dropping_keys_is_told(tmp_path: Path) -> None:
+    """Llama keeps its old keys where Phi-3 makes them again: the same text given has other rows."""
+    rope = long_rope().config.rope_parameters
+    model = strong(t.LlamaForCausalLM(t.LlamaConfig(**SMALL, rope_parameters=dict(rope))))
+    out = generate(model, PROMPT)
+    found = run(model, tmp_path / "run.zarr", generation={"eos_token_id": None})
+    ids = found.token_id.tolist()
+    assert ids == out.sequences[0].tolist()
+    assert np.abs(found.attention.rows(range(found.n_fed)) - rows_of(out, len(ids))).max() <= 2.5e-4
+    (note,) = found.metadata.notes
+    assert note.startswith(f"the rope's frequencies change at token {BOUNDARY} of a text that is generated")
+    given = run(model, tmp_path / "given.zarr", PROMPT, token_ids=ids[N_PROMPT:])
+    assert not given.metadata.notes
+    rows = range(found.n_fed)
+    assert np.abs(given.attention.rows(rows) - found.attention.rows(rows)).max() > 0.1
+    for prompt, n_new in ((PROMPT, BOUNDARY - N_PROMPT + 1), ([*PROMPT, *PROMPT, *PROMPT], 3)):  # before it, and after
+        other = run(model, tmp_path / "other.zarr", prompt, max_new_tokens=n_new, overwrite=True)
+        assert not other.metadata.notes

@@ -11,8 +11,10 @@ import torch
 import transformers as t
 from transformers.models.llama import modeling_llama
 
+import attnlens
 from attnlens.capture import capture
 from attnlens.schemas.errors import AttnlensError, InputError, ModelError
+from attnlens.store.verify import verify
 from families import CACHE, GPT2, SMALL, VOCABULARY, byte_tokenizer, tiny_model
 
 
@@ -34,7 +36,7 @@ def test_layers_that_have_no_attention(tmp_path: Path) -> None:
 def test_report_that_is_rounded(tmp_path: Path) -> None:
     config = t.BloomConfig(vocab_size=VOCABULARY, hidden_size=32, n_layer=2, n_head=4)
     model = t.BloomForCausalLM(config).to(torch.bfloat16).eval()
-    assert "--dtype float32" in refused(model, tmp_path / "run.zarr")
+    assert "dtype='float32'" in refused(model, tmp_path / "run.zarr")
 
 
 def test_class_without_an_output_head(tmp_path: Path) -> None:
@@ -145,3 +147,49 @@ def test_generation_settings_that_would_be_ignored(tmp_path: Path) -> None:
     model.generation_config.guidance_scale = 2.0
     with pytest.raises(AttnlensError, match=r"guidance_scale=2\.0"):
         capture(model, byte_tokenizer(), "Hello", tmp_path / "run.zarr", raw=True)
+
+
+def spoilt(kind: str, dtype: torch.dtype) -> Any:
+    """A GPT-2 that overflows at token 200 only, which the probe does not see."""
+    model = tiny_model("gpt2").to(dtype)
+    with torch.no_grad():
+        if kind == "attention":
+            model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.clone())
+            model.transformer.wte.weight[200] = torch.nan
+        else:  # tied: the token's own logit
+            model.transformer.wte.weight[200] = 6e4
+    return model
+
+
+@pytest.mark.parametrize(
+    ("kind", "dtype", "attention", "said"),
+    [
+        ("lens", torch.float16, "dense", "at token 20 the logits of the lens at depth 0 are not finite in float16; "),
+        ("attention", torch.float16, "dense", "transformer.h.0: its attention is not finite in float16; try bfloat16"),
+        ("attention", torch.bfloat16, "qk", "transformer.h.0: its queries or keys are not finite in bfloat16; try flo"),
+        ("attention", torch.float32, "dense", "transformer.h.0: its attention is not finite in float32; its numbers o"),
+    ],
+)
+@pytest.mark.parametrize("given", [False, True])
+def test_an_overflow_that_comes_late(
+    kind: str, dtype: torch.dtype, attention: str, said: str, given: bool, tmp_path: Path
+) -> None:
+    text, path = [*range(10, 30), 200, *range(10, 30)], tmp_path / "run.zarr"
+    options: dict[str, Any] = {"token_ids": text[18:]} if given else {"max_new_tokens": 2}
+    with pytest.raises(ModelError) as caught:
+        capture(
+            spoilt(kind, dtype), byte_tokenizer(), text[:18] if given else text, path, attention=attention, **options
+        )
+    assert str(caught.value).startswith(said)
+    assert ("lens=False" in str(caught.value)) == (kind == "lens")
+    (left,) = attnlens.open(path)
+    assert left.status == "failed"
+    assert not verify(path).problems
+
+
+def test_a_lens_that_overflows_is_left_out_on_request(tmp_path: Path) -> None:
+    text = [*range(10, 30), 200, *range(10, 30)]
+    capture(
+        spoilt("lens", torch.float16), byte_tokenizer(), text[:5], tmp_path / "run.zarr", token_ids=text[5:], lens=False
+    )
+    assert attnlens.open(tmp_path / "run.zarr")[0].status == "complete"

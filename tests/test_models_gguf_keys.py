@@ -145,7 +145,7 @@ def test_a_tensor_without_a_place_may_be_ignored_on_request(tmp_path: Path) -> N
     assert (left.tensors, left.count) == ("blk.*.mystery.weight", 2)
     assert left.reason == "ignored on request: blk.*.mystery.*"
     for pattern in ("blk.0.attn_q.weight", "nothing"):
-        with pytest.raises(InputError, match=f"--ignore-weights {pattern} matches no tensor"):
+        with pytest.raises(InputError, match=f"ignore_weights {pattern} matches no tensor"):
             load(str(path), device="cpu", ignore_weights=("blk.*.mystery.*", pattern))
 
 

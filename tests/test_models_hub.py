@@ -134,7 +134,7 @@ def damage(folder: Path, what: str) -> None:
         ("encoder", "is a BertForMaskedLM"),
         ("seq2seq", "an encoder with a decoder"),
         ("vision", "is a ViTForImageClassification: not a causal language model"),
-        ("remote code", "--trust-remote-code"),
+        ("remote code", "trust_remote_code=True"),
     ],
 )
 def test_one_line_for_each(tmp_path: Path, what: str, said: str, capfd: pytest.CaptureFixture[str]) -> None:

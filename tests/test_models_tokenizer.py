@@ -56,7 +56,7 @@ def ids(tokenizer: Any, text: str = TEXT) -> list[int]:
 
 def test_a_folder_or_a_file_in_it_comes_with_its_template(model: Path, tmp_path: Path) -> None:
     byte_level_tokenizer(TEMPLATE).save_pretrained(tmp_path / "words")
-    with pytest.raises(ModelError, match=r"no tokenizer in .* named by --tokenizer"):
+    with pytest.raises(ModelError, match=r"no tokenizer in .* named by tokenizer"):
         load(str(model))
     for place in (tmp_path / "words", tmp_path / "words" / "tokenizer.json"):
         loaded = load(str(model), tokenizer=str(place))

@@ -26,6 +26,7 @@ from attnlens.store.tools.crop import crop
 from attnlens.store.tools.keep import Keep
 from attnlens.store.tools.pack import pack
 from attnlens.store.verify import verify
+from families import byte_tokenizer, tiny_model
 from test_capture_evidence import write_tuned
 from tiny import write_hf
 
@@ -267,3 +268,19 @@ def test_what_cannot_be_added_is_refused(folder: Path, tmp_path: Path) -> None:
     refused(InputError, "is no folder", options(packed, folder))
     write_store(tmp_path / "bare.zarr", folder, residuals=False)
     refused(InputError, "0000 has no residuals", options(tmp_path / "bare.zarr", folder))
+
+
+def test_a_lens_that_overflows_is_refused(tmp_path: Path) -> None:
+    model = tiny_model("gpt2").half()
+    with torch.no_grad():
+        model.transformer.wte.weight[200] = 6e4  # tied: the token's own logit
+    model.save_pretrained(tmp_path / "model")
+    byte_tokenizer().save_pretrained(tmp_path / "model")
+    store, text = tmp_path / "run.zarr", [*range(10, 30), 200, *range(10, 30)]
+    capture(model, byte_tokenizer(), text[:5], store, token_ids=text[5:], lens=False, residuals=True)
+    before = bytes_of(store)
+    with pytest.raises(
+        ModelError, match="at token 20 the logits of the lens at depth 0 are not finite in float16; try"
+    ):
+        relens(options(store, tmp_path, "logit"), Silent())
+    assert bytes_of(store) == before

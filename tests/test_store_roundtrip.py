@@ -212,7 +212,7 @@ def test_appending_touches_no_other_capture(tmp_path: Path) -> None:
 def test_create_refuses_what_is_there(tmp_path: Path) -> None:
     path = tmp_path / "run.zarr"
     Sample().write(path)
-    with pytest.raises(InputError, match=r"exists: give another -o, or --append .* or --overwrite"):
+    with pytest.raises(InputError, match=r"exists: give another store, or append=True .* or overwrite=True"):
         StoreWriter.create(path)
     Sample(n_prompt=8).write(StoreWriter.create(path, overwrite=True))
     assert attnlens.open(path)[0].n_prompt == 8

@@ -18,7 +18,7 @@ from attnlens.capture.batch.asked import Asked, Defaults, ask
 from attnlens.capture.batch.launch import Launch, read_launch
 from attnlens.capture.batch.refusal import Refusal, going_on, refuse_if_none
 from attnlens.capture.batch.watch import PromptProgress
-from attnlens.capture.failure import device_is_lost, named, store_is_lost
+from attnlens.capture.failure import device_is_lost, named, pieces, store_is_lost
 from attnlens.capture.generation_fields import check_overrides
 from attnlens.capture.model_kind import check_model
 from attnlens.capture.origin import Origin
@@ -28,7 +28,7 @@ from attnlens.capture.prompt_options import PromptOptions
 from attnlens.capture.session import CaptureReport, Session, open_session
 from attnlens.capture.settings import Generation, Settings
 from attnlens.progress import Progress, Silent
-from attnlens.schemas.errors import InputError, Interrupted, ModelError, StoreError
+from attnlens.schemas.errors import InputError, Interrupted, ModelError, Setting, StoreError, command_line
 from attnlens.schemas.metadata import Adapter, BatchPrompt
 from attnlens.store.batch import BatchWriter, Mode, check_batch, open_batch
 
@@ -38,15 +38,36 @@ NOT_COMPARED = ("buffer_bytes", "lenses")
 
 @dataclass(frozen=True, kw_only=True)
 class Failure:
-    """A prompt that could not be captured, or not to its end: its id, where it stands, its capture, and why."""
+    """A prompt that could not be captured, or not to its end: its id, where it stands, its capture, and why.
+
+    `pieces` are the words of the error, those that name a setting apart (`Setting`).
+    """
 
     id: str
     where: str
     capture_id: str
-    message: str
+    pieces: tuple[str, ...]
+
+    @property
+    def message(self) -> str:
+        """Why, with settings called by their parameters."""
+        return "".join(self.pieces)
 
     def __str__(self) -> str:
         return f"prompt {self.id} ({self.where}): {self.message}"
+
+    def on_command_line(self) -> str:
+        """The same with settings called by their options."""
+        return f"prompt {self.id} ({self.where}): {command_line(self.pieces)}"
+
+    def to_json(self) -> dict[str, str]:
+        """What `--json` prints."""
+        return {
+            "id": self.id,
+            "where": self.where,
+            "capture_id": self.capture_id,
+            "message": command_line(self.pieces),
+        }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,7 +202,7 @@ def mode_of(*, overwrite: bool, append: bool, resume: bool) -> Mode:
     wanted: dict[Mode, bool] = {"overwrite": overwrite, "append": append, "resume": resume}
     chosen = [mode for mode, asked_for in wanted.items() if asked_for]
     if len(chosen) > 1:
-        raise InputError(f"--{chosen[0]} and --{chosen[1]} were given; expected one of them")
+        raise InputError(Setting(chosen[0]), " and ", Setting(chosen[1]), " were given; expected one of them")
     return chosen[0] if chosen else "new"
 
 
@@ -288,10 +309,10 @@ class _Batch:
             try:
                 self.captures.append(self._capture(one, prompt, watch))
             except Interrupted:
-                raise Interrupted(f"interrupted at {self._kept(prompt)}") from None
+                raise Interrupted("interrupted at ", *self._kept(prompt)) from None
             except Exception as error:  # noqa: BLE001 - the code of a model or a tokenizer may raise anything
                 self._go_on_after(error, prompt)
-                failure = Failure(id=one.id, where=one.where, capture_id=prompt.capture, message=named(error))
+                failure = Failure(id=one.id, where=one.where, capture_id=prompt.capture, pieces=pieces(error))
                 self.failures.append(failure)
             finished = self._finished()
             self._progress.advance(sum(finished) - done, note=_failed(finished[1]))
@@ -310,7 +331,7 @@ class _Batch:
         """
         if device_is_lost(error, self._session.device):
             raise ModelError(
-                f"the device {self._session.device} no longer answers ({named(error)}) at {self._kept(prompt)}"
+                f"the device {self._session.device} no longer answers ({named(error)}) at ", *self._kept(prompt)
             ) from error
         if store_is_lost(error):
             raise error
@@ -336,7 +357,7 @@ class _Batch:
         try:
             return plan_of(self._session.model, self._session.tokenizer, one)
         except OSError as error:
-            raise InputError(f"the prompt cannot be made into tokens: {named(error)}") from error
+            raise InputError("the prompt cannot be made into tokens: ", *pieces(error)) from error
 
     def _record(self, one: Asked, prompt: BatchPrompt, error: Exception) -> None:
         """Keeps why a prompt failed, unless its capture has begun and says so itself."""
@@ -344,11 +365,12 @@ class _Batch:
             failed = self._session.failed(prompt.capture, one.id, _words(one), one.generation)
             self._writer.fail(failed, named(error))
 
-    def _kept(self, prompt: BatchPrompt) -> str:
+    def _kept(self, prompt: BatchPrompt) -> tuple[str, ...]:
         complete, _ = self._finished()
         return (
-            f"prompt {prompt.prompt_id}: {complete} of {len(self._asked)} prompts are complete; the same command with "
-            "--resume does the rest"
+            f"prompt {prompt.prompt_id}: {complete} of {len(self._asked)} prompts are complete; the same with ",
+            Setting("resume=True", "--resume"),
+            " does the rest",
         )
 
 
@@ -379,7 +401,7 @@ def _first_ids(tokenizer: Any, asked: Sequence[Asked]) -> list[int]:
                 return read_prompt(tokenizer, one.prompt, one.wording).ids
         except Exception as error:  # noqa: BLE001 - a template's or tokenizer's own code may run here
             problem = problem or InputError(
-                f"none of the {len(asked)} prompts can be used; {one.where}: {named(error)}"
+                f"none of the {len(asked)} prompts can be used; {one.where}: ", *pieces(error)
             )
     assert problem is not None
     raise problem

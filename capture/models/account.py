@@ -9,7 +9,7 @@ from fnmatch import fnmatchcase
 
 from attnlens.capture.models.left_out import LAYER, TOWER, Model, read_model, reason, tower_of
 from attnlens.capture.models.watch import FLOATS, Seen, Stored, Watch
-from attnlens.schemas.errors import InputError, ModelError
+from attnlens.schemas.errors import InputError, ModelError, Setting
 from attnlens.schemas.metadata import LeftOut
 
 SCALES = re.compile(r"scale|zero_point|qweight|qzeros|g_idx|absmax|packed|quant|\.SCB$")
@@ -46,10 +46,12 @@ def account(name: str, watch: Watch, ignored: Sequence[str] = ()) -> tuple[LeftO
     foreign = [tensor for tensor in unused if tensor not in reasons]
     _require_all(name, seen, foreign)
     if foreign:
-        raise ModelError(_unused(name, seen, foreign, model))
+        raise ModelError(*_unused(name, seen, foreign, model))
     for pattern in ignored:
         if not any(fnmatchcase(tensor, pattern) for tensor in unused):
-            raise InputError(f"--ignore-weights {pattern} matches no tensor that {name} leaves out{_listed(unused)}")
+            raise InputError(
+                Setting("ignore_weights"), f" {pattern} matches no tensor that {name} leaves out{_listed(unused)}"
+            )
     return grouped(reasons)
 
 
@@ -160,11 +162,22 @@ def _misshapen(seen: Seen) -> set[str]:
     return {
         stored.target
         for tensor, stored in seen.stored.items()
-        if tensor not in seen.unused and stored.target == tensor and seen.expected[stored.target][1] != stored.shape
+        if tensor not in seen.unused
+        and stored.target == tensor
+        and seen.expected[stored.target][1] != (stored.shape[::-1] if _turned(tensor, seen) else stored.shape)
     }
 
 
-def _unused(name: str, seen: Seen, foreign: list[str], model: Model) -> str:
+def _turned(tensor: str, seen: Seen) -> bool:
+    """Whether a weight is turned over while it is quantized: GPT-2 keeps (in, out), a linear layer (out, in)."""
+    from transformers.pytorch_utils import Conv1D
+
+    module = seen.model.get_submodule(tensor.rpartition(".")[0])
+    source = getattr(module, "source_cls", None)
+    return tensor.endswith(".weight") and isinstance(source, type) and issubclass(source, Conv1D)
+
+
+def _unused(name: str, seen: Seen, foreign: list[str], model: Model) -> tuple[str, ...]:
     """The refusal: which tensors, and what they point to."""
     layers = {int(match[1]) for tensor in foreign if (match := LAYER.search(tensor))}
     if any(SCALES.search(tensor) for tensor in foreign):
@@ -178,7 +191,11 @@ def _unused(name: str, seen: Seen, foreign: list[str], model: Model) -> str:
     else:
         why = "its config does not ask for them"
     tensors = f"{len(foreign)} tensor{'s' if len(foreign) > 1 else ''}"
-    return (
+    problem = (
         f"{name} holds {tensors} that {type(seen.model).__name__} does not use: {three(foreign)}. The checkpoint does "
-        f"not fit its config ({why}); if the model is right without them: --ignore-weights PATTERN"
+        f"not fit its config ({why}); if the model is right without them: "
+    )
+    return (
+        problem,
+        Setting("ignore_weights=[PATTERN]", "--ignore-weights PATTERN"),
     )

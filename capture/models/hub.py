@@ -27,7 +27,7 @@ from attnlens.capture.models.vocabulary_file import explain_vocabulary_files, re
 from attnlens.capture.models.watch import watching
 from attnlens.capture.placeholders import keep_placeholders
 from attnlens.progress import Progress
-from attnlens.schemas.errors import InputError, ModelError
+from attnlens.schemas.errors import InputError, ModelError, Setting
 
 HUB_NAME = re.compile(r"[\w][\w.-]*(/[\w][\w.-]*)?")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tekken.json", "vocab.json", "vocab.txt", "spiece.model")
@@ -66,7 +66,8 @@ def check(request: Request) -> None:
     if not any((folder / name).is_file() for name in TOKENIZER_FILES) and not brings_tokenizer_code(folder):
         raise ModelError(
             f"no tokenizer in {request.name}: expected one of {', '.join(TOKENIZER_FILES)}; one that lies elsewhere is "
-            "named by --tokenizer"
+            "named by ",
+            Setting("tokenizer"),
         )
 
 
@@ -101,7 +102,7 @@ def load(request: Request, progress: Progress) -> LoadedModel:
 
     source = _find_adapter(request)
     if source is not None and request.tensor_parallel:
-        raise InputError(f"--tensor-parallel splits no adapters, and {request.name} has one: leave it out")
+        raise InputError(Setting("tensor_parallel"), f" splits no adapters, and {request.name} has one: leave it out")
     asked, request = request, request if source is None else _base_request(request, source)
     prepared = _prepare(request, None if source is None else asked)
     config, tokenizer, name, shared = prepared.config, prepared.tokenizer, prepared.name, prepared.shared
@@ -225,7 +226,8 @@ def _prepare(request: Request, adapter: Request | None = None) -> Prepared:
         require_known(request.name, given)
     if given is not None and request.quantize is not None:
         raise ModelError(
-            f"{request.name} is quantized already ({describe_checkpoint(given)['method']}): leave out --quantize"
+            f"{request.name} is quantized already ({describe_checkpoint(given)['method']}): leave out ",
+            Setting("quantize"),
         )
     if request.tokenizer is not None:  # it is read when the model is there
         return Prepared(config, None, name, shared)
@@ -292,8 +294,8 @@ def _load_config(request: Request, name: str, shared: dict[str, Any]) -> Any:
 def _explain_remote_code(request: Request, error: Exception) -> None:
     if "trust_remote_code" in str(error) and not request.trust_remote_code:
         raise ModelError(
-            f"{request.name} needs Python code that comes with the checkpoint: read it, then allow it with "
-            "--trust-remote-code"
+            f"{request.name} needs Python code that comes with the checkpoint: read it, then allow it with ",
+            Setting("trust_remote_code=True", "--trust-remote-code"),
         ) from error
 
 

@@ -17,7 +17,7 @@ from attnlens.capture.models.quiet import quiet
 from attnlens.capture.models.request import LoadedModel, Request
 from attnlens.capture.models.tokenizer import check_tokenizer_source, with_tokenizer
 from attnlens.progress import Progress, Silent
-from attnlens.schemas.errors import AttnlensError, InputError, ModelError
+from attnlens.schemas.errors import AttnlensError, InputError, ModelError, Setting
 
 
 @dataclass(frozen=True)
@@ -114,9 +114,13 @@ def require_split(request: Request, splits: bool) -> None:
         InputError: there is one process only, or the model's format cannot be read in parts.
     """
     if read_launch().world < 2:
-        raise InputError("--tensor-parallel needs several processes: torchrun --nproc-per-node N -m attnlens capture …")
+        raise InputError(
+            Setting("tensor_parallel"), " needs several processes: torchrun --nproc-per-node N -m attnlens capture …"
+        )
     if not splits:
-        raise InputError(f"--tensor-parallel needs Hugging Face's layout, which {request.name} has not")
+        raise InputError(
+            Setting("tensor_parallel"), f" needs Hugging Face's layout, and {request.name} is in another one"
+        )
 
 
 def _finish(request: Request, loaded: LoadedModel) -> LoadedModel:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from attnlens.capture.models.account import grouped
 from attnlens.capture.models.failure import one_line
 from attnlens.capture.models.meta_params import MetaParams
-from attnlens.schemas.errors import InputError, ModelError
+from attnlens.schemas.errors import InputError, ModelError, Setting
 from attnlens.schemas.metadata import LeftOut
 
 if TYPE_CHECKING:
@@ -21,7 +21,10 @@ if TYPE_CHECKING:
 
 SHARD = re.compile(r"consolidated\.(\d+)\.pth")
 ROPE = re.compile(r"(.*\.)?rope\.freqs")  # computed from rope_theta
-UNKNOWN = ": they do not fit params.json; if the model is right without them: --ignore-weights PATTERN"
+UNKNOWN = (
+    ": they do not fit params.json; if the model is right without them: ",
+    Setting("ignore_weights=[PATTERN]", "--ignore-weights PATTERN"),
+)
 FLOATS = ("float32", "bfloat16", "float16")
 
 
@@ -94,7 +97,7 @@ def set_aside(
             reasons[name] = "rotary frequencies, as the model computes them"
     for pattern in ignored:
         if not any(fnmatchcase(name, pattern) for name in reasons):
-            raise InputError(f"--ignore-weights {pattern} matches no tensor that the model leaves out")
+            raise InputError(Setting("ignore_weights"), f" {pattern} matches no tensor that the model leaves out")
     for shard in shards:
         for name in reasons:
             shard.pop(name, None)
@@ -113,7 +116,8 @@ def _check_frequencies(name: str, shards: list[dict[str, torch.Tensor]], params:
         ):
             raise ModelError(
                 f"{name} holds other frequencies than params.json gives (rope_theta {params.rope_theta:g}): the files "
-                f"do not belong together; if the model is right without it: --ignore-weights {name}"
+                f"do not belong together; if the model is right without it: ",
+                Setting(f"ignore_weights={[name]}", f"--ignore-weights {name}"),
             )
 
 
@@ -173,12 +177,12 @@ def check_names(tensors: dict[str, TensorPlan], shards: list[dict[str, torch.Ten
     """
     for rank, shard in enumerate(shards):
         for what, names, advice in (
-            ("lacks", sorted(set(tensors) - set(shard)), ""),
+            ("lacks", sorted(set(tensors) - set(shard)), ()),
             ("holds unknown tensors", sorted(set(shard) - set(tensors)), UNKNOWN),
         ):
             if names:
                 more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-                raise ModelError(f"consolidated.{rank:02d}.pth {what} {', '.join(names[:3])}{more}{advice}")
+                raise ModelError(f"consolidated.{rank:02d}.pth {what} {', '.join(names[:3])}{more}", *advice)
 
 
 def check_ranks(tensors: dict[str, TensorPlan], shards: list[dict[str, torch.Tensor]]) -> None:

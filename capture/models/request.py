@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from attnlens.capture.origin import Origin
-from attnlens.schemas.errors import InputError
+from attnlens.schemas.errors import InputError, Setting
 from attnlens.schemas.metadata import Adapter, LeftOut
 
 if TYPE_CHECKING:
@@ -75,9 +75,13 @@ class Request:
             raise InputError(f"unknown device {self.device!r}: expected auto, cpu, cuda or, for one of several, cuda:1")
 
         if self.tensor_parallel and self.quantize is not None:
-            raise InputError("--quantize and --tensor-parallel were given; expected one of them")
+            raise InputError(
+                Setting("quantize"), " and ", Setting("tensor_parallel"), " were given; expected one of them"
+            )
         if self.tensor_parallel and self.device != "auto":
-            raise InputError(f"--tensor-parallel spreads a model by itself: leave out the device {self.device!r}")
+            raise InputError(
+                Setting("tensor_parallel"), f" spreads a model by itself: leave out the device {self.device!r}"
+            )
 
     @property
     def path(self) -> Path:

@@ -93,11 +93,13 @@ class Keys:
         self.tensors: set[str] = set()
         """Tensors that are part of the configuration."""
 
-    def refuse(self, problem: str) -> ModelError:
+    def refuse(self, *problem: str) -> ModelError:
         """An error to raise: what in the file stands against its use, in words that follow its name."""
         return ModelError(
-            f"{self.header.path.name}: {problem}. attnlens would compute something else than the model: "
-            "capture the checkpoint that the file was made of instead"
+            f"{self.header.path.name}: ",
+            *problem,
+            ". attnlens would compute something else than the model: "
+            "capture the checkpoint that the file was made of instead",
         )
 
     def refuse_key(self, name: str, why: str) -> ModelError:

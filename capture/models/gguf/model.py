@@ -20,7 +20,7 @@ from attnlens.capture.models.gguf.llama import LLAMA
 from attnlens.capture.models.gguf.qwen import QWEN
 from attnlens.capture.models.gguf.qwen35 import QWEN35
 from attnlens.capture.models.gguf.tokenizer import APPLIED
-from attnlens.schemas.errors import InputError, ModelError
+from attnlens.schemas.errors import InputError, ModelError, Setting
 from attnlens.schemas.metadata import LeftOut
 
 ARCHITECTURES: dict[str, Architecture] = {**LLAMA, **QWEN, **QWEN35, **GEMMA, **GEMMA4, **LAYER_NORM, **GPT_OSS}
@@ -142,12 +142,14 @@ def assigned(described: Described) -> list[Rule]:
         raise _refuse(
             described.header,
             f"tensors that have no place in {described.values['model_type']}: {three(foreign)}",
-            "; if the model is right without them: --ignore-weights PATTERN",
+            "; if the model is right without them: ",
+            Setting("ignore_weights=[PATTERN]", "--ignore-weights PATTERN"),
         )
     for pattern in described.ignored:
         if not any(fnmatchcase(name, pattern) for name in left):
             raise InputError(
-                f"--ignore-weights {pattern} matches no tensor that {described.header.path.name} leaves out"
+                Setting("ignore_weights"),
+                f" {pattern} matches no tensor that {described.header.path.name} leaves out",
             )
     return chosen
 
@@ -185,10 +187,11 @@ def left_out(described: Described) -> tuple[LeftOut, ...]:
     return grouped(dict(sorted(reasons.items())))
 
 
-def _refuse(header: Header, problem: str, otherwise: str = "") -> ModelError:
+def _refuse(header: Header, problem: str, *otherwise: str) -> ModelError:
     return ModelError(
         f"{header.path.name}: {problem}. attnlens would compute something else than the model: "
-        f"capture the checkpoint that the file was made of instead{otherwise}"
+        "capture the checkpoint that the file was made of instead",
+        *otherwise,
     )
 
 

@@ -8,7 +8,7 @@ from attnlens.capture.models.failure import one_line
 from attnlens.capture.models.gguf.file import Header
 from attnlens.capture.models.gguf.keys import Keys
 from attnlens.capture.models.gguf.splits import CUTS, GPT2, Cut
-from attnlens.schemas.errors import ModelError
+from attnlens.schemas.errors import ModelError, Setting
 
 ROLES = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
 SENTENCEPIECE_IDS = {"bos": 1, "eos": 2, "unknown": 0}  # where a file does not say, as llama.cpp has it
@@ -81,7 +81,9 @@ def _byte_level(keys: Keys, pieces: list[str], types: list[int], special: dict[s
     name = keys.whole("tokenizer.ggml.pre")
     if name is not None and name not in CUTS:
         raise keys.refuse(
-            f"the key tokenizer.ggml.pre = {name!r} is no cut of words that attnlens knows (--tokenizer names another)"
+            f"the key tokenizer.ggml.pre = {name!r} is no cut of words that attnlens knows (",
+            Setting("tokenizer"),
+            " names another)",
         )
     cut = Cut((GPT2,)) if name is None else CUTS[name]
     if keys.whole("tokenizer.ggml.add_space_prefix", False):
