@@ -54,6 +54,8 @@ def test_a_page_lists_what_it_was_made_of() -> None:
         layers="2 of 4",
         attention="functions",
         given="differs: |a| grows",
+        gguf="-",
+        unused="yes",
         lens="yes",
     )
     bad = Verdict(kind="c", name="CForCausalLM", works=False, reason="CForCausalLM: it | looks ahead")
@@ -62,7 +64,14 @@ def test_a_page_lists_what_it_was_made_of() -> None:
         "a-b": (
             "ABForCausalLM",
             True,
-            {"layers": "2 of 4", "attention": "functions", "given": "differs: \\|a\\| grows", "lens": "yes"},
+            {
+                "layers": "2 of 4",
+                "attention": "functions",
+                "given": "differs: \\|a\\| grows",
+                "gguf": "-",
+                "unused": "yes",
+                "lens": "yes",
+            },
         ),
         "c": ("CForCausalLM", False, {"reason": "it \\| looks ahead"}),
     }
