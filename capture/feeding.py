@@ -31,7 +31,7 @@ class CallStyle:
     keeps_logits: `logits_to_keep` works, so a long prompt need not make logits of all its tokens.
     prepared: its own `prepare_inputs_for_generation` prepares every pass.
     cached_positions: called plainly, with a cache it must be told the positions of the new tokens (found by the probe).
-    reports: its attention is had by asking for `output_attentions`.
+    reports: its attention is only given on request, by `output_attentions`.
     given_cache: the cache that it would make itself has too few layers, so it is given one that grows.
     """
 

@@ -252,7 +252,7 @@ def plain(value: Any) -> Any:
     """As JSON has it: tuples, arrays and tensors as lists, a mapping from tuples as a list of pairs.
 
     Raises:
-        TypeError: it holds something that JSON has not.
+        TypeError: it holds something that JSON cannot express.
     """
     value = value.tolist() if hasattr(value, "tolist") else value
     if value is None or isinstance(value, str | bool | int | float):

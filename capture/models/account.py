@@ -135,7 +135,7 @@ def _advice(foreign: list[str]) -> str:
 
 
 def _from_elsewhere(tensor: str, seen: Seen) -> bool:
-    """Whether a tensor that the checkpoint has not is tied to one that it has, or a buffer that the model computes."""
+    """Whether a tensor that the checkpoint lacks is tied to one that it has, or a buffer that the model computes."""
     from torch import nn
 
     model = seen.model

@@ -15,7 +15,7 @@ from attnlens.capture.models.watch import Seen, Stored
 LAYER = re.compile(r"(?:^|\.)(?:layers?|h|blocks?)\.(\d+)\.")
 AHEAD = re.compile(r"(^|\.)(mtp|mtp_\w+|nextn|nextn_\w+|medusa_heads?)\.")
 AHEAD_MARKS = ("eh_proj", "enorm", "hnorm", "shared_head")
-"""What a layer of its own for the token after next has, and a decoder layer has not: it joins two streams."""
+"""What a layer of its own for the token after next has, and a decoder layer lacks: it joins two streams."""
 TOWERS = frozenset(
     {"vision_tower", "vision_model", "vision_encoder", "vision_embed_tokens", "visual", "image_encoder", "embed_vision"}
     | {"audio_tower", "audio_model", "audio_encoder", "speech_encoder", "embed_audio", "talker", "token2wav"}

@@ -69,7 +69,7 @@ def load_tokenizer(request: Request) -> Any | None:
 
 
 def with_tokenizer(request: Request, loaded: LoadedModel) -> LoadedModel:
-    """The model with the tokenizer that `request` names, if it names one and the model has not got it yet.
+    """The model with the tokenizer that `request` names, if it names one and the model does not have it yet.
 
     Raises:
         ModelError: there is no such tokenizer, or it belongs to another model.

@@ -59,7 +59,7 @@ class Seen:
         stored: every tensor of the checkpoint, by its name there.
         unused: names of those that no part of the model takes.
         twins: pairs of tensors that go to one place and differ.
-        absent: names of the model's tensors that the checkpoint has not, before any is tied to another.
+        absent: names of the model's tensors that the checkpoint lacks, before any is tied to another.
         info: transformers' own report; it goes on changing until the model is loaded.
         quantizer: what unpacks quantized weights; None for plain ones.
     """

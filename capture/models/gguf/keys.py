@@ -63,7 +63,7 @@ TOKENIZER_WITHOUT_EFFECT = (
     "tokenizer.ggml.prefix_token_id",
     "tokenizer.ggml.suffix_token_id",
     "tokenizer.ggml.middle_token_id",
-    "tokenizer.ggml.token_type_count",  # of segments, which decoders have not
+    "tokenizer.ggml.token_type_count",  # of segments, which decoders do not use
     "tokenizer.huggingface.json",  # a second copy of the tokenizer
 )
 """Beginnings of keys that name tokens of some use, or further templates; they change no ids."""

@@ -225,5 +225,5 @@ def check_places(described: Described, config: Any) -> None:
         for target in (rule.target,) if isinstance(rule.target, str) else rule.target:
             if target not in names:
                 raise _refuse(
-                    described.header, f"{' and '.join(rule.sources)} would be {target}, which the model has not"
+                    described.header, f"{' and '.join(rule.sources)} would be {target}, which the model does not have"
                 )
