@@ -7,6 +7,7 @@ held against one piece where it happens, call by call, and the distance to anoth
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from math import isfinite
 from typing import Any
 
@@ -17,9 +18,9 @@ from transformers import PreTrainedModel
 from attnlens.capture.agreement import relative_error, tolerance
 from attnlens.capture.feeding import CallStyle
 from attnlens.capture.forward import attempt, logits_of
-from attnlens.capture.override import Attention, configuration_of, hooks_kept, tapped
+from attnlens.capture.override import Attention, configuration_of, hooks_kept
 from attnlens.capture.residual import LayerTracker
-from attnlens.capture.tap import AttentionTap, Block
+from attnlens.capture.tap import AttentionTap, Block, Call
 from attnlens.schemas.errors import ModelError
 from attnlens.schemas.metadata import SelfCheck
 
@@ -27,44 +28,71 @@ BLOCK_ROWS = 5
 """Rows of a block, so that a mistake in cutting blocks shows in the probe's few tokens."""
 
 
-def check_blocks(
-    model: nn.Module, path: str, layers: nn.ModuleList, ids: Tensor, style: CallStyle, *, late_sinks: bool
-) -> SelfCheck:
-    """Output and weights of every attention call, in blocks of rows and in one piece, of the very same inputs.
+class BothWays:
+    """A tap that runs every attention call in one piece and again in blocks of rows, of the very same inputs.
 
-    Raises:
-        ModelError: they differ.
+    The pass goes on with one piece, whose blocks go to `receive` and whose calls to `observe`.
     """
-    tracker = LayerTracker(path, layers)
-    cut: list[Block] = []
-    whole: list[Block] = []
-    in_blocks = AttentionTap(tracker, cut.append, max_rows=BLOCK_ROWS, native=True, late_sinks=late_sinks)
-    in_one = AttentionTap(tracker, whole.append, max_rows=ids.shape[1], native=True, late_sinks=late_sinks)
-    worst = limit = 0.0
 
-    def both(own: Attention, module: nn.Module, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
-        nonlocal worst, limit
-        if tracker.running is None:
+    def __init__(
+        self,
+        tracker: LayerTracker,
+        n_token: int,
+        receive: Callable[[Block], None],
+        observe: Callable[[Call], None],
+        *,
+        late_sinks: bool,
+    ) -> None:
+        self._tracker = tracker
+        self._cut: list[Block] = []
+        self._whole: list[Block] = []
+        self._trouble: ModelError | None = None
+        self._worst = self._limit = 0.0
+
+        def both(block: Block) -> None:
+            self._whole.append(block)
+            receive(block)
+
+        self._in_one = AttentionTap(
+            tracker, both, max_rows=n_token, observe=observe, native=True, late_sinks=late_sinks
+        )
+        self._in_blocks = AttentionTap(
+            tracker, self._cut.append, max_rows=BLOCK_ROWS, native=True, late_sinks=late_sinks
+        )
+
+    def __call__(self, own: Attention, module: nn.Module, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
+        """As the tap of one piece."""
+        if self._tracker.running is None:
             return own(module, *args, **kwargs)
-        cut.clear()
-        whole.clear()
-        output, weights = in_one(own, module, *args, **kwargs)
-        again, _ = in_blocks(own, module, *args, **kwargs)
-        limit = tolerance(output.dtype)
-        for error in (relative_error(again, output), _apart(cut, whole)):
-            if not error <= limit:
-                raise ModelError(
-                    f"{tracker.name(tracker.running)}: its attention in blocks of rows differs from that in one piece "
-                    f"(off by {error:.2g}, limit {limit:.2g}); it cannot be captured truthfully"
-                )
-            worst = max(worst, error)
+        self._cut.clear()
+        self._whole.clear()
+        output, weights = self._in_one(own, module, *args, **kwargs)
+        try:
+            again, _ = self._in_blocks(own, module, *args, **kwargs)
+            self._compare(again, output)
+        except ModelError as trouble:  # other checks of the pass come first
+            self._trouble = self._trouble or trouble
         return output, weights
 
-    with tracker, tapped(model, both):
-        tracker.begin(ids.shape[1])
-        attempt(model, ids, style)
-        tracker.end()
-    return SelfCheck(name="probe: blocks of rows", passed=True, value=worst, limit=limit)
+    def _compare(self, again: Tensor, output: Tensor) -> None:
+        self._limit = tolerance(output.dtype)
+        for error in (relative_error(again, output), _apart(self._cut, self._whole)):
+            if not error <= self._limit:
+                raise ModelError(
+                    f"{self._tracker.name(self._tracker.running or 0)}: its attention in blocks of rows differs from "
+                    f"that in one piece (off by {error:.2g}, limit {self._limit:.2g}); it cannot be captured truthfully"
+                )
+            self._worst = max(self._worst, error)
+
+    def check(self) -> SelfCheck:
+        """What was found in all calls.
+
+        Raises:
+            ModelError: output or weights of a call differ.
+        """
+        if self._trouble is not None:
+            raise self._trouble
+        return SelfCheck(name="probe: blocks of rows", passed=True, value=self._worst, limit=self._limit)
 
 
 def _apart(cut: list[Block], whole: list[Block]) -> float:

@@ -23,7 +23,7 @@ from attnlens.capture.forward import attempt, logits_of
 from attnlens.capture.layer_table import layer_table
 from attnlens.capture.lenses.logit import LogitLens
 from attnlens.capture.lenses.tail import find_logit_lens
-from attnlens.capture.like_with_like import check_blocks, distance_to_sdpa, measured
+from attnlens.capture.like_with_like import BothWays, distance_to_sdpa, measured
 from attnlens.capture.mixing import check_mixing
 from attnlens.capture.model_kind import check_logits
 from attnlens.capture.override import eager_configuration, hooks_kept, tapped
@@ -35,6 +35,9 @@ from attnlens.schemas.errors import ModelError
 from attnlens.schemas.metadata import LayerInfo, ModelDType, SelfCheck
 
 PROBE_TOKENS = 16
+OTHER_POSITIONS = (
+    "the model is told positions as in transformers' generate; called without them it computes something else"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,9 +117,8 @@ def _probe(model: nn.Module, prompt: Tensor, *, lens: bool) -> Probed:
     with eager_configuration(model), hooks_kept(model):
         style, plain = _first_output(model, ids)
         expected = logits_of(model, plain)
-        notes = _other_positions(model, ids, style, expected)
     check_logits(model, expected, ids)
-    calling = _calling(model, ids, style)
+    calling, notes = _calling(model, ids, style, expected)
     if not calling:
         return _probe_reported(model, ids, style, expected, notes, lens=lens)
     path, layers = find_layers(model, calling)
@@ -127,10 +129,8 @@ def _probe(model: nn.Module, prompt: Tensor, *, lens: bool) -> Probed:
         tracker = LayerTracker(path, layers)
         blocks: list[Block] = []
         calls: list[Call] = []
-        tap = AttentionTap(
-            tracker, blocks.append, max_rows=ids.shape[1], observe=calls.append, native=True, late_sinks=late_sinks
-        )
-        with tracker, tapped(model, tap):
+        both = BothWays(tracker, ids.shape[1], blocks.append, calls.append, late_sinks=late_sinks)
+        with tracker, tapped(model, both):
             tracker.begin(ids.shape[1])
             tapped_logits = logits_of(model, attempt(model, ids, style))
             tracker.end()
@@ -152,7 +152,7 @@ def _probe(model: nn.Module, prompt: Tensor, *, lens: bool) -> Probed:
         ),
     )
     checks.append(_check_attentions(rows, plain, expected.dtype, tracker, late_sinks=late_sinks))
-    checks.append(check_blocks(model, path, layers, ids, style, late_sinks=late_sinks))
+    checks.append(both.check())
     checks.extend(distance_to_sdpa(model, ids, style, expected))
     found, absent, reading = _find_lens(model, path, layers, ids, style) if lens else (None, "not asked for", [])
     proof = prove(layer_table(model, path, layers, calls), calls)
@@ -200,20 +200,6 @@ def _first_output(model: nn.Module, ids: Tensor) -> tuple[CallStyle, Any]:
 
 def _ran_out_of_memory(refusal: ModelError) -> bool:
     return refusal.__cause__ is not None and is_out_of_memory(refusal.__cause__)
-
-
-def _other_positions(model: nn.Module, ids: Tensor, style: CallStyle, expected: Tensor) -> tuple[str, ...]:
-    """Whether the model's own generation tells it something that changes what it computes: RoBERTa's positions."""
-    if not style.prepared:
-        return ()
-    try:
-        plain = logits_of(model, attempt(model, ids, replace(style, prepared=False)))
-    except ModelError:  # it needs to be told
-        return ()
-    if relative_error(plain, expected) <= tolerance(expected.dtype):
-        return ()
-    note = "the model is told positions as in transformers' generate; called without them it computes something else"
-    return (note,)
 
 
 def _probe_reported(
@@ -284,8 +270,14 @@ def _by_index(proof: Proof) -> dict[int, LayerInfo]:
     return {info.index: info for info in proof.table}
 
 
-def _calling(model: nn.Module, ids: Tensor, style: CallStyle) -> list[nn.Module]:
-    """The modules that call attention through transformers' attention functions."""
+def _calling(
+    model: nn.Module, ids: Tensor, style: CallStyle, expected: Tensor
+) -> tuple[list[nn.Module], tuple[str, ...]]:
+    """The modules that call attention through transformers' attention functions, and what there is to note.
+
+    The model is called without what its own generation tells it: if that gives other logits than `expected`, it
+    changes what is computed, as RoBERTa's positions do.
+    """
     calling: list[nn.Module] = []
 
     def note(own: Any, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
@@ -293,8 +285,16 @@ def _calling(model: nn.Module, ids: Tensor, style: CallStyle) -> list[nn.Module]
         return own(module, *args, **kwargs)
 
     with tapped(model, note):
+        if style.prepared:
+            try:
+                plain = logits_of(model, attempt(model, ids, replace(style, prepared=False)))
+            except ModelError:  # it needs to be told
+                calling.clear()
+            else:
+                same = relative_error(plain, expected) <= tolerance(expected.dtype)
+                return calling, () if same else (OTHER_POSITIONS,)
         attempt(model, ids, style)
-    return calling
+    return calling, ()
 
 
 def _check_calls(tracker: LayerTracker, calls: list[Call], blocks: list[Block]) -> dict[int, Tensor]:

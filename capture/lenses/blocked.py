@@ -4,10 +4,11 @@ A processor spends more time moving logits to memory and back than multiplying f
 in blocks of columns, and each block is used up at once. It gives three numbers that can be put together later as in
 online softmax (Milakov and Gimelshein 2018): the largest logit m, and the sums of exp(d) and of exp(d)·d over all other
 logits z, with d = z - m. Products are of d, not of z: z may be 100 and more, and its rounding would swallow an entropy
-near 0. The largest logit's own exp(0) = 1 is added in float64: in float32 a long tail of small numbers would drown in
-it. The top k are looked for only in those parts of a block whose largest logit is among the k largest so far. Each core
-has a thread of its own that takes blocks as it gets on: threads that share every operation wait for each other at its
-end, and for whoever else has one of the cores.
+near 0. Sums of exp(d) are made of parts, which are added in float64: in one float32 sum a long tail of small numbers
+would drown in the largest logit's own exp(0) = 1. The top k are looked for only in those parts of a block whose largest
+logit is among the k largest so far. Each core has a thread of its own that takes blocks as it gets on: threads that
+share every operation wait for each other at its end, and for whoever else has one of the cores. What is as large as a
+block is allocated once.
 """
 
 from __future__ import annotations
@@ -100,7 +101,10 @@ class _Walk:
         self._width = min(self._size, _width(n_row))
         self._top_k = min(top_k, self._size)
         self.n_block = -(-self._size // self._width)
-        self._most, self._largest, self._rest, self._mean = (torch.empty(self.n_block, n_row) for _ in range(4))
+        self._most, self._largest, self._mean = (torch.empty(self.n_block, n_row) for _ in range(3))
+        self._part = PART_COLUMNS if self._width % PART_COLUMNS == 0 else self._width
+        self._sums = torch.zeros(self.n_block, n_row, self._width // self._part)
+        """Probabilities of a block's softmax, added up by parts (block, row, part)."""
         self.beaten = torch.empty(self.n_block, target.shape[1], n_row)
         """How many logits of a block are above those aimed at (block, aim, row)."""
         self.met = torch.full(target.shape, torch.nan)
@@ -115,7 +119,7 @@ class _Walk:
         n_row, width = len(self._stream), self._width
         best = _Best(n_row, self._top_k)
         kept = torch.empty(min(BLOCKS_KEPT, self.n_block), n_row, width)
-        parts = kept.view(len(kept), n_row, -1, PART_COLUMNS if width % PART_COLUMNS == 0 else width)
+        parts = kept.view(len(kept), n_row, -1, self._part)
         peaks, scratch = torch.empty(parts.shape[:3]), torch.empty(2, n_row, width)
         for begin in runs:
             blocks = range(begin, min(begin + BLOCKS_KEPT, self.n_block))
@@ -131,15 +135,22 @@ class _Walk:
                 torch.amax(peaks[place], dim=-1, out=self._most[block])
                 torch.sub(logits, self._most[block][:, None], out=below)
                 torch.softmax(below, dim=-1, out=room)
-                peak = _column_of_peak(parts[place], peaks[place])
-                torch.gather(room, 1, peak, out=self._largest[block][:, None])
-                torch.sum(room.scatter_(1, peak, 0.0), dim=-1, out=self._rest[block])
+                torch.amax(room, dim=-1, out=self._largest[block])
+                self._add_up(room, block)
                 torch.sum(room.mul_(below), dim=-1, out=self._mean[block])
                 for column, count in zip(self._aim.T, self.beaten[block], strict=True):
                     torch.sum(torch.gt(logits, column[:, None], out=room), dim=-1, out=count)
             best.add(parts[: len(blocks)], peaks[: len(blocks)], begin * width)
             _meet(self.met, kept[: len(blocks)], self._target - begin * width)
         return best
+
+    def _add_up(self, room: Tensor, block: int) -> None:
+        """Adds up the probabilities `room` (row, column) of a block."""
+        sums = self._sums[block]
+        if room.shape[1] == sums.shape[1] * self._part > self._part:
+            torch.sum(room.view(len(room), -1, self._part), dim=-1, out=sums)
+        else:  # the last block, or the only one: there is time to add in float64
+            sums[:, 0] = room.sum(dim=-1, dtype=torch.float64)
 
     def distribution(self) -> tuple[Tensor, Tensor, Tensor]:
         """Of the whole vocabulary, once all blocks were walked: largest logit (row, 1), logsumexp less that (row, 1),
@@ -153,17 +164,11 @@ class _Walk:
         most = self._most.amax(dim=0)
         below = self._most.double() - most
         largest = self._largest.double()  # what softmax divided by drops out here, and with it the rounding of its sum
-        rest, mean = self._rest.double() / largest, self._mean.double() / largest
+        rest = (self._sums.double().sum(dim=-1) - largest) / largest
+        mean = self._mean.double() / largest
         total = (below + rest.log1p()).logsumexp(dim=0)
         entropy = total - ((below - total).exp() * (below * (1 + rest) + mean)).sum(dim=0)
         return most[:, None], total[:, None].float(), entropy.float().clamp(min=0)
-
-
-def _column_of_peak(parts: Tensor, peaks: Tensor) -> Tensor:
-    """Column (row, 1) of the largest of the logits `parts` (row, part, column); `peaks` (row, part): of each part."""
-    part = peaks.argmax(dim=-1)
-    inner = parts[torch.arange(len(parts)), part].argmax(dim=-1)
-    return (part * parts.shape[2] + inner)[:, None]
 
 
 class _Crew:
