@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
 
 import numpy as np
 import torch
@@ -49,7 +48,6 @@ class Passes:
     def __init__(
         self,
         model: nn.Module,
-        tokenizer: Any,
         plan: Plan,
         probed: Probed,
         vocabulary: Vocabulary,
@@ -61,7 +59,7 @@ class Passes:
         equipment: Equipment,
         parallel: Parallel | None = None,
     ) -> None:
-        self._model, self._tokenizer, self._plan, self._probed = model, tokenizer, plan, probed
+        self._model, self._plan, self._probed = model, plan, probed
         self._vocabulary, self._rows, self._sampler, self._device = vocabulary, rows, sampler, device
         self._progress, self._parallel = progress, parallel
         self.timings: dict[str, float] = {}

@@ -178,7 +178,6 @@ class Session:
                 with self._begin(writer, path, metadata, plan.capacity) as rows, self._in_one_line(path):
                     passes = Passes(
                         self.model,
-                        self.tokenizer,
                         plan,
                         self.probed,
                         self.vocabulary,

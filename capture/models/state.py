@@ -10,7 +10,6 @@ from attnlens.capture.models.device import device_map
 from attnlens.capture.models.quantize import bitsandbytes_config
 from attnlens.capture.models.request import Request
 from attnlens.capture.models.watch import watching
-from attnlens.schemas.errors import ModelError
 
 
 def load_options(request: Request, checkpoint_dtype: Any) -> dict[str, Any]:
@@ -38,20 +37,6 @@ def _tensor_parallel() -> dict[str, Any]:
     if "tp_plan" not in inspect.signature(DistributedConfig).parameters:  # older releases
         return {"tp_plan": "auto"}
     return {"distributed_config": DistributedConfig(tp_plan="auto")}
-
-
-def require_all_weights(name: str, info: dict[str, Any]) -> None:
-    """Return if no weight of the model had to be made up.
-
-    Raises:
-        ModelError: the checkpoint lacks weights, or holds some of another shape; transformers fills these at random.
-    """
-    for what in ("missing", "mismatched"):
-        keys = sorted(key if isinstance(key, str) else key[0] for key in info.get(f"{what}_keys") or ())
-        if keys:
-            more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
-            problem = "has no weights for" if what == "missing" else "has weights of another shape for"
-            raise ModelError(f"{name} {problem} {', '.join(keys[:3])}{more}: the checkpoint does not fit its config")
 
 
 def model_from_state(request: Request, config: Any, state: dict[str, Any], checkpoint_dtype: Any) -> Any:
