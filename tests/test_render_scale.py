@@ -127,6 +127,23 @@ def test_killed_in_the_middle_and_resumed(
     assert contents(tmp_path) == expected
 
 
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads the signal mask of a process in /proc")
+def test_helpers_never_see_ctrl_c() -> None:
+    """Not even while they start, when Python has no handler of ours yet."""
+    code = """if 1:
+        from multiprocessing import forkserver
+        from attnlens.render.run.helpers import prepare
+        prepare(2)
+        for pid in ("self", forkserver._forkserver._forkserver_pid):
+            print(next(line for line in open(f"/proc/{pid}/status") if line.startswith("SigBlk")).split()[1])
+    """
+    said = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
+    own, server = (int(mask, 16) for mask in said.split())
+    interrupt = 1 << signal.SIGINT - 1
+    assert not own & interrupt
+    assert server & interrupt
+
+
 @pytest.mark.parametrize("n_workers", [0, -1])
 def test_no_workers(made: Made, tmp_path: Path, n_workers: int) -> None:
     with pytest.raises(InputError, match="--workers"):

@@ -29,9 +29,12 @@ def prepare(workers: int | None) -> None:
     """Let the imports of helpers run beside this process's own, if `workers` (None: one a processor) asks for any."""
     if (cores() if workers is None else workers) < 2 or context().get_start_method() != "forkserver":
         return
+    from multiprocessing import resource_tracker
     from multiprocessing.forkserver import ensure_running
 
-    # Ctrl-C is this process's to answer: the server and what it starts never see it.
+    # Ctrl-C is this process's to answer: the server and what it starts never see it. The tracker comes first, because
+    # its own start ends with letting Ctrl-C through again, and the server would start it.
+    resource_tracker.ensure_running()
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         ensure_running()

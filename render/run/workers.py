@@ -17,7 +17,7 @@ from concurrent.futures.process import BrokenProcessPool
 from itertools import islice
 from multiprocessing.connection import wait as wait_for
 
-from attnlens.render.run.helpers import context
+from attnlens.render.run.helpers import context, prepare
 from attnlens.render.run.jobs import Job, Outcome, write
 from attnlens.render.run.memory import return_freed_memory
 from attnlens.schemas.errors import AttnlensError
@@ -45,6 +45,7 @@ def run(jobs: Iterable[Job], workers: int, count: int) -> Iterator[Outcome]:
         return
     if (at_once := next(left, None)) is not None:
         yield write(at_once)  # helpers that start would slow the first pictures down
+    prepare(workers)
     pool = ProcessPoolExecutor(helpers, mp_context=context(), initializer=_begin)
     running: set[Future[Outcome]] = set()
     try:
