@@ -1,7 +1,8 @@
 """Many prompts in one store: planned together, shared by the processes of a run, resumed after a kill.
 
 What keeps the processes apart is the file system alone. Creating a capture's folder claims it; the lock of the run says
-whether anybody is still at work. So a process that dies costs only the prompt that it was at.
+whether anybody is still at work. So a process that dies costs only the prompt that it was at,
+and those that it finished in the second before: see `group`.
 """
 
 from __future__ import annotations
