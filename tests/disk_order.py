@@ -5,7 +5,8 @@ the names that it held then. Nothing here asks the code that is tested: calls ar
 wrapping `os.fsync` and libc's `syncfs`.
 """
 
-# ruff: noqa: PTH  (the hook must call as little as can be)
+# The hook must call as little as can be:
+# ruff: noqa: PTH
 
 from __future__ import annotations
 
@@ -96,7 +97,7 @@ class Disk:
 
 def is_complete(document: str) -> bool:
     about = json.loads(Path(document).read_bytes())["attributes"].get("attnlens", {})
-    return about.get("status") == "complete"
+    return bool(about.get("status") == "complete")
 
 
 WATCHING: list[Disk] = []

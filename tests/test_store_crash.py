@@ -141,7 +141,7 @@ def test_ten_moments_after_a_command_has_returned(name: str, source: Path, disk:
         time.sleep(max(0.0, returned + moment - time.monotonic()))
         images.append(image.with_name(f"cut{number}"))
         subprocess.run(["cp", "--sparse=always", image, images[-1]], check=True)
-    expected = {"old.zarr": [], "old.zarr.zip": [], made: []}
+    expected: dict[str, list[str] | None] = {"old.zarr": [], "old.zarr.zip": [], made: []}
     assert [after_a_cut(copy, list(expected)) for copy in images] == [expected] * len(MOMENTS)
     new = image.parent / "again"
     with mounted(images[0], new):  # the new one, not the old
@@ -156,7 +156,7 @@ def test_moments_before_a_command_returns(name: str, source: Path, disk: tuple[P
     """What was there before is whole: as it was, or as it is to be."""
     image, place = disk
     running = started(COMMANDS[name][1](source, place))
-    images = []
+    images: list[Path] = []
     while running.poll() is None:
         running.send_signal(signal.SIGSTOP)
         images.append(image.with_name(f"cut{len(images)}"))
