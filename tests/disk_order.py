@@ -6,7 +6,7 @@ wrapping `os.fsync` and libc's `syncfs`.
 """
 
 # The hook must call as little as can be:
-# ruff: noqa: PTH
+# ruff: noqa: PTH100, PTH112, PTH115, PTH120
 
 from __future__ import annotations
 
