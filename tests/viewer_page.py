@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -27,9 +27,9 @@ READY = """async () => {
 
 
 @contextmanager
-def serving(*stores: Path) -> Iterator[ViewServer]:
+def serving(*stores: Path | str, hosts: Sequence[str] = ()) -> Iterator[ViewServer]:
     """The server of `lens view`, running."""
-    server = open_server(stores)
+    server = open_server(stores, hosts=hosts)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
     thread.start()
     try:
