@@ -82,6 +82,19 @@ class Served:
         except AttnlensError as error:
             raise self._damaged(str(error)) from None
 
+    def tag(self, key: str) -> str | None:
+        """The tag of the capture that a file of this name would be of; None outside of captures.
+
+        Raises:
+            Refusal: the capture cannot be read.
+        """
+        try:
+            return self._guard(key).tag if KEY.fullmatch(key) else None
+        except OSError as error:
+            raise self._trouble(key, error) from None
+        except AttnlensError as error:
+            raise self._damaged(str(error)) from None
+
     def read(self, file: File, start: int, stop: int) -> Iterator[bytes]:
         """Bytes start … stop - 1 of a file, in pieces. OSError if it changed in the meantime, or cannot be read."""
         place = self._guard(file.key).place

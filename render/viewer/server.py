@@ -133,8 +133,9 @@ def _one(store: Served, key: str, request: Request) -> Answer:
 def _many(store: Served, rest: str, request: Request) -> Answer:
     """Several files or ranges in one answer: length of a list, the list, then the bytes.
 
-    Of each wish the list has [size, start, total, tag of the capture], null where there is no such file, or the status
-    and the line that it alone would have got. If nothing else is in it, the first of those is the answer.
+    Of each wish the list has [size, start, total, tag of the capture]; where there is no such file [tag], or null
+    outside of captures; or the status and the line that it alone would have got. If nothing else is in it, the first of
+    those is the answer.
     """
     if rest:
         raise Refusal(HTTPStatus.BAD_REQUEST, "expected a list of files of a store")
@@ -144,18 +145,18 @@ def _many(store: Served, rest: str, request: Request) -> Answer:
         raise Refusal(HTTPStatus.BAD_REQUEST, "expected a list of [file, range]") from None
     if len(wishes) > MOST_WISHES:
         raise Refusal(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"at most {MOST_WISHES} files or ranges at a time")
-    files: dict[str, File | Refusal | None] = {}
+    files: dict[str, File | Refusal | list[str] | None] = {}
     head: list[list[Any] | None] = []
     parts: list[tuple[File, int, int]] = []
     for key, span in wishes:
         if key not in files:
             try:
-                files[key] = store.file(key)
+                files[key] = store.file(key) or ([tag] if (tag := store.tag(key)) else None)
             except Refusal as refusal:
                 files[key] = refusal
         file = files[key]
         if not isinstance(file, File):
-            head.append(None if file is None else [int(file.status), file.line])
+            head.append([int(file.status), file.line] if isinstance(file, Refusal) else file)
             continue
         start, stop = (max(0, file.size + span), file.size) if isinstance(span, int) else span or (0, file.size)
         start, stop = min(start, file.size), min(stop, file.size)
