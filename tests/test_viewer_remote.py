@@ -94,7 +94,7 @@ def tunnel(folder: Path, port: int) -> Iterator[int]:
     assert SSHD is not None
     if os.geteuid() == 0:
         Path("/run/sshd").mkdir(exist_ok=True)
-    client = [
+    client: list[str | Path] = [
         "ssh", "-F", "none", "-N", "-L", f"{mine}:localhost:{port}", "-p", str(door), "-i", folder / "user",
         "-o", "StrictHostKeyChecking=no", "-o", f"UserKnownHostsFile={folder}/known", "-o", "IdentitiesOnly=yes",
         "-o", "ExitOnForwardFailure=yes", "-o", "LogLevel=ERROR", f"{getpass.getuser()}@127.0.0.1",

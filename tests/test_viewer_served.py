@@ -15,6 +15,8 @@ import pytest
 
 from attnlens.render.viewer import served
 from attnlens.render.viewer.server import ViewServer
+from attnlens.store.manifest import place_hash
+from attnlens.store.places import Place
 from render_store import make
 from viewer_page import Page, _Static, chromium, running, serving
 
@@ -97,8 +99,12 @@ def test_a_file_is_hashed_once_for_each_version_of_it(tmp_path: Path, monkeypatc
     store = tmp_path / "run.zarr"
     make(store)
     hashed: list[str] = []
-    real = served.place_hash
-    monkeypatch.setattr(served, "place_hash", lambda place, key: hashed.append(key) or real(place, key))
+
+    def counted(place: Place, key: str) -> str:
+        hashed.append(key)
+        return place_hash(place, key)
+
+    monkeypatch.setattr(served, "place_hash", counted)
     key = chunks(store, "attention_max")[0].relative_to(store).as_posix()
     with serving(store) as server:
         assert hashed == []
@@ -164,7 +170,7 @@ def test_a_store_that_is_replaced_while_a_page_is_open_is_noticed(tmp_path: Path
     """Long enough that its parts do not all come with the first picture."""
     from attnlens.store.tools.pack import pack
 
-    shape: dict[str, int] = {"n_prompt": 40, "n_generated": 200, "n_layer": 6, "n_head": 8}
+    shape: dict[str, Any] = {"n_prompt": 40, "n_generated": 200, "n_layer": 6, "n_head": 8}
     make(tmp_path / "old.zarr", **shape)
     new = make(tmp_path / "new.zarr", seed=7, **shape)
     name = "run.zarr.zip" if packed else "run.zarr"
