@@ -26,7 +26,7 @@ from attnlens.store.layout import MIB
 from attnlens.store.lock import refuse_busy
 from attnlens.store.places import Folder
 from attnlens.store.places.place import GROUP_DOCUMENT
-from attnlens.store.replacement import MARK, Mode, folder_for
+from attnlens.store.replacement import MARK, Mode, folder_for, is_finished
 from attnlens.store.root import OTHERWISE, is_free, new_root, next_ids, read_root, root_entries, write_root
 from attnlens.store.target import Target
 from attnlens.store.writer import CaptureWriter
@@ -170,7 +170,7 @@ def check_batch(
     """
     target = _target(path)
     refuse_busy(target, run)
-    if _joined(target, wanted, run) is None:
+    if _joined(target, wanted, run) is None and not (mode == "replace" and is_finished(target)):
         target = folder_for(target, mode)
         refuse_busy(target, run)
     batch = _existing(target, wanted, settings, mode=mode, run=run)

@@ -95,7 +95,7 @@ def folder_for(place: Path, mode: Mode) -> Path:
     if mode not in ("overwrite", "replace") or is_free(place):
         return place
     replaceable(place)
-    if left is None and not is_free(folder):
+    if left is None and not is_free(folder) and not _is_old(folder, place):
         raise InputError(
             f"{folder} is in the way: the replacement of {place} is written there; move it away, or give another ",
             Setting("store", "-o"),
@@ -145,12 +145,22 @@ def settle(place: Path) -> bool:
     if not mark:
         return False
     old = beside(place)
-    is_old = is_free(old) or _hash(old) == mark.get("sha256")
-    if mark.get("replaces") == place.name and old.exists() and not _mark(old) and is_old:
+    if old.exists() and _is_old(old, place):
         tell(f"removed {old}, the store that {place} has replaced")
         _remove(old, place)
     (place / MARK).unlink(missing_ok=True)
     return True
+
+
+def is_finished(place: Path) -> bool:
+    """Whether the store at `place` has replaced another one, by a run that was killed as it cleaned up."""
+    return _mark(place).get("replaces") == place.name
+
+
+def _is_old(folder: Path, place: Path) -> bool:
+    """Whether in `folder` is the store that the one at `place` has replaced."""
+    mark = _mark(place)
+    return mark.get("replaces") == place.name and not _mark(folder) and _hash(folder) == mark.get("sha256")
 
 
 def replaced_bytes(folder: Path, place: Path) -> int | None:

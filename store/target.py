@@ -48,8 +48,8 @@ class Target:
             if joined(place):
                 return
             if self.lock.exclusive:
-                settle(place)
-                self.path = folder_for(place, mode)
+                done = settle(place)
+                self.path = place if done and mode == "replace" and not afresh else folder_for(place, mode)
             elif mode in ("overwrite", "resume", "replace"):
                 self.path = unfinished(place) or place
             if self.path != place:

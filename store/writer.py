@@ -24,7 +24,7 @@ from attnlens.store.layout import MIB
 from attnlens.store.lock import refuse_busy
 from attnlens.store.places import Folder
 from attnlens.store.queue import ByteQueue
-from attnlens.store.replacement import Mode, folder_for, has_batches
+from attnlens.store.replacement import Mode, folder_for, has_batches, is_finished
 from attnlens.store.root import check_free, is_free, new_root, next_ids, read_root, root_entries, write_root
 from attnlens.store.target import Target
 
@@ -64,6 +64,8 @@ class StoreWriter:
             mode = "append"
         elif overwrite or resume:
             mode = "replace" if overwrite and resume else "overwrite" if overwrite else "resume"
+        if mode == "resume" and is_finished(target):
+            mode = "replace"
         folder = folder_for(target, mode)
         if mode == "resume" and folder == target and not is_free(target):
             raise InputError(

@@ -22,7 +22,7 @@ from attnlens.store.writer import StoreWriter
 from batch_runs import assert_same, prompts, run
 from store_sample import Sample, tree_hash
 
-KILLS = int(os.environ.get("ATTNLENS_KILLS", "3"))
+KILLS = int(os.environ.get("ATTNLENS_KILLS", "2"))
 """How often to kill each command; 25 is the acceptance run."""
 
 CHILD = """
