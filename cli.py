@@ -5,6 +5,7 @@ Nothing heavy is imported here, so that `lens --help` answers at once.
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import warnings
@@ -57,6 +58,16 @@ app = typer.Typer(
 )
 
 
+class Notices(logging.Handler):
+    """What is told while a command runs, one line each on stderr."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print it."""
+        from attnlens.console import one_line
+
+        print(f"lens: {one_line(record.getMessage())}", file=sys.stderr)  # noqa: T201
+
+
 def main() -> None:
     """Entry point: every error that a person can put right becomes one line on stderr and an exit code."""
     for stream in (sys.stdout, sys.stderr):
@@ -64,6 +75,7 @@ def main() -> None:
             stream.reconfigure(errors="backslashreplace")  # a token the terminal cannot show must not end the run
     if not sys.warnoptions:
         warnings.simplefilter("ignore")  # of libraries, for developers; python -W shows them
+    logging.getLogger("attnlens").addHandler(Notices())
     try:
         app(prog_name="lens")
     except AttnlensError as error:

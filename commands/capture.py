@@ -98,14 +98,20 @@ def capture(
     ] = Path("run.zarr"),
     overwrite: Annotated[
         bool,
-        typer.Option("--overwrite", rich_help_panel=STORE, help="Replace the store there (only ever a store)."),
+        typer.Option(
+            "--overwrite",
+            rich_help_panel=STORE,
+            help="Replace the store there (only ever a store), once the new one beside it is complete.",
+        ),
     ] = False,
     append: Annotated[
         bool, typer.Option("--append", rich_help_panel=STORE, help="Add a capture to the store there.")
     ] = False,
     resume: Annotated[
         bool,
-        typer.Option("--resume", rich_help_panel=STORE, help="With --prompts: do what is missing or not complete."),
+        typer.Option(
+            "--resume", rich_help_panel=STORE, help="Go on after a kill: prompts that are not complete; a replacement."
+        ),
     ] = False,
     max_new_tokens: Annotated[
         int,

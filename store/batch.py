@@ -11,7 +11,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from os import PathLike
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from attnlens.schemas.errors import InputError, Setting
 from attnlens.schemas.metadata import Batch, BatchPrompt, CaptureMetadata, StoreMetadata
@@ -26,11 +26,11 @@ from attnlens.store.layout import MIB
 from attnlens.store.lock import refuse_busy
 from attnlens.store.places import Folder
 from attnlens.store.places.place import GROUP_DOCUMENT
-from attnlens.store.root import OTHERWISE, is_free, new_root, next_ids, read_root, replaceable, root_entries, write_root
+from attnlens.store.replacement import MARK, Mode, folder_for, is_finished
+from attnlens.store.root import OTHERWISE, is_free, new_root, next_ids, read_root, root_entries, write_root
 from attnlens.store.target import Target
 from attnlens.store.writer import CaptureWriter
 
-Mode = Literal["new", "overwrite", "append", "resume"]
 Wanted = Sequence[tuple[str, str]]
 """(prompt id, hash of what is asked) of each prompt, in order."""
 
@@ -40,9 +40,11 @@ class BatchWriter:
 
     def __init__(self, path: Path, target: Target, batch: Batch) -> None:
         self.path = path
+        self.place = target.place
         self.batch = batch
         self._target = target
         self._finished: dict[str, bool] = {}
+        self._counts: tuple[int, int] | None = None
 
     def pending(self) -> list[BatchPrompt]:
         """Prompts whose capture nobody has begun, in order."""
@@ -103,6 +105,8 @@ class BatchWriter:
 
     def finished(self) -> tuple[int, int]:
         """How many prompts of the batch are complete, and how many have ended otherwise, whoever did them."""
+        if self._counts is not None:
+            return self._counts
         begun = {entry.name for entry in self.path.iterdir()}
         for prompt in self.batch.prompts:
             if prompt.capture in begun and prompt.capture not in self._finished:
@@ -113,27 +117,36 @@ class BatchWriter:
         return complete, len(self._finished) - complete
 
     def close(self) -> bool:
-        """No more captures of this process. True if no other one is at work: then the store's index was written.
+        """No more captures of this process. True if no other one is at work: then the store's index was written, and a
+        store of which every prompt is complete has taken the place of the one that it replaces.
 
         Raises:
             StoreError: the disk refuses.
         """
         if not self._target.lock.last():
+            self._counts = self.finished()
             return False
         try:
             metadata = read_root(Folder(self.path))
             entries = root_entries(Folder(self.path), metadata.planned)
             write_root(self.path, metadata.model_copy(update={"index": entries}), running=False)
+            self._counts = self.finished()
+            complete, wanted = self._counts[0], len(self.batch.prompts)
+            if complete < wanted:
+                self._target.keep(f"{wanted - complete} of {wanted} prompts are not complete")
+            elif not self._target.publish():
+                return False
+            self.path = self._target.path
         except OSError as error:
             raise write_error(error, self.path, 0) from error
         finally:
-            self._target.lock.release()
+            self._target.release()
         return True
 
     def wait(self) -> None:
         """After `close`: return when every other process of the run has closed the store, or died."""
         self._target.lock.wait()
-        self._target.lock.release()
+        self._target.release()
 
 
 def check_batch(
@@ -157,6 +170,9 @@ def check_batch(
     """
     target = _target(path)
     refuse_busy(target, run)
+    if _joined(target, wanted, run) is None and not (mode == "replace" and is_finished(target)):
+        target = folder_for(target, mode)
+        refuse_busy(target, run)
     batch = _existing(target, wanted, settings, mode=mode, run=run)
     if batch is None or batch.run == run:  # what other processes of this run have done was not there before
         return []
@@ -172,8 +188,10 @@ def open_batch(
         path: of the store.
         wanted: the prompts.
         settings: what all of them share, model included.
-        mode: new: nothing may be there; overwrite: replace the store there; append: add to it; resume: go on with the
-            same prompts, taking away what is not complete (and begin, if nothing is there).
+        mode: new: nothing may be there; overwrite: replace the store there, by one beside it until every prompt is
+            complete; append: add to it; resume: go on with the same prompts, taking away what is not complete (and
+            begin, if nothing is there), in the replacement that a killed run has left, if there is one; replace:
+            go on with such a replacement, or begin it.
         run: name of the run.
         shared: several processes give the same name and share the store; the first one opens it.
 
@@ -181,35 +199,39 @@ def open_batch(
         InputError: something is there, other prompts or settings were given, or another run is writing.
         StoreError: what is there is no store of this version, or the disk refuses.
     """
-    folder = _target(path)
+    place = _target(path)
     try:
         target = Target(
-            folder,
-            replace=lambda: mode == "overwrite" and _joined(folder, wanted, run) is None,
+            place,
+            mode,
             run=run if shared else None,
+            joined=lambda folder: _joined(folder, wanted, run) is not None,
         )
-        begun = False
+        folder = target.path
         try:
             if target.lock.exclusive:
                 batch = _existing(folder, wanted, settings, mode=mode, run=run)
-                metadata = new_root() if is_free(folder) else read_root(Folder(folder))
-                begun = True
+                metadata = new_root() if _is_new(folder) else read_root(Folder(folder))
                 batch, waste = _prepare(folder, metadata, batch, wanted, settings, run)
                 for half in folder.glob(f"{Path(GROUP_DOCUMENT).stem}.*{PARTIAL}"):  # a run was killed as it wrote it
                     half.unlink(missing_ok=True)
                 if shared:
-                    target.lock.share()
+                    target.share()
                 for unfinished in waste:
                     shutil.rmtree(unfinished, ignore_errors=True)
             else:
                 batch = _required(folder, wanted, run)
         except BaseException:
-            target.undo(begun=begun)
+            target.undo()
             raise
     except OSError as error:
-        raise write_error(error, folder, 0) from error
-    target.keep()
+        raise write_error(error, place, 0) from error
     return BatchWriter(folder, target, batch)
+
+
+def _is_new(folder: Path) -> bool:
+    """Whether a store is to be begun in a folder."""
+    return is_free(folder) or not (folder / GROUP_DOCUMENT).exists()
 
 
 def _target(path: str | PathLike[str]) -> Path:
@@ -218,7 +240,7 @@ def _target(path: str | PathLike[str]) -> Path:
 
 
 def _existing(path: Path, wanted: Wanted, settings: Mapping[str, Any], *, mode: Mode, run: str) -> Batch | None:
-    """The batch that is gone on with; None if one is to be begun."""
+    """The batch that is gone on with; None if one is to be begun. `path`: where is written, as `folder_for` says."""
     if is_free(path):
         return None
     joined = _joined(path, wanted, run)
@@ -234,13 +256,12 @@ def _existing(path: Path, wanted: Wanted, settings: Mapping[str, Any], *, mode: 
                 " to go on with it, ",
                 *OTHERWISE,
             )
-        case "overwrite":
-            replaceable(path)
-            return None
         case "append":
             read_root(Folder(path))
             return None
-        case "resume":
+        case _ if not (path / GROUP_DOCUMENT).exists() and (path / MARK).exists():  # a replacement, just begun
+            return None
+        case _:
             return _same(path, read_root(Folder(path)).batches, wanted, settings)
 
 

@@ -44,6 +44,7 @@ from attnlens.store.places import Folder
 from attnlens.store.places.place import GROUP_DOCUMENT
 from attnlens.store.planned import planned_arrays
 from attnlens.store.reader import Capture
+from attnlens.store.replacement import MARK, settle
 from attnlens.store.root import read_root, root_entries, write_root
 
 
@@ -124,7 +125,8 @@ def extending(store: Path) -> Iterator[None]:
 def _tidy(store: Path) -> None:
     """Put right what a process that was killed while it extended a capture has left."""
     put_back(store)
-    left = [entry for entry in store.glob(f"*{PARTIAL}") if entry.name != LOCK_NAME]
+    settle(store)
+    left = [entry for entry in store.glob(f"*{PARTIAL}") if entry.name not in (LOCK_NAME, MARK)]
     if left:
         _write_index(store)
     for entry in left:
