@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import secrets
 import shutil
+import time
 from collections.abc import Mapping, Sequence
 from os import PathLike
 from pathlib import Path
@@ -31,6 +32,8 @@ from attnlens.store.root import OTHERWISE, is_free, new_root, next_ids, read_roo
 from attnlens.store.target import Target
 from attnlens.store.writer import CaptureWriter
 
+MANY = 1000
+"""Prompts beyond which it is not counted after each how many are done."""
 Wanted = Sequence[tuple[str, str]]
 """(prompt id, hash of what is asked) of each prompt, in order."""
 
@@ -45,6 +48,7 @@ class BatchWriter:
         self._target = target
         self._finished: dict[str, bool] = {}
         self._counts: tuple[int, int] | None = None
+        self._look_again = 0.0
 
     def pending(self) -> list[BatchPrompt]:
         """Prompts whose capture nobody has begun, in order."""
@@ -103,16 +107,25 @@ class BatchWriter:
         except OSError as error:
             raise write_error(error, self.path, 0) from error
 
-    def finished(self) -> tuple[int, int]:
-        """How many prompts of the batch are complete, and how many have ended otherwise, whoever did them."""
+    def finished(self, *, exact: bool = True) -> tuple[int, int]:
+        """How many prompts of the batch are complete, and how many have ended otherwise, whoever did them.
+
+        Args:
+            exact: False looks at most a twentieth of the time, since each look goes through all prompts: asked after
+                each of many thousands, it would take longer than they do.
+        """
         if self._counts is not None:
             return self._counts
-        begun = {entry.name for entry in self.path.iterdir()}
-        for prompt in self.batch.prompts:
-            if prompt.capture in begun and prompt.capture not in self._finished:
-                status, error = _state(self.path / prompt.capture)
-                if status == "complete" or error is not None:
-                    self._finished[prompt.capture] = status == "complete"
+        begun_at = time.monotonic()
+        if exact or begun_at >= self._look_again:
+            begun = {entry.name for entry in self.path.iterdir()}
+            for prompt in self.batch.prompts:
+                if prompt.capture in begun and prompt.capture not in self._finished:
+                    status, error = _state(self.path / prompt.capture)
+                    if status == "complete" or error is not None:
+                        self._finished[prompt.capture] = status == "complete"
+            now = time.monotonic()
+            self._look_again = now + (20 * (now - begun_at) if len(self.batch.prompts) > MANY else 0.0)
         complete = sum(self._finished.values())
         return complete, len(self._finished) - complete
 

@@ -304,12 +304,12 @@ class _Batch:
                 self._go_on_after(error, prompt)
                 failure = Failure(id=one.id, where=one.where, capture_id=prompt.capture, pieces=pieces(error))
                 self.failures.append(failure)
-            finished = self._finished()
+            finished = self._finished(exact=False)
             self._progress.advance(sum(finished) - done, note=_failed(finished[1]))
             done = sum(finished)
 
-    def _finished(self) -> tuple[int, int]:
-        return self._writer.finished() if self._writer is not None else (0, 0)
+    def _finished(self, *, exact: bool = True) -> tuple[int, int]:
+        return self._writer.finished(exact=exact) if self._writer is not None else (0, 0)
 
     def _go_on_after(self, error: Exception, prompt: BatchPrompt) -> None:
         """Ends the run where no other prompt can be captured either; what is left is for --resume.

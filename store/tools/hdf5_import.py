@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor
@@ -29,7 +28,7 @@ from attnlens.store.descriptions import Limits, check_limits, ours, raw_bytes, r
 from attnlens.store.files import group_document, write_document
 from attnlens.store.manifest import MANIFEST_ARRAYS
 from attnlens.store.packing import packing_for
-from attnlens.store.places.place import DOCUMENT_BYTES
+from attnlens.store.places.json_text import parse_object
 from attnlens.store.reader import ARRAY_NAME
 from attnlens.store.tools.hdf5 import (
     ATTRIBUTES,
@@ -262,12 +261,9 @@ def _document(group: h5py.Group) -> dict[str, Any]:
 
 
 def _json(text: Any, where: str) -> dict[str, Any]:
-    if not isinstance(text, str | bytes) or len(text) > DOCUMENT_BYTES:
+    if not isinstance(text, str | bytes):
         raise _RefusedError(f"{where} is no text of JSON")
     try:
-        found = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise _RefusedError(f"{where} is no JSON ({error})") from error
-    if not isinstance(found, dict):
-        raise _RefusedError(f"{where} is no JSON object")
-    return found
+        return parse_object(text.encode() if isinstance(text, str) else text)
+    except ValueError as error:
+        raise _RefusedError(f"{where} is no JSON object ({error})") from error
