@@ -50,10 +50,10 @@ def place_hash(place: Place, path: str) -> str:
     return digest.hexdigest()
 
 
-def file_hashes(folder: Path, names: Iterable[str], known: Mapping[str, str]) -> list[str]:
+def file_hashes(folder: Path, names: Iterable[str], known: Mapping[str, str] | None = None) -> list[str]:
     """Sha256 of each of the files `names` in `folder`; of those in `known` it was made before."""
     with ThreadPoolExecutor(THREADS, "attnlens-hash") as pool:
-        return list(pool.map(lambda name: known.get(name) or file_hash(folder / name), names))
+        return list(pool.map(lambda name: (known or {}).get(name) or file_hash(folder / name), names))
 
 
 def manifest_hash(files: Mapping[str, str]) -> str:

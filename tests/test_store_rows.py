@@ -15,6 +15,7 @@ import pytest
 import zarr
 
 from attnlens.schemas.errors import StoreError
+from attnlens.store.manifest import MANIFEST_ARRAYS
 from attnlens.store.places import Folder
 from attnlens.store.reader import open_store
 from attnlens.store.tools.crop import crop
@@ -47,13 +48,13 @@ def chunks_of(path: Path, count: int) -> list[tuple[int, int]]:
 
 
 def test_every_chunk_has_its_sha256_where_the_format_says(stored: tuple[Path, Sample]) -> None:
-    group = zarr.open_group(stored[0], mode="r")["0000"]
+    group: Any = zarr.open_group(stored[0], mode="r")["0000"]
     table: Any = group["chunk_sha256"]
-    arrays = table.attrs["attnlens"]["arrays"]
+    arrays: Any = table.attrs["attnlens"]["arrays"]
     assert "attention_weight" in arrays
     seen = 0
     for name, said in arrays.items():
-        array: Any = group[name]
+        array: Any = group[str(name)]
         inside = [shard // chunk for shard, chunk in zip(array.shards, array.chunks, strict=True)]
         for file in (stored[0] / "0000" / name / "c").rglob("*"):
             if not file.is_file():
@@ -256,3 +257,18 @@ def test_tools_keep_the_digests_or_make_them_anew(stored: tuple[Path, Sample], t
             capture.attention.rows([300], layers=[2])[0, :, 0], stored[1].weights[2, :, 300].astype(np.float32)
         )
     assert json.loads((merged / "0001/chunk_sha256/zarr.json").read_text())["attributes"]["attnlens"]["arrays"]
+
+
+def test_verify_names_the_file_whose_chunk_has_another_digest(copy: Path) -> None:
+    """A store that vouches for itself, but whose digests are of other chunks: its writer was wrong."""
+    from attnlens.store.tools import seal
+
+    table: Any = zarr.open_array(copy / "0000/chunk_sha256", mode="r+")
+    first = table.attrs["attnlens"]["arrays"]["attention_weight"]["first"]
+    table[first] = table[first + 401]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(seal, "write_digests", lambda *_: {})
+        patch.setattr(seal, "PROOF_ARRAYS", MANIFEST_ARRAYS)
+        seal.seal(copy, "0000")
+    found = [problem for problem in verify(copy).problems if "chunk_sha256" in problem.message]
+    assert [problem.where for problem in found] == ["0000/attention_weight/c/0/0/0/0"]
