@@ -12,7 +12,7 @@ from attnlens.store.reader import Capture
 
 LITE = frozenset({"attention_max", "lens_token", "lens_probability"})
 """Of the arrays that may be left out, those that default pictures are drawn from."""
-NEEDED = frozenset({"always", "finished"})
+NEEDED = frozenset({"always", "finished", "proof"})
 
 
 @dataclass(frozen=True, kw_only=True)
