@@ -208,7 +208,9 @@ def test_every_array_is_kept_or_left_out_by_lite_on_purpose() -> None:
     free = {
         spec.name
         for spec in ARRAYS
-        if spec.axes != (spec.name,) and spec.presence not in ("always", "finished", "proof") and spec.axes != ("entry",)
+        if spec.axes != (spec.name,)
+        and spec.presence not in ("always", "finished", "proof")
+        and spec.axes != ("entry",)
     }
     assert free == LITE | dropped, "a new array: say here whether default pictures need it"
 
