@@ -18,10 +18,12 @@ from attnlens.schemas.errors import InputError, Setting
 from attnlens.schemas.metadata import Batch, BatchPrompt, CaptureMetadata, StoreMetadata
 from attnlens.schemas.validate import CAPTURE_NAME
 from attnlens.schemas.version import NAMESPACE
-from attnlens.store.commit import COORDINATES, CaptureFile
+from attnlens.store.commit import COORDINATES, CaptureFile, publish_captures
+from attnlens.store.durable import flush, flush_way
 from attnlens.store.exchange import put_back
 from attnlens.store.faults import write_error
 from attnlens.store.files import PARTIAL, clean, group_document, read_document, write_document
+from attnlens.store.group import Group
 from attnlens.store.heads import HeadShare
 from attnlens.store.layout import MIB
 from attnlens.store.lock import refuse_busy
@@ -49,6 +51,9 @@ class BatchWriter:
         self._finished: dict[str, bool] = {}
         self._counts: tuple[int, int] | None = None
         self._look_again = 0.0
+        self._group: Group[CaptureFile] = Group(self._publish)
+        self._ready: set[str] = set()
+        """Captures that are finished, and not yet on the disk."""
 
     def pending(self) -> list[BatchPrompt]:
         """Prompts whose capture nobody has begun, in order."""
@@ -88,7 +93,27 @@ class BatchWriter:
             )
         except OSError as error:
             raise write_error(error, self.path, 0) from error
-        return CaptureWriter(file, lambda: None, buffer_bytes, lambda: None)
+        return CaptureWriter(file, lambda: None, buffer_bytes, lambda: None, self._later)
+
+    def _later(self, file: CaptureFile) -> None:
+        """Mark a finished capture complete with the next group."""
+        self._ready.add(file.metadata.id)
+        self._group.add(file)
+
+    def _publish(self, files: Sequence[CaptureFile]) -> None:
+        try:
+            publish_captures(files)
+        except OSError as error:
+            raise write_error(error, self.path, 0) from error
+        self._ready.difference_update(file.metadata.id for file in files)
+
+    def flush(self) -> None:
+        """Return when every capture that this process has finished is on the disk.
+
+        Raises:
+            StoreError: the disk refuses.
+        """
+        self._group.wait()
 
     def has_begun(self, name: str) -> bool:
         """Whether capture `name` has a record of its own."""
@@ -120,7 +145,11 @@ class BatchWriter:
         if exact or begun_at >= self._look_again:
             begun = {entry.name for entry in self.path.iterdir()}
             for prompt in self.batch.prompts:
-                if prompt.capture in begun and prompt.capture not in self._finished:
+                if (
+                    prompt.capture in begun
+                    and prompt.capture not in self._finished
+                    and prompt.capture not in self._ready
+                ):
                     status, error = _state(self.path / prompt.capture)
                     if status == "complete" or error is not None:
                         self._finished[prompt.capture] = status == "complete"
@@ -136,10 +165,17 @@ class BatchWriter:
         Raises:
             StoreError: the disk refuses.
         """
+        try:
+            self._group.close()
+        except BaseException:
+            self._target.release()
+            raise
         if not self._target.lock.last():
             self._counts = self.finished()
             return False
         try:
+            flush(self.path)  # the records of prompts that failed, too
+            flush_way(self.path)
             metadata = read_root(Folder(self.path))
             entries = root_entries(Folder(self.path), metadata.planned)
             write_root(self.path, metadata.model_copy(update={"index": entries}), running=False)
@@ -230,6 +266,8 @@ def open_batch(
                     half.unlink(missing_ok=True)
                 if shared:
                     target.share()
+                if waste:
+                    flush(folder)  # what is removed may be what a capture was before it was given arrays
                 for unfinished in waste:
                     shutil.rmtree(unfinished, ignore_errors=True)
             else:

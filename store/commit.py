@@ -20,11 +20,22 @@ from attnlens.schemas.version import NAMESPACE
 from attnlens.store import layout
 from attnlens.store.columns import Column, TextColumn
 from attnlens.store.create import CountingStore, create_array, write_digests
-from attnlens.store.files import clean, clean_text, group_document, read_document, remove_partials, write_document
+from attnlens.store.durable import flush, flush_names
+from attnlens.store.files import (
+    clean,
+    clean_text,
+    document_bytes,
+    group_document,
+    read_document,
+    remove_partials,
+    stage,
+    write_document,
+)
 from attnlens.store.front import write_front
 from attnlens.store.heads import RETRY_SECONDS, HeadRows, HeadShare, Others
 from attnlens.store.lanes import LaneSink
 from attnlens.store.manifest import document_digest, file_hashes, listed, manifest_hash
+from attnlens.store.places.place import GROUP_DOCUMENT
 from attnlens.store.planned import planned_arrays
 from attnlens.store.shards import ShardedRows
 from attnlens.store.sinks import AttentionSink, DepthSink, ReductionSink, ValueSink
@@ -58,6 +69,8 @@ class CaptureFile:
         self._others = Others(self.folder, share) if share is not None else None
         self.fed = 0
         self.oldest: float | None = None
+        self._complete: tuple[CaptureMetadata, Path] | None = None
+        """What the capture will be, and the file that is to be its zarr.json."""
         self.attended = self.ahead = 0
         """Rows whose attention was handed over, and how many of these are in the files, committed or not."""
         self._store = CountingStore(root)
@@ -173,7 +186,7 @@ class CaptureFile:
         self.oldest = None if stop == self.fed else time.monotonic()
 
     def finish(self, update: Mapping[str, Any]) -> None:
-        """Commit, cut the arrays to the timeline, prove them by a manifest, mark the capture complete."""
+        """Commit, cut the arrays to the timeline, prove them by a manifest; the capture is ready to be published."""
         if self._others is not None:
             self._others.wait(self.fed)
         self.commit()
@@ -188,27 +201,48 @@ class CaptureFile:
         for name, values in (("manifest_file", names), ("manifest_sha256", hashes)):
             array = create_array(self._store, self.metadata.id, name, (len(values),), layout.list_layout(len(values)))
             array[:] = np.asarray(values, dtype=np.dtypes.StringDType())
-        self._update(
-            **{"n_fed": self.fed, "n_token": len(self._token_id), **update},
-            status="complete",
-            committed=self.fed,
-            manifest=manifest_hash(dict(zip(names, hashes, strict=True))),
-            front=write_front(self.folder),
+        metadata, document = self._described(
+            self._changed(
+                **{"n_fed": self.fed, "n_token": len(self._token_id), **update},
+                status="complete",
+                committed=self.fed,
+                manifest=manifest_hash(dict(zip(names, hashes, strict=True))),
+                front=write_front(self.folder),
+            )
         )
+        self._complete = metadata, stage(self.folder / GROUP_DOCUMENT, document_bytes(document))
+
+    @property
+    def ready(self) -> bool:
+        """Whether the capture is finished and not yet published."""
+        return self._complete is not None
+
+    def publish(self) -> None:
+        """Mark the capture complete. Everything in its folder must be on the disk."""
+        assert self._complete is not None
+        self.metadata, document = self._complete
+        document.replace(self.folder / GROUP_DOCUMENT)
+        self._complete = None
 
     def abandon(self, message: str) -> None:
         """Keep what was committed and say why it ends there."""
+        self._complete = None
         self._update(status="partial" if self.metadata.committed else "failed", error=message)
         remove_partials(self.folder)
 
     def _update(self, **changes: Any) -> None:
-        """Replace the metadata, on disk first."""
-        values = {**self.metadata.model_dump(mode="json"), **clean(_plain(changes))}
-        metadata = CaptureMetadata.model_validate(values)
-        self._write_metadata(metadata)
+        """Replace the metadata, in the file first."""
+        self._write_metadata(self._changed(**changes))
+
+    def _changed(self, **changes: Any) -> CaptureMetadata:
+        return CaptureMetadata.model_validate({**self.metadata.model_dump(mode="json"), **clean(_plain(changes))})
 
     def _write_metadata(self, metadata: CaptureMetadata | None = None) -> None:
-        metadata = metadata or self.metadata
+        self.metadata, document = self._described(metadata or self.metadata)
+        write_document(self.folder, document)
+
+    def _described(self, metadata: CaptureMetadata) -> tuple[CaptureMetadata, dict[str, Any]]:
+        """The metadata with its digest, if it has one, and the zarr.json that says so."""
         values = clean(metadata.model_dump(mode="json", exclude={"digest"}))
         attributes: dict[str, Any] = {NAMESPACE: values, "coordinates": COORDINATES}
         if metadata.status == "complete":
@@ -217,8 +251,7 @@ class CaptureFile:
             values["digest"] = document_digest(document)
         else:
             document = group_document(attributes)
-        write_document(self.folder, document)
-        self.metadata = metadata.model_copy(update={"digest": values.get("digest")})
+        return metadata.model_copy(update={"digest": values.get("digest")}), document
 
     def _create(self, key_rows_hold: int) -> None:
         """Create every array of the table that this capture wants, and fill the coordinates."""
@@ -312,6 +345,18 @@ class CaptureFile:
             axes = self._specs[name].axes
             if name not in columns and any(axis in sizes for axis in axes):
                 array.resize(tuple(sizes.get(axis, size) for axis, size in zip(axes, array.shape, strict=True)))
+
+
+def publish_captures(files: Sequence[CaptureFile]) -> None:
+    """Mark captures complete that are ready: what they hold is on the disk before, and the mark when this returns.
+
+    Raises:
+        OSError: the disk refuses.
+    """
+    flush(*(file.folder for file in files))
+    for file in files:
+        file.publish()
+    flush_names(*(file.folder / GROUP_DOCUMENT for file in files))
 
 
 def _in_lanes(spec: ArraySpec) -> bool:

@@ -13,6 +13,7 @@ import os
 import sys
 from pathlib import Path
 
+from attnlens.store.durable import flush, flush_names
 from attnlens.store.files import PARTIAL
 
 BEFORE = "before"
@@ -26,13 +27,16 @@ UNABLE = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
 def take_place(new: Path, place: Path, waiting: Path) -> None:
     """Put what is at `new` at `place`, and what is there at `new`; where that takes two steps, by way of `waiting`.
 
-    What `put_back` is to find waits in the folder `before` of one that ends in `.partial`.
+    What `put_back` is to find waits in the folder `before` of one that ends in `.partial`. What is new is on the disk
+    before it takes the place, and has it for good when this returns: only then may the old one be removed.
 
     Raises:
-        OSError: the system refuses; everything is where it was.
+        OSError: the system refuses; everything is where it was. After a FlushError the two may have changed places.
     """
+    flush(new)
     if not _exchange(new, place):
         _in_steps(new, place, waiting)
+    flush_names(new, place)
 
 
 def put_back(store: Path) -> None:
@@ -45,6 +49,7 @@ def put_back(store: Path) -> None:
         place = store / before.name
         if not place.exists():
             before.rename(place)
+            flush_names(before, place)
 
 
 def _exchange(one: Path, other: Path) -> bool:

@@ -8,6 +8,7 @@ from pathlib import Path
 from zarr.errors import BaseZarrError
 
 from attnlens.schemas.errors import AttnlensError, StoreError
+from attnlens.store.durable import FlushError
 
 DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
@@ -32,8 +33,18 @@ def write_error(error: BaseException, store: Path, committed: int) -> AttnlensEr
     kept = f"{committed} rows are kept" if committed else "nothing was kept"
     if isinstance(error, OSError) and error.errno in DISK_FULL:
         return StoreError(f"disk full while writing {store}: {kept}; free some space and capture again")
+    if isinstance(error, FlushError):
+        return flush_failed(error, store)
     reason = error.strerror if isinstance(error, OSError) and error.strerror else f"{type(error).__name__}: {error}"
     return StoreError(f"cannot write {store}: {reason}; {kept}")
+
+
+def flush_failed(error: FlushError, path: Path) -> StoreError:
+    """The disk took bytes and then could not keep them, so that nobody knows which are there."""
+    return StoreError(
+        f"cannot write {path}: the disk did not keep what was written ({error.strerror}); check the disk, do not trust "
+        "what was being written there, and write it again"
+    )
 
 
 def damaged(array: str, chunk: str | None, error: BaseException | None = None, reason: str = "") -> StoreError:

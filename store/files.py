@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from attnlens.store.durable import publish
 from attnlens.store.places.json_text import check_bytes, parse_object
 from attnlens.store.places.place import GROUP_DOCUMENT
 
@@ -21,15 +22,32 @@ def is_partial(path: str) -> bool:
     return any(part.endswith(PARTIAL) for part in path.split("/"))
 
 
-def write_atomic(path: Path, data: bytes) -> None:
-    """Replace `path` by `data` so that a reader sees the old content or the new, never a mixture."""
-    temporary = path.with_name(f"{path.stem}.{secrets.token_hex(8)}{PARTIAL}")
+def write_atomic(path: Path, data: bytes, *, durable: bool = False) -> None:
+    """Replace `path` by `data` so that a reader sees the old content or the new, never a mixture.
+
+    `durable`: so does a reader after a power cut, and once this has returned it sees the new. Otherwise the file may
+    then be empty.
+    """
+    temporary = stage(path, data)
     try:
-        temporary.write_bytes(data)
-        temporary.replace(path)
+        if durable:
+            publish(temporary, path)
+        else:
+            temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def stage(path: Path, data: bytes) -> Path:
+    """Write `data` beside `path`, under the name returned, to be renamed to it later."""
+    temporary = path.with_name(f"{path.stem}.{secrets.token_hex(8)}{PARTIAL}")
+    try:
+        temporary.write_bytes(data)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    return temporary
 
 
 def group_document(attributes: Mapping[str, Any], consolidated: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -44,10 +62,14 @@ def group_document(attributes: Mapping[str, Any], consolidated: Mapping[str, Any
     return document
 
 
-def write_document(folder: Path, document: Mapping[str, Any]) -> None:
-    """Write `folder`/zarr.json atomically."""
-    text = json.dumps(document, ensure_ascii=True, allow_nan=False, indent=1)
-    write_atomic(folder / GROUP_DOCUMENT, text.encode())
+def write_document(folder: Path, document: Mapping[str, Any], *, durable: bool = False) -> None:
+    """Write `folder`/zarr.json atomically; `durable` as for `write_atomic`."""
+    write_atomic(folder / GROUP_DOCUMENT, document_bytes(document), durable=durable)
+
+
+def document_bytes(document: Mapping[str, Any]) -> bytes:
+    """What a zarr.json holds."""
+    return json.dumps(document, ensure_ascii=True, allow_nan=False, indent=1).encode()
 
 
 def read_document(folder: Path) -> dict[str, Any]:

@@ -124,6 +124,12 @@ class HeadsFile:
         self.oldest = None
         self._mark(f"{stop}")
 
+    ready = False
+    """The first process publishes the capture."""
+
+    def publish(self) -> None:
+        """Nothing: it is not this process that does."""
+
     def finish(self, update: Mapping[str, Any]) -> None:
         """Write the rest, and say that no more will come."""
         self.commit()

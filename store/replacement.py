@@ -17,6 +17,7 @@ from typing import Literal
 
 from attnlens.schemas.errors import InputError, Setting, StoreError
 from attnlens.schemas.version import NAMESPACE
+from attnlens.store.durable import flush_names
 from attnlens.store.exchange import BEFORE, take_place
 from attnlens.store.files import PARTIAL, read_document, walk, write_atomic
 from attnlens.store.notices import tell
@@ -196,6 +197,7 @@ def give_back(place: Path) -> None:
     for before in sorted(place.parent.glob(f".{escape(place.name)}.*{REPLACED}/{BEFORE}/{escape(place.name)}")):
         if not place.exists():
             before.rename(place)
+            flush_names(before, place)
             tell(f"put {place} back in its place, from which a run that was killed had taken it")
 
 

@@ -123,7 +123,7 @@ def write_root(path: Path, metadata: StoreMetadata, *, running: bool) -> StoreMe
     values = clean(metadata.model_dump(mode="json", exclude={"digest"}))
     document = group_document({NAMESPACE: values}, None if running else consolidated(path, metadata.planned))
     values["digest"] = document_digest(document)
-    write_document(path, document)
+    write_document(path, document, durable=True)  # without it the store cannot be opened, nor what it has of old
     return StoreMetadata.model_validate(values)
 
 

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from attnlens.schemas.errors import InputError, Setting, StoreError
 from attnlens.schemas.metadata import CaptureMetadata, LayerInfo, StoreMetadata
-from attnlens.store.commit import COMMIT_SECONDS, CaptureFile
+from attnlens.store.commit import COMMIT_SECONDS, CaptureFile, publish_captures
+from attnlens.store.durable import flush, flush_way
 from attnlens.store.faults import write_error
 from attnlens.store.heads import HeadsFile, HeadShare
 from attnlens.store.late import Numbers, arrived
@@ -141,6 +142,7 @@ class StoreWriter:
         """Bring the list of captures in the store's zarr.json up to date; a complete store takes its place."""
         entries = root_entries(Folder(self.path), self._metadata.planned)
         self._metadata = write_root(self.path, self._metadata.model_copy(update={"index": entries}), running=False)
+        flush_way(self.path)
         if target.replaces and file.metadata.status == "complete":
             target.publish()
             self.path, self._mode = self.place, "append"
@@ -186,9 +188,18 @@ class CaptureWriter:
     """
 
     def __init__(
-        self, file: CaptureFile | HeadsFile, index: Callable[[], None], buffer_bytes: int, release: Callable[[], None]
+        self,
+        file: CaptureFile | HeadsFile,
+        index: Callable[[], None],
+        buffer_bytes: int,
+        release: Callable[[], None],
+        publish: Callable[[CaptureFile], None] | None = None,
     ) -> None:
-        """`index`: brings the store's list of captures up to date; `release`: lets other writers into the store."""
+        """`index`: brings the store's list of captures up to date; `release`: lets other writers into the store;
+        `publish`: takes the finished capture and marks it complete, some time later; None to do so before `finish`
+        returns.
+        """
+        self._publish = publish
         self._file = file
         self._index = index
         self._release = release
@@ -392,7 +403,7 @@ class CaptureWriter:
                 if file.attended // COMMIT_ROWS > file.ahead // COMMIT_ROWS:
                     file.write_ahead()
                 self._queue.keep(file.held_bytes)
-            self._index()
+            self._close(file)
         except Exception as error:  # noqa: BLE001 - handed to the model's thread, whatever it is
             self._error = write_error(error, file.folder.parent, file.metadata.committed)
             self._give_up(str(self._error))
@@ -400,15 +411,29 @@ class CaptureWriter:
             self._release()
             self._queue.close()
 
+    def _close(self, file: CaptureFile | HeadsFile) -> None:
+        """Publish a finished capture; what an unfinished one has kept is on the disk when this returns, too."""
+        if isinstance(file, HeadsFile):
+            return
+        if file.ready and self._publish is not None:
+            self._publish(file)
+            return
+        if file.ready:
+            publish_captures([file])
+        elif self._publish is None:
+            flush(file.folder)
+        self._index()
+
     def _abandon(self, file: CaptureFile | HeadsFile, message: str) -> None:
-        if file.metadata.status != "complete":
+        if file.metadata.status != "complete" and not file.ready:
             file.commit()
             file.abandon(message)
 
     def _give_up(self, message: str) -> None:
         """After an error: say in the store what happened, if the disk still lets us."""
         try:
-            self._file.abandon(message)
+            if self._file.metadata.status != "complete":  # only the index, or the last flush, has failed
+                self._file.abandon(message)
             self._index()
         except (OSError, ValueError):
             return

@@ -307,6 +307,9 @@ class _Batch:
             finished = self._finished(exact=False)
             self._progress.advance(sum(finished) - done, note=_failed(finished[1]))
             done = sum(finished)
+        if self._writer is not None:
+            self._writer.flush()
+            self._progress.advance(sum(self._finished()) - done, note=_failed(self._finished()[1]))
 
     def _finished(self, *, exact: bool = True) -> tuple[int, int]:
         return self._writer.finished(exact=exact) if self._writer is not None else (0, 0)
@@ -356,6 +359,9 @@ class _Batch:
             self._writer.fail(failed, named(error))
 
     def _kept(self, prompt: BatchPrompt) -> tuple[str, ...]:
+        if self._writer is not None:
+            with contextlib.suppress(StoreError):  # what ended the run is told, and what is not on the disk not counted
+                self._writer.flush()
         complete, _ = self._finished()
         return (
             f"prompt {prompt.prompt_id}: {complete} of {len(self._asked)} prompts are complete; the same with ",

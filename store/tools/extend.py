@@ -24,6 +24,7 @@ from attnlens.schemas.errors import InputError
 from attnlens.schemas.metadata import CaptureMetadata
 from attnlens.schemas.version import NAMESPACE
 from attnlens.store.create import create_array, write_digests
+from attnlens.store.durable import flush
 from attnlens.store.exchange import BEFORE, put_back, take_place
 from attnlens.store.faults import write_error
 from attnlens.store.files import (
@@ -129,6 +130,7 @@ def _tidy(store: Path) -> None:
     left = [entry for entry in store.glob(f"*{PARTIAL}") if entry.name not in (LOCK_NAME, MARK)]
     if left:
         _write_index(store)
+        flush(store)  # what is removed may be what a capture was before, and the new one not on the disk yet
     for entry in left:
         if entry.is_dir():
             shutil.rmtree(entry, ignore_errors=True)
@@ -221,7 +223,7 @@ def _change_places(store: Path, name: str, aside: Path) -> None:
     except BaseException:
         if taken:
             take_place(*places)
-        write_atomic(store / GROUP_DOCUMENT, before)
+        write_atomic(store / GROUP_DOCUMENT, before, durable=True)
         raise
 
 

@@ -9,8 +9,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from attnlens.schemas.errors import AttnlensError, InputError, StoreError
+from attnlens.store.durable import flush, flush_way
 from attnlens.store.exchange import take_place
-from attnlens.store.faults import DISK_FULL
+from attnlens.store.faults import DISK_FULL, FlushError, flush_failed
 from attnlens.store.files import PARTIAL
 from attnlens.store.places import LocalArchive
 from attnlens.store.root import is_free, read_root, replaceable
@@ -73,7 +74,9 @@ def _may_replace(path: Path, overwrite: bool) -> None:
 def _put(temporary: Path, path: Path) -> None:
     """Move what was written to its place; what was there then has its name, by which it goes."""
     if not path.exists() or (temporary.is_file() and path.is_file()):
+        flush(temporary)
         temporary.replace(path)
+        flush_way(path)
         return
     take_place(temporary, path, path.with_name(f".{path.name}.{secrets.token_hex(8)}.replaced"))
 
@@ -88,4 +91,6 @@ def _remove(path: Path) -> None:
 def _refused(error: OSError, path: Path) -> StoreError:
     if error.errno in DISK_FULL:
         return StoreError(f"disk full while writing {path}: nothing was kept; free some space and try again")
+    if isinstance(error, FlushError):
+        return flush_failed(error, path)
     return StoreError(f"cannot write {path}: {error.strerror or error}; nothing was kept")
