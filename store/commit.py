@@ -238,8 +238,9 @@ class CaptureFile:
         return CaptureMetadata.model_validate({**self.metadata.model_dump(mode="json"), **clean(_plain(changes))})
 
     def _write_metadata(self, metadata: CaptureMetadata | None = None) -> None:
-        self.metadata, document = self._described(metadata or self.metadata)
+        metadata, document = self._described(metadata or self.metadata)
         write_document(self.folder, document)
+        self.metadata = metadata
 
     def _described(self, metadata: CaptureMetadata) -> tuple[CaptureMetadata, dict[str, Any]]:
         """The metadata with its digest, if it has one, and the zarr.json that says so."""
