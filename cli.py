@@ -6,8 +6,13 @@ Nothing heavy is imported here, so that `lens --help` answers at once.
 from __future__ import annotations
 
 import os
+import signal
 import sys
+import threading
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
 from typing import Annotated, Any
 
 import typer
@@ -42,9 +47,37 @@ class Commands(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         """Run the command that was asked for."""
         try:
-            return super().invoke(ctx)
+            with _interrupts() as came:
+                return super().invoke(ctx)
         except KeyboardInterrupt as interrupt:
             raise Interrupted(str(interrupt) or "interrupted") from interrupt
+        except Interrupted:
+            raise
+        except Exception as error:
+            if came:
+                # A library took the interrupt for an error of its own, as numpy does within a comparison.
+                raise Interrupted("interrupted") from error
+            raise
+
+
+@contextmanager
+def _interrupts() -> Iterator[list[int]]:
+    """Ctrl-C as ever; the list holds those that came."""
+    came: list[int] = []
+    before = signal.getsignal(signal.SIGINT)
+    if before is not signal.default_int_handler or threading.current_thread() is not threading.main_thread():
+        yield came
+        return
+
+    def answer(number: int, frame: FrameType | None) -> None:
+        came.append(number)
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGINT, answer)
+    try:
+        yield came
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 app = typer.Typer(
@@ -65,7 +98,12 @@ def main() -> None:
     if not sys.warnoptions:
         warnings.simplefilter("ignore")  # of libraries, for developers; python -W shows them
     try:
-        app(prog_name="lens")
+        try:
+            app(prog_name="lens")
+        except SystemExit as end:
+            if end.code == Interrupted.exit_code:  # Ctrl-C outside a command, which typer ends without a word
+                raise Interrupted("interrupted") from end
+            raise
     except AttnlensError as error:
         from attnlens.console import one_line
 
