@@ -7,8 +7,13 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
+import threading
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
 from typing import Annotated, Any
 
 import typer
@@ -43,9 +48,37 @@ class Commands(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         """Run the command that was asked for."""
         try:
-            return super().invoke(ctx)
+            with _interrupts() as came:
+                return super().invoke(ctx)
         except KeyboardInterrupt as interrupt:
             raise Interrupted(str(interrupt) or "interrupted") from interrupt
+        except Interrupted:
+            raise
+        except Exception as error:
+            if came:
+                # A library took the interrupt for an error of its own, as numpy does within a comparison.
+                raise Interrupted("interrupted") from error
+            raise
+
+
+@contextmanager
+def _interrupts() -> Iterator[list[int]]:
+    """Ctrl-C as ever; the list holds those that came."""
+    came: list[int] = []
+    before = signal.getsignal(signal.SIGINT)
+    if before is not signal.default_int_handler or threading.current_thread() is not threading.main_thread():
+        yield came
+        return
+
+    def answer(number: int, frame: FrameType | None) -> None:
+        came.append(number)
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGINT, answer)
+    try:
+        yield came
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 app = typer.Typer(
@@ -77,7 +110,12 @@ def main() -> None:
         warnings.simplefilter("ignore")  # of libraries, for developers; python -W shows them
     logging.getLogger("attnlens").addHandler(Notices())
     try:
-        app(prog_name="lens")
+        try:
+            app(prog_name="lens")
+        except SystemExit as end:
+            if end.code == Interrupted.exit_code:  # Ctrl-C outside a command, which typer ends without a word
+                raise Interrupted("interrupted") from end
+            raise
     except AttnlensError as error:
         from attnlens.console import one_line
 
