@@ -188,16 +188,15 @@ def _flush_one(path: Path) -> None:
 
 def _empty_drive(paths: list[Path]) -> None:
     """On macOS fsync leaves bytes in the drive's own memory; one F_FULLFSYNC after all of them empties that."""
-    if sys.platform != "darwin":
-        return
-    import fcntl
+    if sys.platform == "darwin":
+        import fcntl
 
-    for path in islice((path for path in paths if path.exists()), 1):
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            fcntl.fcntl(descriptor, fcntl.F_FULLFSYNC)
-        except OSError as error:
-            if error.errno not in NO_FOLDERS | {errno.ENOTTY}:
-                raise FlushError(error.errno, error.strerror, str(path)) from error
-        finally:
-            os.close(descriptor)
+        for path in islice((path for path in paths if path.exists()), 1):
+            descriptor = os.open(path, os.O_RDONLY)
+            try:
+                fcntl.fcntl(descriptor, fcntl.F_FULLFSYNC)
+            except OSError as error:
+                if error.errno not in NO_FOLDERS | {errno.ENOTTY}:
+                    raise FlushError(error.errno, error.strerror, str(path)) from error
+            finally:
+                os.close(descriptor)

@@ -9,9 +9,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from attnlens.schemas.errors import AttnlensError, InputError, StoreError
-from attnlens.store.durable import flush, flush_way
+from attnlens.store.durable import FlushError, flush, flush_way
 from attnlens.store.exchange import take_place
-from attnlens.store.faults import DISK_FULL, FlushError, flush_failed
+from attnlens.store.faults import DISK_FULL, flush_failed
 from attnlens.store.files import PARTIAL
 from attnlens.store.places import LocalArchive
 from attnlens.store.root import is_free, read_root, replaceable

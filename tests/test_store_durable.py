@@ -1,0 +1,226 @@
+"""A power cut: what a command has reported as done is on the disk, and what it replaces goes only after that."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from attnlens.capture import capture
+from attnlens.capture.relens import RelensOptions, relens
+from attnlens.progress import Silent
+from attnlens.schemas.errors import StoreError
+from attnlens.store import durable, exchange
+from attnlens.store.group import GROUP_SECONDS, Group
+from attnlens.store.tools.crop import crop
+from attnlens.store.tools.hdf5 import export_hdf5
+from attnlens.store.tools.hdf5_import import import_hdf5
+from attnlens.store.tools.inif import export_inif
+from attnlens.store.tools.merge import merge
+from attnlens.store.tools.npz import export_npz
+from attnlens.store.tools.pack import pack, unpack
+from attnlens.store.tools.parquet import export_parquet
+from attnlens.store.tools.safetensors import export_safetensors
+from attnlens.store.verify import verify
+from batch_runs import OPTIONS, model, prompts, run
+from disk_order import watched
+from families import byte_tokenizer
+from test_capture_evidence import write_tuned
+from test_relens import write_store
+from tiny import write_hf
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model, a tuned lens, a store of two captures, and the same in the forms that commands read."""
+    path = tmp_path_factory.mktemp("durable")
+    write_hf(path / "model")
+    write_tuned(path / "lens", 3, 32)
+    write_store(path / "run.zarr", path)
+    pack(path / "run.zarr", path / "run.zarr.zip")
+    export_hdf5(path / "run.zarr", path / "run.h5")
+    return path
+
+
+def one(path: Path, **options: Any) -> None:
+    capture(model(), byte_tokenizer(), "The quick brown", path, **{**OPTIONS, **options})
+
+
+def reread(folder: Path, store: Path) -> None:
+    lens = f"tuned:{folder / 'lens'}"
+    relens(RelensOptions(store=store, model=str(folder / "model"), lenses=(lens,)), Silent())
+
+
+COMMANDS: dict[str, Callable[[Path, Path], object]] = {
+    "capture": lambda _, out: one(out / "new.zarr"),
+    "capture in new folders": lambda _, out: one(out / "a" / "new.zarr"),
+    "capture --append": lambda _, out: one(out / "old.zarr", append=True),
+    "capture --prompts": lambda _, out: run(out / "new.zarr", prompts(4)),
+    "capture --prompts --append": lambda _, out: run(out / "old.zarr", prompts(3), append=True),
+    "relens": lambda folder, out: reread(folder, out / "old.zarr"),
+    "crop": lambda folder, out: crop(folder / "run.zarr", out / "new.zarr"),
+    "crop --overwrite": lambda folder, out: crop(folder / "run.zarr", out / "old.zarr", overwrite=True),
+    "merge --overwrite": lambda folder, out: merge([folder / "run.zarr"] * 2, out / "old.zarr", overwrite=True),
+    "pack": lambda folder, out: pack(folder / "run.zarr", out / "new.zarr.zip"),
+    "pack --overwrite": lambda folder, out: pack(folder / "run.zarr", out / "old.zarr.zip", overwrite=True),
+    "unpack --overwrite": lambda folder, out: unpack(folder / "run.zarr.zip", out / "old.zarr", overwrite=True),
+    "import --overwrite": lambda folder, out: import_hdf5(folder / "run.h5", out / "old.zarr", overwrite=True),
+    "export to HDF5": lambda folder, out: export_hdf5(folder / "run.zarr", out / "new.h5"),
+    "export to npz": lambda folder, out: export_npz(folder / "run.zarr", out / "new.npz"),
+    "export to safetensors": lambda folder, out: export_safetensors(folder / "run.zarr", out / "new.safetensors"),
+    "export to parquet": lambda folder, out: export_parquet(folder / "run.zarr", out / "new.parquet"),
+    "export to INIF": lambda folder, out: export_inif(folder / "run.zarr", out / "new.json"),
+}
+
+
+def begun(folder: Path, tmp_path: Path) -> Path:
+    """A folder with an old store and an old zip, on the disk."""
+    out = tmp_path / "out"
+    out.mkdir()
+    shutil.copytree(folder / "run.zarr", out / "old.zarr")
+    shutil.copy(folder / "run.zarr.zip", out / "old.zarr.zip")
+    return out
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_everything_is_flushed_before_its_name_and_before_the_end(
+    name: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = begun(folder, tmp_path)
+    with watched(out, monkeypatch) as disk:
+        COMMANDS[name](folder, out)
+    assert disk.problems == []
+    assert disk.published
+
+
+@pytest.mark.parametrize("name", ["capture", "relens", "crop --overwrite"])
+@pytest.mark.parametrize("without", ["syncfs", "exchange"])
+def test_the_order_is_the_same_where_the_system_can_do_less(
+    without: str, name: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = begun(folder, tmp_path)
+    if without == "syncfs":
+        monkeypatch.setattr(durable, "_syncfs", lambda _: False)
+    else:
+        monkeypatch.setattr(exchange, "_exchange", lambda *_: False)
+    with watched(out, monkeypatch) as disk:
+        COMMANDS[name](folder, out)
+    assert disk.problems == []
+    assert disk.calls["syncfs"] == 0 or without == "exchange"
+
+
+def test_captures_of_a_batch_share_their_flushes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    started = time.monotonic()
+    with watched(tmp_path, monkeypatch) as disk:
+        report = run(tmp_path / "run.zarr", prompts(50), max_new_tokens=2)
+    groups = 2 + (time.monotonic() - started) / GROUP_SECONDS
+    assert len(report.captures) == 50
+    assert disk.problems == []
+    # A group flushes what captures hold, then their names; the store's own document is written at begin and end.
+    assert disk.calls["syncfs"] <= 2 * groups + 4
+    assert disk.calls["fsync"] <= 8 * groups + 16
+
+
+def refusing(number: int) -> Callable[[Any], None]:
+    def refuse(_: Any) -> None:
+        raise OSError(number, os.strerror(number))
+
+    return refuse
+
+
+def everywhere(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    """No file and no file system can be flushed."""
+    monkeypatch.setattr(durable, "_syncfs", lambda _: False)
+    monkeypatch.setattr(os, "fsync", refusing(number))
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ENOSPC])
+@pytest.mark.parametrize("name", ["capture", "capture --prompts", "relens", "crop --overwrite", "pack --overwrite"])
+def test_a_disk_that_does_not_keep_what_was_written_is_one_line(
+    name: str, number: int, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = begun(folder, tmp_path)
+    everywhere(monkeypatch, number)
+    with pytest.raises(StoreError, match="did not keep" if number == errno.EIO else "disk full") as caught:
+        COMMANDS[name](folder, out)
+    assert "\n" not in str(caught.value)
+    assert verify(out / "old.zarr").problems == []
+    assert verify(out / "old.zarr.zip").problems == []
+
+
+def test_a_file_system_that_cannot_flush_folders_is_no_error(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, fsync = begun(folder, tmp_path), os.fsync
+
+    def files_only(descriptor: int) -> None:
+        if os.path.isdir(f"/proc/self/fd/{descriptor}"):
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        fsync(descriptor)
+
+    monkeypatch.setattr(durable, "_syncfs", lambda _: False)
+    monkeypatch.setattr(os, "fsync", files_only)
+    crop(folder / "run.zarr", out / "old.zarr", overwrite=True)
+    assert verify(out / "old.zarr").problems == []
+
+
+def test_a_group_takes_all_that_came_since_the_last_and_waits_for_a_second() -> None:
+    groups: list[tuple[float, list[int]]] = []
+
+    def publish(entries: Sequence[int]) -> None:
+        groups.append((time.monotonic(), list(entries)))
+
+    group: Group[int] = Group(publish)
+    group.add(0)
+    while not groups:
+        time.sleep(0.001)
+    for entry in range(1, 40):
+        group.add(entry)
+    while len(groups) < 2:
+        time.sleep(0.01)
+    group.add(40)
+    group.close()  # waits for no second
+    assert [entries for _, entries in groups] == [[0], list(range(1, 40)), [40]]
+    assert groups[1][0] - groups[0][0] >= GROUP_SECONDS * 0.99
+    assert groups[2][0] - groups[1][0] < GROUP_SECONDS
+
+
+def test_the_error_of_a_group_reaches_whoever_waits() -> None:
+    def publish(_: Sequence[int]) -> None:
+        raise StoreError("the disk")
+
+    group: Group[int] = Group(publish)
+    group.add(0)
+    with pytest.raises(StoreError, match="the disk"):
+        group.wait()
+    with pytest.raises(StoreError, match="the disk"):
+        group.close()
+
+
+@pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed")
+def test_the_kernel_sees_the_flush_between_the_last_byte_and_the_rename(folder: Path, tmp_path: Path) -> None:
+    """The same of one command as the system sees it: calls of every thread and library."""
+    trace = tmp_path / "trace"
+    calls = "trace=openat,rename,renameat,renameat2,fsync,syncfs,unlink,unlinkat"
+    command = ["strace", "-f", "-y", "-o", str(trace), "-e", calls, sys.executable, "-m", "attnlens"]
+    store = shutil.copytree(folder / "run.zarr", tmp_path / "old.zarr")
+    command += ["crop", str(folder / "run.zarr"), "-o", str(store), "--overwrite"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    if "ptrace" in done.stderr.lower():
+        pytest.skip("strace may not trace here")
+    assert done.returncode == 0, done.stderr
+    lines = [line for line in trace.read_text().splitlines() if str(tmp_path) in line and " = -1 " not in line]
+    place = next(at for at, line in enumerate(lines) if "RENAME_EXCHANGE" in line)
+    written = [at for at, line in enumerate(lines) if "O_CREAT" in line or "O_WRONLY" in line]
+    synced = [at for at, line in enumerate(lines) if "syncfs(" in line]
+    parents = [at for at, line in enumerate(lines) if "fsync(" in line and f"<{tmp_path}>" in line and at > place]
+    removed = [at for at, line in enumerate(lines) if "unlink" in line and at > place]
+    assert max(written) < max(synced) < place < min(parents) < min(removed)
