@@ -91,8 +91,8 @@ def capture(
         lens: read the residual stream of every depth through lenses.
         lenses: which: `logit`, `tuned:FOLDER`; the first has the plain names in the store.
         lens_points: `layers` reads between layers, `all` inside them too, after attention and before the MLP.
-        lens_tokens: which tokens lenses read: `all`; `generated`, from the last prompt token on; `last:N`, the last N
-            of the prompt and all after it. Rows of the others are absent.
+        lens_tokens: which tokens lenses read: `all`; `generated`, from the last prompt token on; `N:`, from token N of
+            the prompt on; `-N:` or `last:N`, the last N of the prompt and all after it. Rows of the others are absent.
         track: tokens whose rank and probability are kept at every depth, each by its exact text or its id.
         residuals: keep the residual streams themselves.
         value_norm: keep the length of each value through its head's output projection.
