@@ -5,6 +5,7 @@ the names that it held then. Nothing here asks the code that is tested: calls ar
 wrapping `os.fsync` and libc's `syncfs`.
 """
 
+# ruff: noqa: PTH - paths here are those that the functions of os were given
 from __future__ import annotations
 
 import json
@@ -94,7 +95,7 @@ class Disk:
 
 def is_complete(document: str) -> bool:
     about = json.loads(Path(document).read_bytes())["attributes"].get("attnlens", {})
-    return about.get("status") == "complete"
+    return bool(about.get("status") == "complete")
 
 
 WATCHING: list[Disk] = []

@@ -162,7 +162,7 @@ def test_a_file_system_that_cannot_flush_folders_is_no_error(
     out, fsync = begun(folder, tmp_path), os.fsync
 
     def files_only(descriptor: int) -> None:
-        if os.path.isdir(f"/proc/self/fd/{descriptor}"):
+        if os.path.isdir(f"/proc/self/fd/{descriptor}"):  # noqa: PTH112 - Path.is_dir takes no number of a file that is open
             raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
         fsync(descriptor)
 
