@@ -5,9 +5,15 @@ Nothing heavy is imported here, so that `lens --help` answers at once.
 
 from __future__ import annotations
 
+import logging
 import os
+import signal
 import sys
+import threading
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
 from typing import Annotated, Any
 
 import typer
@@ -42,9 +48,37 @@ class Commands(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         """Run the command that was asked for."""
         try:
-            return super().invoke(ctx)
+            with _interrupts() as came:
+                return super().invoke(ctx)
         except KeyboardInterrupt as interrupt:
             raise Interrupted(str(interrupt) or "interrupted") from interrupt
+        except Interrupted:
+            raise
+        except Exception as error:
+            if came:
+                # A library took the interrupt for an error of its own, as numpy does within a comparison.
+                raise Interrupted("interrupted") from error
+            raise
+
+
+@contextmanager
+def _interrupts() -> Iterator[list[int]]:
+    """Ctrl-C as ever; the list holds those that came."""
+    came: list[int] = []
+    before = signal.getsignal(signal.SIGINT)
+    if before is not signal.default_int_handler or threading.current_thread() is not threading.main_thread():
+        yield came
+        return
+
+    def answer(number: int, frame: FrameType | None) -> None:
+        came.append(number)
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGINT, answer)
+    try:
+        yield came
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 app = typer.Typer(
@@ -57,6 +91,16 @@ app = typer.Typer(
 )
 
 
+class Notices(logging.Handler):
+    """What is told while a command runs, one line each on stderr."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print it."""
+        from attnlens.console import one_line
+
+        print(f"lens: {one_line(record.getMessage())}", file=sys.stderr)  # noqa: T201
+
+
 def main() -> None:
     """Entry point: every error that a person can put right becomes one line on stderr and an exit code."""
     for stream in (sys.stdout, sys.stderr):
@@ -64,8 +108,14 @@ def main() -> None:
             stream.reconfigure(errors="backslashreplace")  # a token the terminal cannot show must not end the run
     if not sys.warnoptions:
         warnings.simplefilter("ignore")  # of libraries, for developers; python -W shows them
+    logging.getLogger("attnlens").addHandler(Notices())
     try:
-        app(prog_name="lens")
+        try:
+            app(prog_name="lens")
+        except SystemExit as end:
+            if end.code == Interrupted.exit_code:  # Ctrl-C outside a command, which typer ends without a word
+                raise Interrupted("interrupted") from end
+            raise
     except AttnlensError as error:
         from attnlens.console import one_line
 

@@ -87,7 +87,12 @@ def _unread(which: str | int, console: Console) -> None:
 
 
 def _rest(plan: Forecast | ManyForecast, console: Console, title: str) -> None:
-    """Refused encodings, remarks, memory, and what only weights can tell."""
+    """Refused encodings, remarks, the store that is replaced, memory, and what only weights can tell."""
+    if plan.replaced_bytes is not None:
+        console.print(
+            f"\nboth stores need room on the disk: the one that is replaced, "
+            f"{human_bytes(plan.replaced_bytes)},\nstays until the new one is complete"
+        )
     for note in getattr(plan, "notes", ()):
         console.print(f"\nnote: {one_line(note)}")
     for mode_name, why in plan.refused_modes.items():

@@ -53,6 +53,7 @@ def capture(
     top_k: int = 5,
     overwrite: bool = False,
     append: bool = False,
+    resume: bool = False,
     buffer_bytes: int = 64 * MIB,
     model_id: str | None = None,
     revision: str | None = None,
@@ -90,14 +91,17 @@ def capture(
         lens: read the residual stream of every depth through lenses.
         lenses: which: `logit`, `tuned:FOLDER`; the first has the plain names in the store.
         lens_points: `layers` reads between layers, `all` inside them too, after attention and before the MLP.
-        lens_tokens: which tokens lenses read: `all`; `generated`, from the last prompt token on; `last:N`, the last N
-            of the prompt and all after it. Rows of the others are absent.
+        lens_tokens: which tokens lenses read: `all`; `generated`, from the last prompt token on; `N:`, from token N of
+            the prompt on; `-N:` or `last:N`, the last N of the prompt and all after it. Rows of the others are absent.
         track: tokens whose rank and probability are kept at every depth, each by its exact text or its id.
         residuals: keep the residual streams themselves.
         value_norm: keep the length of each value through its head's output projection.
         top_k: how many tokens of each reading to keep.
-        overwrite: replace a store that is there.
+        overwrite: replace a store that is there. The new one is written beside it (`run.new.zarr` for `run.zarr`) and
+            takes its place when it is complete.
         append: add a capture to the store that is there.
+        resume: begin again what a killed run with `overwrite` has left beside the store; with `overwrite` too, also if
+            there is nothing of that kind.
         buffer_bytes: host memory that rows may take while they wait to be written.
         model_id: name to record; by default the model's own.
         revision: of the model, to record.
@@ -147,7 +151,7 @@ def capture(
     wording.check()
     parallel = parallel_of(model)
     # Writes nothing yet.
-    writer = on_first(parallel, lambda: StoreWriter.create(store, overwrite=overwrite, append=append))
+    writer = on_first(parallel, lambda: StoreWriter.create(store, overwrite=overwrite, append=append, resume=resume))
     text = read_prompt(tokenizer, prompt, wording)
     plan = plan_capture(model, tokenizer, text, completion, token_ids, sampling.max_new_tokens, wording)
     with open_session(

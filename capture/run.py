@@ -18,6 +18,7 @@ from attnlens.capture.settings import Generation, Settings, parse_overrides
 from attnlens.progress import Progress
 from attnlens.schemas.errors import InputError
 from attnlens.store.layout import MIB
+from attnlens.store.replacement import announce, mode_of
 from attnlens.store.writer import StoreWriter
 
 
@@ -133,8 +134,7 @@ def run(options: CaptureOptions, progress: Progress) -> CaptureReport:
     check_label(options.label)
     wording = options.wording
     wording.check()
-    if options.resume:
-        raise InputError("--resume goes on with many prompts; give them with --prompts FILE")
+    mode_of(overwrite=options.overwrite, append=options.append, resume=options.resume)
     launch = read_launch()
     if launch.shared and not options.tensor_parallel:
         raise InputError(
@@ -143,7 +143,10 @@ def run(options: CaptureOptions, progress: Progress) -> CaptureReport:
         )
     prompt, token_ids = prompt_of(options)
     if launch.rank == 0:
-        StoreWriter.create(options.output, overwrite=options.overwrite, append=options.append)  # checks, writes nothing
+        writer = StoreWriter.create(  # checks, writes nothing
+            options.output, overwrite=options.overwrite, append=options.append, resume=options.resume
+        )
+        announce(writer.path, writer.place)
     loaded = options.load(options.device, progress)
     return capture(
         loaded.model,
@@ -173,6 +176,7 @@ def run(options: CaptureOptions, progress: Progress) -> CaptureReport:
         top_k=options.top_k,
         overwrite=options.overwrite,
         append=options.append,
+        resume=options.resume,
         buffer_bytes=options.buffer_mib * MIB,
         origin=loaded.origin(options.label),
         progress=progress,

@@ -172,6 +172,7 @@ class Session:
         reset_rope(self.model)
         sampler = self.sampler(generation, plan)
         path, metadata = self._place(writer, self.metadata(capture_id, plan, generation, prompt_id, sampler))
+        place = writer.place if writer is not None else path
         rows: CaptureWriter | None = None
         with torch.no_grad():
             try:
@@ -197,7 +198,7 @@ class Session:
             except KeyboardInterrupt:
                 raise Interrupted(_kept(path, rows.metadata if rows is not None else metadata)) from None
         return CaptureReport(
-            path=path,
+            path=place,
             capture_id=metadata.id,
             n_prompt=plan.n_prompt,
             n_token=passes.n_token,

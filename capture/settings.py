@@ -14,6 +14,7 @@ from attnlens.schemas.errors import InputError, Setting
 from attnlens.store.layout import MIB
 
 ENCODINGS = ("dense", "qk", "auto")
+LENS_TOKENS = re.compile("generated|last:([1-9][0-9]{0,8})|([0-9]{1,9}|-[1-9][0-9]{0,8}):")
 LENS_POINTS = ("layers", "all")
 NUMBERS = (
     ("max_new_tokens", int, "a whole number"),
@@ -33,8 +34,8 @@ class Settings:
         lens: read the residual stream of every depth through lenses.
         lenses: which: `logit`, `tuned:FOLDER`; the first has the plain names in the store.
         lens_points: `layers` reads between layers, `all` inside them too, after attention and before the MLP.
-        lens_tokens: which tokens lenses read: `all`; `generated`, from the last prompt token on; `last:N`, the last N
-            of the prompt and all after it.
+        lens_tokens: which tokens lenses read: `all`; `generated`, from the last prompt token on; `N:`, from token N of
+            the prompt on; `-N:` or `last:N`, the last N of the prompt and all after it.
         track: tokens whose rank and probability are kept at every depth, each by its exact text or its id.
         residuals: keep the residual streams themselves.
         value_norm: keep the length of each value through its head's output projection.
@@ -62,15 +63,23 @@ class Settings:
         """The first token that lenses read, of a prompt of `n_prompt`.
 
         Raises:
-            InputError: `lens_tokens` is none of the three.
+            InputError: `lens_tokens` is none of these, or begins after the prompt.
         """
+        first = self._first_read()
+        if first >= n_prompt:
+            there = f"the prompt has {n_prompt} tokens, lenses read from one of them on (0: to {n_prompt - 1}:)"
+            raise InputError(Setting("lens_tokens"), f" is {self.lens_tokens!r}: {there}")
+        return first if first >= 0 else max(0, n_prompt + first)
+
+    def _first_read(self) -> int:
+        """The first token that lenses read, from the prompt's end where it is negative."""
         if self.lens_tokens == "all":
             return 0
-        found = re.fullmatch("generated|last:([1-9][0-9]{0,8})", self.lens_tokens)
+        found = LENS_TOKENS.fullmatch(self.lens_tokens)
         if not found:
-            expected = "expected all, generated or last:N with N from 1"
+            expected = "expected all, generated, N: (from token N on), or -N: or last:N with N from 1"
             raise InputError(Setting("lens_tokens"), f" is {self.lens_tokens!r}, {expected}")
-        return max(0, n_prompt - int(found[1] or 1))
+        return int(found[2]) if found[2] else -int(found[1] or 1)
 
     def check(self) -> None:
         """Refuses what means nothing, and folders of lenses that hold none.
@@ -85,7 +94,7 @@ class Settings:
             raise InputError(Setting("lenses"), " names no lens, expected logit or tuned:FOLDER")
         if self.lens_points not in LENS_POINTS:
             raise InputError(Setting("lens_points"), f" is {self.lens_points!r}, expected {' or '.join(LENS_POINTS)}")
-        self.lens_first(1)
+        self._first_read()
         if not self.lens and (
             self.lens_tokens != "all" or self.track or self.lens_points != LENS_POINTS[0] or self.lenses != (LOGIT,)
         ):

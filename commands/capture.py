@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,6 +12,8 @@ from attnlens.commands.options import Json, Quiet
 
 TOLD = 4
 """Notes of many captures that are printed; all are in the store."""
+TRACKED_IDS = 1000
+"""Ids that one `--track-id` may list: a slip such as 1-30000 would fill the disk."""
 
 if TYPE_CHECKING:
     from attnlens.capture.batch.many import ManyReport
@@ -98,14 +100,20 @@ def capture(
     ] = Path("run.zarr"),
     overwrite: Annotated[
         bool,
-        typer.Option("--overwrite", rich_help_panel=STORE, help="Replace the store there (only ever a store)."),
+        typer.Option(
+            "--overwrite",
+            rich_help_panel=STORE,
+            help="Replace the store there (only ever a store), once the new one beside it is complete.",
+        ),
     ] = False,
     append: Annotated[
         bool, typer.Option("--append", rich_help_panel=STORE, help="Add a capture to the store there.")
     ] = False,
     resume: Annotated[
         bool,
-        typer.Option("--resume", rich_help_panel=STORE, help="With --prompts: do what is missing or not complete."),
+        typer.Option(
+            "--resume", rich_help_panel=STORE, help="Go on after a kill: prompts that are not complete; a replacement."
+        ),
     ] = False,
     max_new_tokens: Annotated[
         int,
@@ -240,7 +248,7 @@ def capture(
             "--lens-tokens",
             metavar="WHICH",
             rich_help_panel=EVIDENCE,
-            help="all; generated; last:N of the prompt and all after.",
+            help="all; generated; from N: on, or the prompt's last -N: on.",
         ),
     ] = "all",
     lens_points: Annotated[
@@ -263,8 +271,8 @@ def capture(
         ),
     ] = None,
     track_id: Annotated[
-        list[int] | None,
-        typer.Option("--track-id", metavar="N", rich_help_panel=EVIDENCE, help="The same, by its id."),
+        list[str] | None,
+        typer.Option("--track-id", metavar="N,…", rich_help_panel=EVIDENCE, help="The same, by ids: 3,5-7."),
     ] = None,
     residuals: Annotated[
         bool,
@@ -358,12 +366,21 @@ def options_of(chosen: Mapping[str, Any]) -> CaptureOptions:
         lens=not chosen["no_lens"],
         lenses=tuple(chosen["lens"] or ("logit",)),
         lens_points=chosen["lens_points"],
-        track=(*(chosen["track"] or ()), *(chosen["track_id"] or ())),
+        track=(*(chosen["track"] or ()), *_ids(chosen["track_id"] or ())),
         residuals=chosen["residuals"],
         value_norm=not chosen["no_value_norm"],
         lens_tokens=chosen["lens_tokens"],
         buffer_mib=chosen["buffer"],
     )
+
+
+def _ids(listed: Sequence[str]) -> Iterator[int]:
+    """The ids that `--track-id` lists."""
+    from attnlens.schemas.errors import Setting
+    from attnlens.schemas.ranges import parse_ids
+
+    for text in listed:
+        yield from parse_ids(text, option=Setting("track", "--track-id"), most=TRACKED_IDS)
 
 
 def _tell_one(report: CaptureReport, json: bool) -> None:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from attnlens.commands.options import Json, Overwrite, Quiet, Store
+from attnlens.commands.options import LIST, Json, Overwrite, Quiet, Store
 
 WHAT, HOW = "What stays", "How it is kept"
 
@@ -30,13 +30,13 @@ def crop(
         str | None, typer.Option("--captures", metavar="ID,…", rich_help_panel=WHAT, help="Some of the captures.")
     ] = None,
     tokens: Annotated[
-        str | None, typer.Option("--tokens", metavar="WHICH", rich_help_panel=WHAT, help="Some tokens: 0:100, -20:.")
+        str | None, typer.Option("--tokens", metavar="WHICH", rich_help_panel=WHAT, help=f"Some tokens: {LIST}.")
     ] = None,
     layers: Annotated[
-        str | None, typer.Option("--layers", metavar="WHICH", rich_help_panel=WHAT, help="Some layers: 8:16, 5-7, -1.")
+        str | None, typer.Option("--layers", metavar="WHICH", rich_help_panel=WHAT, help=f"Some layers: {LIST}.")
     ] = None,
     heads: Annotated[
-        str | None, typer.Option("--heads", metavar="WHICH", rich_help_panel=WHAT, help="Some heads: 0,3,5-7.")
+        str | None, typer.Option("--heads", metavar="WHICH", rich_help_panel=WHAT, help=f"Some heads: {LIST}.")
     ] = None,
     arrays: Annotated[
         str | None,
@@ -59,7 +59,7 @@ def crop(
     redact: Annotated[
         list[str] | None,
         typer.Option(
-            "--redact", metavar="SPAN", rich_help_panel=HOW, help="A text, or tokens as 57:63, to leave no trace of."
+            "--redact", metavar="SPAN", rich_help_panel=HOW, help=f"A text, or tokens ({LIST}), to leave no trace of."
         ),
     ] = None,
     overwrite: Overwrite = False,

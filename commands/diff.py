@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from attnlens.commands.lines import say_again, say_notes
-from attnlens.commands.options import Again, Dpi, Format, Json, Quiet, Resume, Step, Theme, Window, Workers
+from attnlens.commands.options import LIST, Again, Dpi, Format, Json, Quiet, Resume, Step, Theme, Window, Workers
 
 EXAMPLES = (
     "[bold]Examples[/bold]\n\n"
@@ -36,12 +36,12 @@ def diff(
         typer.Option("--align", metavar="HOW", help="token, character (across tokenizers), or auto."),
     ] = "auto",
     queries: Annotated[
-        str, typer.Option("--queries", metavar="WHICH", help="Of A: generated, prompt, all, or positions.")
+        str, typer.Option("--queries", metavar="WHICH", help=f"Of A: generated, prompt, all, or tokens: {LIST}.")
     ] = "generated",
     window: Window = 32,
     step: Step = 5,
     layers: Annotated[
-        str | None, typer.Option("--layers", metavar="WHICH", help="Some layers of A: 8:16.", show_default="all")
+        str | None, typer.Option("--layers", metavar="WHICH", help=f"Some layers of A: {LIST}.", show_default="all")
     ] = None,
     heads: Annotated[str, typer.Option("--heads", metavar="HOW", help="As for lens render.")] = "max",
     scale: Annotated[str, typer.Option("--scale", metavar="NAME", help="As for lens render, then B less A.")] = "raw",

@@ -31,6 +31,8 @@ Again = Annotated[
         help="Draw this one picture again, from the recipe inside it.",
     ),
 ]
+LIST = "3,5-7 or 10:20:2 or -1"
+"""How a list of numbers is written, in the help of every option that takes one; `schemas/ranges.py` reads it."""
 Store = Annotated[
     str,
     typer.Argument(metavar="STORE", help="A store: run.zarr, or one that is packed, run.zarr.zip.", show_default=False),

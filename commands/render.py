@@ -10,6 +10,7 @@ import typer
 from attnlens.commands.lines import say_again, say_notes
 from attnlens.commands.options import (
     FILES,
+    LIST,
     Again,
     Dpi,
     Format,
@@ -25,7 +26,7 @@ from attnlens.commands.options import (
 
 SHOWN = "What is shown"
 HEADS = (
-    "max, mean, min or median over all heads; over some: 0,3,7 or 0:4:mean; kv-group:N, top:N:entropy, "
+    "max, mean, min or median over all heads; over some: 0,3,5-7 or 0:4:mean; kv-group:N, top:N:entropy, "
     "top:N:induction, rollout; each for a picture a head."
 )
 
@@ -49,20 +50,20 @@ def render(
         typer.Option("--capture", metavar="ID", help="Which capture, or id of a prompt.", show_default="all"),
     ] = None,
     queries: Annotated[
-        str, typer.Option("--queries", metavar="WHICH", help="generated, prompt, all, or positions: 57 or 40:60.")
+        str, typer.Option("--queries", metavar="WHICH", help=f"generated, prompt, all, or tokens: {LIST}.")
     ] = "generated",
     window: Window = 32,
     step: Step = 5,
     layers: Annotated[
         str | None,
         typer.Option(
-            "--layers", metavar="WHICH", rich_help_panel=SHOWN, help="Some of the rows: 8:16.", show_default="all"
+            "--layers", metavar="WHICH", rich_help_panel=SHOWN, help=f"Some of the rows: {LIST}.", show_default="all"
         ),
     ] = None,
     tokens: Annotated[
         str | None,
         typer.Option(
-            "--tokens", metavar="WHICH", rich_help_panel=SHOWN, help="Some of the columns: 20:60.", show_default="all"
+            "--tokens", metavar="WHICH", rich_help_panel=SHOWN, help=f"Some of the columns: {LIST}.", show_default="all"
         ),
     ] = None,
     heads: Annotated[str, typer.Option("--heads", metavar="HOW", rich_help_panel=SHOWN, help=HEADS)] = "max",
@@ -98,7 +99,10 @@ def render(
     map: Annotated[
         str | None,
         typer.Option(
-            "--map", metavar="LAYER[:HEAD]", rich_help_panel=SHOWN, help="Queries × keys of one layer instead."
+            "--map",
+            metavar="LAYER[.HEAD]",
+            rich_help_panel=SHOWN,
+            help="Instead: queries × keys of a layer, or a head (17.4).",
         ),
     ] = None,
     cmap: Annotated[str, typer.Option("--cmap", metavar="NAME", help="A colormap of matplotlib.")] = "coolwarm",

@@ -13,15 +13,15 @@ class RenderOptions:
     """What is drawn and how. Plain values only: the options travel to worker processes and into recipes.
 
     capture: id of one capture; None draws all of them, each into a folder of its name if there are several.
-    queries: `generated`, `prompt`, `all`, or positions on the timeline (`57`, `40:60`, `-5:`, `3,5-7`).
+    queries: `generated`, `prompt`, `all`, or positions on the timeline (`3,5-7`, `10:20:2`, `-1`; `schemas/ranges.py`).
     tokens: None for all columns, or those of these timeline positions.
     window, step: columns of a picture, and how far the next picture moves.
-    layers: None for all, or a list or slice of layers.
+    layers: None for all, or a list of layers.
     heads: a reduction of the head axis, see `attnlens.render.attention.heads`; `each` draws a picture for every head.
     scale: what a colour stands for, see `attnlens.render.attention.scales`.
     text: what stands in the cells, see `attnlens.render.text.texts`; None is `token`, in maps `weight`.
     lens: which of the store's lenses the text and the prediction are read from; None is the first.
-    map: None, or `LAYER` or `LAYER:HEAD`: pictures of queries × keys of this layer instead of layers × keys.
+    map: None, or `LAYER` or `LAYER.HEAD`: pictures of queries × keys of this layer instead of layers × keys.
     cmap: a colormap of matplotlib. dpi: pixels an inch; a cell is 0.78 × 0.34 inch.
     format: one of `attnlens.render.formats`. sheet: all windows of a query on one page; with heads `each`, all heads of
     a window. palette: PNGs with 256 colours, smaller and drawn in half the time; fills are a little off.

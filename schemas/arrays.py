@@ -4,7 +4,7 @@ Axis names are the field's: token (a position on the one timeline prompt + gener
 looks), key (the token looked at), layer, head, depth (index of the residual stream, 0 … L), generated (the queries
 from the last prompt token on), rank (0 is the most probable), entry (of the vocabulary), edge (token boundaries),
 tracked (tokens that were chosen to be followed), feature (of the residual stream), kv_head (a head of keys, shared by
-n_head / n_kv_head neighbouring heads), head_feature (of a query or key), byte, file.
+n_head / n_kv_head neighbouring heads), head_feature (of a query or key), byte, file, chunk, digest_byte (of a sha256).
 """
 
 from __future__ import annotations
@@ -18,11 +18,12 @@ DType = Literal["bool", "uint8", "int32", "float16", "float32", "string", "model
 """`model`: the dtype in which the model computes, one of MODEL_DTYPES."""
 Axis = Literal[
     "token", "query", "key", "layer", "head", "depth", "generated", "rank", "entry", "edge", "byte", "file", "tracked",
-    "feature", "kv_head", "head_feature",
+    "feature", "kv_head", "head_feature", "chunk", "digest_byte",
 ]  # fmt: skip
-Presence = Literal["always", "dense", "qk", "lens", "depth", "attention", "finished", "evidence"]
+Presence = Literal["always", "dense", "qk", "lens", "depth", "attention", "finished", "evidence", "proof"]
 """When an array must exist: always; in dense or qk mode; with a lens; with a lens or an array along depth; with
-attention; once the capture is complete; where the capture's `evidence` names it."""
+attention; once the capture is complete; where the capture's `evidence` names it; never
+(proof: it may be there once the capture is complete)."""
 
 MODEL_DTYPES: Mapping[str, str] = {"float32": "float32", "float16": "float16", "bfloat16": "uint16"}
 """Dtype of the model → dtype of the array. Zarr has no bfloat16: its bits are kept as uint16, and the array's attribute
@@ -144,6 +145,8 @@ ARRAYS: tuple[ArraySpec, ...] = (
               meaning="every file of the capture but its own zarr.json and the manifest's, relative to the capture"),
     ArraySpec(name="manifest_sha256", axes=("file",), dtype="string", unit="hex digest", presence="finished",
               meaning="sha256 of that file"),
+    ArraySpec(name="chunk_sha256", axes=("chunk", "digest_byte"), dtype="uint8", unit="digest", presence="proof",
+              meaning="sha256 of chunks of large files; the attribute arrays says of which"),
 )  # fmt: skip
 
 ARRAY: Mapping[str, ArraySpec] = {spec.name: spec for spec in ARRAYS}
@@ -203,5 +206,7 @@ def wanted(spec: ArraySpec, *, mode: str | None, lens: bool, complete: bool, evi
             return lens or any("depth" in ARRAY[name].axes for name in evidence if name in ARRAY)
         case "finished":
             return complete
+        case "proof":
+            return False
         case "evidence":
             return (spec.base or spec.name) in evidence

@@ -29,7 +29,19 @@ class Sensitivity:
 
 SENSITIVITY: Mapping[str, Sensitivity] = {
     **dict.fromkeys(
-        ("token", "query", "key", "layer", "head", "kv_head", "depth", "generated", "manifest_file", "manifest_sha256"),
+        (
+            "token",
+            "query",
+            "key",
+            "layer",
+            "head",
+            "kv_head",
+            "depth",
+            "generated",
+            "manifest_file",
+            "manifest_sha256",
+            "chunk_sha256",
+        ),
         Sensitivity("nothing"),
     ),
     **dict.fromkeys(

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import secrets
 import shutil
+import time
 from collections.abc import Mapping, Sequence
 from os import PathLike
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from attnlens.schemas.errors import InputError, Setting
 from attnlens.schemas.metadata import Batch, BatchPrompt, CaptureMetadata, StoreMetadata
@@ -29,11 +30,13 @@ from attnlens.store.layout import MIB
 from attnlens.store.lock import refuse_busy
 from attnlens.store.places import Folder
 from attnlens.store.places.place import GROUP_DOCUMENT
-from attnlens.store.root import OTHERWISE, is_free, new_root, next_ids, read_root, replaceable, root_entries, write_root
+from attnlens.store.replacement import MARK, Mode, folder_for, is_finished
+from attnlens.store.root import OTHERWISE, is_free, new_root, next_ids, read_root, root_entries, write_root
 from attnlens.store.target import Target
 from attnlens.store.writer import CaptureWriter
 
-Mode = Literal["new", "overwrite", "append", "resume"]
+MANY = 1000
+"""Prompts beyond which it is not counted after each how many are done."""
 Wanted = Sequence[tuple[str, str]]
 """(prompt id, hash of what is asked) of each prompt, in order."""
 
@@ -43,9 +46,12 @@ class BatchWriter:
 
     def __init__(self, path: Path, target: Target, batch: Batch) -> None:
         self.path = path
+        self.place = target.place
         self.batch = batch
         self._target = target
         self._finished: dict[str, bool] = {}
+        self._counts: tuple[int, int] | None = None
+        self._look_again = 0.0
         self._group: Group[CaptureFile] = Group(self._publish)
         self._ready: set[str] = set()
         """Captures that are finished, and not yet on the disk."""
@@ -127,19 +133,35 @@ class BatchWriter:
         except OSError as error:
             raise write_error(error, self.path, 0) from error
 
-    def finished(self) -> tuple[int, int]:
-        """How many prompts of the batch are complete, and how many have ended otherwise, whoever did them."""
-        begun = {entry.name for entry in self.path.iterdir()}
-        for prompt in self.batch.prompts:
-            if prompt.capture in begun and prompt.capture not in self._finished and prompt.capture not in self._ready:
-                status, error = _state(self.path / prompt.capture)
-                if status == "complete" or error is not None:
-                    self._finished[prompt.capture] = status == "complete"
+    def finished(self, *, exact: bool = True) -> tuple[int, int]:
+        """How many prompts of the batch are complete, and how many have ended otherwise, whoever did them.
+
+        Args:
+            exact: False looks at most a twentieth of the time, since each look goes through all prompts: asked after
+                each of many thousands, it would take longer than they do.
+        """
+        if self._counts is not None:
+            return self._counts
+        begun_at = time.monotonic()
+        if exact or begun_at >= self._look_again:
+            begun = {entry.name for entry in self.path.iterdir()}
+            for prompt in self.batch.prompts:
+                if (
+                    prompt.capture in begun
+                    and prompt.capture not in self._finished
+                    and prompt.capture not in self._ready
+                ):
+                    status, error = _state(self.path / prompt.capture)
+                    if status == "complete" or error is not None:
+                        self._finished[prompt.capture] = status == "complete"
+            now = time.monotonic()
+            self._look_again = now + (20 * (now - begun_at) if len(self.batch.prompts) > MANY else 0.0)
         complete = sum(self._finished.values())
         return complete, len(self._finished) - complete
 
     def close(self) -> bool:
-        """No more captures of this process. True if no other one is at work: then the store's index was written.
+        """No more captures of this process. True if no other one is at work: then the store's index was written, and a
+        store of which every prompt is complete has taken the place of the one that it replaces.
 
         Raises:
             StoreError: the disk refuses.
@@ -147,9 +169,10 @@ class BatchWriter:
         try:
             self._group.close()
         except BaseException:
-            self._target.lock.release()
+            self._target.release()
             raise
         if not self._target.lock.last():
+            self._counts = self.finished()
             return False
         try:
             flush(self.path)  # the records of prompts that failed, too
@@ -157,16 +180,23 @@ class BatchWriter:
             metadata = read_root(Folder(self.path))
             entries = root_entries(Folder(self.path), metadata.planned)
             write_root(self.path, metadata.model_copy(update={"index": entries}), running=False)
+            self._counts = self.finished()
+            complete, wanted = self._counts[0], len(self.batch.prompts)
+            if complete < wanted:
+                self._target.keep(f"{wanted - complete} of {wanted} prompts are not complete")
+            elif not self._target.publish():
+                return False
+            self.path = self._target.path
         except OSError as error:
             raise write_error(error, self.path, 0) from error
         finally:
-            self._target.lock.release()
+            self._target.release()
         return True
 
     def wait(self) -> None:
         """After `close`: return when every other process of the run has closed the store, or died."""
         self._target.lock.wait()
-        self._target.lock.release()
+        self._target.release()
 
 
 def check_batch(
@@ -190,6 +220,9 @@ def check_batch(
     """
     target = _target(path)
     refuse_busy(target, run)
+    if _joined(target, wanted, run) is None and not (mode == "replace" and is_finished(target)):
+        target = folder_for(target, mode)
+        refuse_busy(target, run)
     batch = _existing(target, wanted, settings, mode=mode, run=run)
     if batch is None or batch.run == run:  # what other processes of this run have done was not there before
         return []
@@ -205,8 +238,10 @@ def open_batch(
         path: of the store.
         wanted: the prompts.
         settings: what all of them share, model included.
-        mode: new: nothing may be there; overwrite: replace the store there; append: add to it; resume: go on with the
-            same prompts, taking away what is not complete (and begin, if nothing is there).
+        mode: new: nothing may be there; overwrite: replace the store there, by one beside it until every prompt is
+            complete; append: add to it; resume: go on with the same prompts, taking away what is not complete (and
+            begin, if nothing is there), in the replacement that a killed run has left, if there is one; replace:
+            go on with such a replacement, or begin it.
         run: name of the run.
         shared: several processes give the same name and share the store; the first one opens it.
 
@@ -214,24 +249,24 @@ def open_batch(
         InputError: something is there, other prompts or settings were given, or another run is writing.
         StoreError: what is there is no store of this version, or the disk refuses.
     """
-    folder = _target(path)
+    place = _target(path)
     try:
         target = Target(
-            folder,
-            replace=lambda: mode == "overwrite" and _joined(folder, wanted, run) is None,
+            place,
+            mode,
             run=run if shared else None,
+            joined=lambda folder: _joined(folder, wanted, run) is not None,
         )
-        begun = False
+        folder = target.path
         try:
             if target.lock.exclusive:
                 batch = _existing(folder, wanted, settings, mode=mode, run=run)
-                metadata = new_root() if is_free(folder) else read_root(Folder(folder))
-                begun = True
+                metadata = new_root() if _is_new(folder) else read_root(Folder(folder))
                 batch, waste = _prepare(folder, metadata, batch, wanted, settings, run)
                 for half in folder.glob(f"{Path(GROUP_DOCUMENT).stem}.*{PARTIAL}"):  # a run was killed as it wrote it
                     half.unlink(missing_ok=True)
                 if shared:
-                    target.lock.share()
+                    target.share()
                 if waste:
                     flush(folder)  # what is removed may be what a capture was before it was given arrays
                 for unfinished in waste:
@@ -239,12 +274,16 @@ def open_batch(
             else:
                 batch = _required(folder, wanted, run)
         except BaseException:
-            target.undo(begun=begun)
+            target.undo()
             raise
     except OSError as error:
-        raise write_error(error, folder, 0) from error
-    target.keep()
+        raise write_error(error, place, 0) from error
     return BatchWriter(folder, target, batch)
+
+
+def _is_new(folder: Path) -> bool:
+    """Whether a store is to be begun in a folder."""
+    return is_free(folder) or not (folder / GROUP_DOCUMENT).exists()
 
 
 def _target(path: str | PathLike[str]) -> Path:
@@ -253,7 +292,7 @@ def _target(path: str | PathLike[str]) -> Path:
 
 
 def _existing(path: Path, wanted: Wanted, settings: Mapping[str, Any], *, mode: Mode, run: str) -> Batch | None:
-    """The batch that is gone on with; None if one is to be begun."""
+    """The batch that is gone on with; None if one is to be begun. `path`: where is written, as `folder_for` says."""
     if is_free(path):
         return None
     joined = _joined(path, wanted, run)
@@ -269,13 +308,12 @@ def _existing(path: Path, wanted: Wanted, settings: Mapping[str, Any], *, mode: 
                 " to go on with it, ",
                 *OTHERWISE,
             )
-        case "overwrite":
-            replaceable(path)
-            return None
         case "append":
             read_root(Folder(path))
             return None
-        case "resume":
+        case _ if not (path / GROUP_DOCUMENT).exists() and (path / MARK).exists():  # a replacement, just begun
+            return None
+        case _:
             return _same(path, read_root(Folder(path)).batches, wanted, settings)
 
 

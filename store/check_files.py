@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import zarr
 
 from attnlens.progress import Progress
@@ -12,6 +14,7 @@ from attnlens.schemas.errors import AttnlensError
 from attnlens.schemas.metadata import CaptureMetadata
 from attnlens.store.chunks import file_regions, grid
 from attnlens.store.descriptions import ours
+from attnlens.store.digests import DIGESTS, hash_shard, place_of
 from attnlens.store.faults import DECODE_ERRORS
 from attnlens.store.files import PARTIAL
 from attnlens.store.findings import Findings
@@ -83,6 +86,31 @@ def check_manifest(place: Place, capture: Capture, findings: Findings, progress:
             continue
         if found != digest:
             findings.add(f"{capture.id}/{name}", "manifest", "its bytes are not those that were written")
+
+
+def check_digests(place: Place, capture: Capture, findings: Findings) -> None:
+    """Does every chunk that `chunk_sha256` tells of have its digest there?"""
+    where = f"{capture.id}/{DIGESTS}"
+    try:
+        known = capture.digests()
+    except AttnlensError as error:
+        findings.add(where, "manifest", str(error))
+        return
+    for name, part in {} if known is None else known.parts.items():
+        assert known is not None
+        for path in place.files(f"{capture.id}/{name}/c"):
+            findings.count("files")
+            try:
+                found = hash_shard(place.read(path), math.prod(part.inside))
+                shard = place_of(path.removeprefix(f"{capture.id}/{name}/"))
+                stated = known.shard(name, shard, lambda file: place.read(f"{capture.id}/{file}"))
+            except (OSError, ValueError, RuntimeError) as error:
+                reason = getattr(error, "strerror", None) or error
+                findings.add(path, "manifest", f"cannot be compared with {DIGESTS} ({reason})")
+                continue
+            if (found != stated).any():
+                number = int(np.flatnonzero((found != stated).any(axis=1))[0])
+                findings.add(path, "manifest", f"its chunk {number} is not the one that {DIGESTS} tells of")
 
 
 def _check_manifest_files(place: Place, capture: Capture, findings: Findings) -> None:

@@ -19,7 +19,7 @@ from attnlens.schemas.metadata import CaptureMetadata, LayerInfo
 from attnlens.schemas.version import NAMESPACE
 from attnlens.store import layout
 from attnlens.store.columns import Column, TextColumn
-from attnlens.store.create import CountingStore, create_array
+from attnlens.store.create import CountingStore, create_array, write_digests
 from attnlens.store.durable import flush, flush_names
 from attnlens.store.files import (
     clean,
@@ -195,8 +195,9 @@ class CaptureFile:
         self._model_probability.commit()
         self._cut()
         remove_partials(self.folder)
+        known = write_digests(self._store, self.metadata.id, self.folder)
         names = listed(self.folder)
-        hashes = file_hashes(self.folder, names)
+        hashes = file_hashes(self.folder, names, known)
         for name, values in (("manifest_file", names), ("manifest_sha256", hashes)):
             array = create_array(self._store, self.metadata.id, name, (len(values),), layout.list_layout(len(values)))
             array[:] = np.asarray(values, dtype=np.dtypes.StringDType())

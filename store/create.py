@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,7 +14,8 @@ from zarr.storage import LocalStore
 from attnlens.schemas.arrays import ARRAY, MODEL_DTYPES, ArraySpec
 from attnlens.schemas.version import NAMESPACE
 from attnlens.store.bfloat16 import BFLOAT16, BITS, NAN, WHOLE_EXPONENT
-from attnlens.store.layout import ChunkLayout
+from attnlens.store.digests import DIGESTS, PER_FILE, Hashed, hash_arrays, table_of
+from attnlens.store.layout import ChunkLayout, list_layout
 from attnlens.store.packing import packing_for
 from attnlens.store.quantize import ENCODING
 
@@ -41,6 +44,7 @@ def create_array(
     *,
     spec: ArraySpec | None = None,
     model_dtype: str | None = None,
+    about: Mapping[str, Any] | None = None,
 ) -> zarr.Array[Any]:
     """Create array `name` of the table in `group`, filled with its fill value, and open it for writing.
 
@@ -52,11 +56,12 @@ def create_array(
         layout: Its chunks and shards.
         spec: Its row, where the table has none of that name (arrays of a further lens).
         model_dtype: What a row with the dtype "model" means here.
+        about: Further attributes of ours.
     """
     spec = spec or ARRAY[name]
     bits = spec.dtype == "model" and model_dtype == BFLOAT16
     encoded = {BITS: BFLOAT16, ENCODING: WHOLE_EXPONENT} if bits else {}
-    ours = {"unit": spec.unit, "meaning": spec.meaning} | encoded
+    ours = {"unit": spec.unit, "meaning": spec.meaning} | encoded | dict(about or {})
     dtype = _dtype(spec, model_dtype)
     packing = packing_for(name, dtype if isinstance(dtype, str) else "string", sharded=layout.shard is not None)
     itemsize = 1 if dtype is str else np.dtype(dtype).itemsize
@@ -75,6 +80,24 @@ def create_array(
         # A committed row is stored even where it equals the fill value, so that a missing chunk is always damage.
         config={"write_empty_chunks": True},
     )
+
+
+def write_digests(
+    store: LocalStore, group: str, folder: Path, old: Mapping[str, Hashed] | None = None
+) -> dict[str, str]:
+    """Write the digests of the chunks of large arrays in a capture's folder, if there are some.
+
+    `old`: digests that are taken over, by array. Returns the sha256 of the files that were read whole for it.
+    """
+    hashed = hash_arrays(folder)
+    whole = {path: digest for one in hashed.values() for path, digest in one.files.items()}
+    if not (hashed := {**(old or {}), **hashed}):
+        return whole
+    table, arrays = table_of(hashed)
+    chunk = (*list_layout(len(table), PER_FILE).chunk, table.shape[1])
+    array = create_array(store, group, DIGESTS, table.shape, ChunkLayout(chunk), about={"arrays": arrays})
+    array[:] = table
+    return whole
 
 
 def _dtype(spec: ArraySpec, model_dtype: str | None) -> Any:

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from attnlens.store.durable import publish
-from attnlens.store.places.place import DOCUMENT_BYTES, GROUP_DOCUMENT
+from attnlens.store.places.json_text import check_bytes, parse_object
+from attnlens.store.places.place import GROUP_DOCUMENT
 
 PARTIAL = ".partial"
 """Ending of a file or folder that is still being written. A killed process may leave some; no reader looks at them."""
@@ -79,15 +80,8 @@ def read_document(folder: Path) -> dict[str, Any]:
         ValueError: it is not a JSON object.
     """
     path = folder / GROUP_DOCUMENT
-    if path.stat().st_size > DOCUMENT_BYTES:
-        raise ValueError(f"larger than {DOCUMENT_BYTES} bytes")
-    try:
-        data = json.loads(path.read_bytes())
-    except RecursionError:
-        raise ValueError("its lists lie too deep in one another") from None
-    if not isinstance(data, dict):
-        raise ValueError("not a JSON object")
-    return data
+    check_bytes(path.stat().st_size)
+    return parse_object(path.read_bytes())
 
 
 def walk(folder: Path) -> Iterator[tuple[str, Path]]:

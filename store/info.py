@@ -194,7 +194,7 @@ def _absent(capture: Capture) -> dict[str, str]:
         group_of(spec.name): capture.why_absent(spec.name)
         for spec in ARRAYS
         if spec.name not in capture
-        and spec.presence not in encodings
+        and spec.presence not in encodings | {"proof"}
         and (spec.presence != "evidence" or group_of(spec.name) in about.absent)
         and not wanted(
             spec, mode=about.attention, lens=about.lens is not None, complete=complete, evidence=about.evidence

@@ -4,7 +4,8 @@ Chunks belong to the writer; a reader takes them from the array's metadata and a
 `attention_weight` follow the order in which rows arrive:
 
 - *rows*: one query row of as many layers and heads as fit 1 MiB is a chunk, so one picture reads one chunk;
-- *layers*: one layer is a shard, for prompts whose rows are too large to hold until the last layer is done.
+- *layers*: one layer is a shard, for prompts whose rows are too large to hold until the last layer is done; one query
+  row of it is a chunk, of as many heads and keys as fit 256 KiB.
 """
 
 from __future__ import annotations
@@ -92,9 +93,9 @@ def attention_layout(
         chunk = (layers, heads, 1, keys)
         shard = _grow(chunk, shape, 2, SHARD_BYTES, (3, 1, 0), rows=2, most_rows=SHARD_ROWS)
         return AttentionLayout(order="rows", weight=_apart(chunk, shard, n_head, head_groups))
+    keys = even(capacity, max(KEY_BLOCK, LAYER_CHUNK_BYTES // (2 * n_head)))
     heads = _heads(n_head, LAYER_CHUNK_BYTES // (2 * keys), head_groups)
-    rows = power_of_two(min(8, LAYER_CHUNK_BYTES // (2 * keys * heads)), capacity)
-    chunk = (1, heads, rows, keys)
+    chunk = (1, heads, 1, keys)
     shard = _grow(chunk, shape, 2, SHARD_BYTES, (3, 1), rows=2, most_rows=SHARD_ROWS)
     return AttentionLayout(order="layers", weight=_apart(chunk, shard, n_head, head_groups))
 

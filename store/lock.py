@@ -62,6 +62,10 @@ class WriterLock:
         if self._descriptor is not None and not self.exclusive:
             self.exclusive = _flock(self._descriptor, exclusive=True, wait=True)
 
+    def moved(self, folder: Path) -> None:
+        """The locked folder is at `folder` now."""
+        self._folder = folder
+
     def release(self) -> None:
         """Let go, and take the file away if it is nobody else's."""
         if self._descriptor is None:

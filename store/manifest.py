@@ -10,11 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from attnlens.schemas.version import NAMESPACE
+from attnlens.store.digests import DIGESTS
 from attnlens.store.files import PARTIAL, walk
 from attnlens.store.places import Place
 from attnlens.store.places.place import GROUP_DOCUMENT
 
 MANIFEST_ARRAYS = ("manifest_file", "manifest_sha256")
+PROOF_ARRAYS = (*MANIFEST_ARRAYS, DIGESTS)
+"""Arrays about the files of a store, which every tool that makes one makes anew."""
 PIECE = 1 << 24
 THREADS = 4
 """hashlib lets other threads run, so files are hashed side by side."""
@@ -47,10 +50,10 @@ def place_hash(place: Place, path: str) -> str:
     return digest.hexdigest()
 
 
-def file_hashes(folder: Path, names: Iterable[str]) -> list[str]:
-    """Sha256 of each of the files `names` in `folder`."""
+def file_hashes(folder: Path, names: Iterable[str], known: Mapping[str, str] | None = None) -> list[str]:
+    """Sha256 of each of the files `names` in `folder`; of those in `known` it was made before."""
     with ThreadPoolExecutor(THREADS, "attnlens-hash") as pool:
-        return list(pool.map(lambda name: file_hash(folder / name), names))
+        return list(pool.map(lambda name: (known or {}).get(name) or file_hash(folder / name), names))
 
 
 def manifest_hash(files: Mapping[str, str]) -> str:

@@ -31,6 +31,7 @@ from attnlens.store.root import read_root
 if TYPE_CHECKING:
     import xarray
 
+    from attnlens.store.digests import Digests, Hashed
     from attnlens.store.places.zarr_store import PlaceStore
 
 Viewer = Callable[..., Any]
@@ -468,13 +469,43 @@ class Capture:
                 "digest; run `lens verify`"
             )
         own = (GROUP_DOCUMENT, *(f"{name}/" for name in MANIFEST_ARRAYS))
-        return Checked(self._place, self.id, self.manifest(), own)
+        return Checked(self._place, self.id, self.manifest(), own, self.digests())
 
     @cached_property
     def _zarr_store(self) -> PlaceStore:
         from attnlens.store.places.zarr_store import PlaceStore
 
         return PlaceStore(self.checked_place)
+
+    def digests(self) -> Digests | None:
+        """Digests of chunks, None if the capture has none.
+
+        Raises:
+            StoreError: they are not as the format says.
+        """
+        from attnlens.store.digests import DIGESTS, Digests
+
+        if DIGESTS not in self._documents:
+            return None
+        try:
+            return Digests(self._documents[DIGESTS], self.descriptions)
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
+            raise StoreError(f"{self.id}/{DIGESTS}: {error}; run `lens verify`") from None
+
+    def hashed_chunks(self, keep: Callable[[str], bool]) -> dict[str, Hashed]:
+        """Digests of chunks of the arrays that `keep` takes, for a capture that keeps their files.
+
+        Raises:
+            StoreError: they are not those that were written.
+        """
+        from attnlens.store.digests import DIGESTS, Hashed
+
+        known = self.digests()
+        chosen = {} if known is None else {name: part for name, part in known.parts.items() if keep(name)}
+        if not chosen:
+            return {}
+        table = self[DIGESTS][:]
+        return {name: Hashed(part, table[part.first : part.first + part.count], {}) for name, part in chosen.items()}
 
     def manifest(self) -> dict[str, str]:
         """Sha256 of each of the files of a complete capture, by path inside it.

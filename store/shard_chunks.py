@@ -5,15 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import google_crc32c
 import numpy as np
 import zarr
 from numpy.typing import NDArray
 
+from attnlens.store.digests import ABSENT, ENTRY_BYTES, read_index, uncrc
 from attnlens.store.encode import CRC_BYTES
 from attnlens.store.packing import packing_of
 from attnlens.store.places.place import Place
-from attnlens.store.shards import ABSENT, ENTRY_BYTES
 
 
 def read_chunks(
@@ -32,23 +31,15 @@ def read_chunks(
     assert packing is not None
     inside = tuple(size // chunk for size, chunk in zip(array.shards, array.chunks, strict=True))
     count = int(np.prod(inside))
-    data = place.read(f"{array.path}/{array.metadata.encode_chunk_key(shard)}")
-    tail = data[-(count * ENTRY_BYTES + CRC_BYTES) :]
-    if len(tail) < count * ENTRY_BYTES + CRC_BYTES:
-        raise ValueError("the shard is shorter than its index")
-    index = np.frombuffer(_checked(tail), "<u8").reshape(count, 2)
+    path = f"{array.path}/{array.metadata.encode_chunk_key(shard)}"
+    whole = place.read(path) if len(wanted) * 2 > count else None
+    length = count * ENTRY_BYTES + CRC_BYTES
+    index = read_index(place.read(path, -length) if whole is None else whole[-length:], count)
     found = []
     for position in wanted:
         start, size = index[int(np.ravel_multi_index(position, inside))].tolist()
         if start == ABSENT:
             raise ValueError("a committed row is missing from it")
-        found.append(packing.decode(_checked(data[start : start + size]), array.chunks, array.dtype))
+        data = place.read(path, start, start + size) if whole is None else whole[start : start + size]
+        found.append(packing.decode(uncrc(data), array.chunks, array.dtype))
     return found
-
-
-def _checked(data: bytes) -> bytes:
-    """What stands before a crc32c, which must be that of it."""
-    body = data[:-CRC_BYTES]
-    if int(google_crc32c.value(body)).to_bytes(CRC_BYTES, "little") != data[-CRC_BYTES:]:
-        raise ValueError("its checksum differs")
-    return body

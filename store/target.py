@@ -1,55 +1,78 @@
-"""The folder that a store is written to: made, locked, and emptied where another store is replaced."""
+"""The folder that a store is written to: made and locked, beside the store that it replaces where there is one."""
 
 from __future__ import annotations
 
 import shutil
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 from attnlens.store.lock import LOCK_NAME, WriterLock, lock_run, lock_store
-from attnlens.store.root import check_free, is_free, replaceable
+from attnlens.store.notices import tell
+from attnlens.store.replacement import MARK, Mode, begin, folder_for, give_back, publish, settle, standing, unfinished
+from attnlens.store.root import check_free
 
 
 class Target:
-    """A folder ready for a writer. Until `keep`, `undo` gives back what was there before."""
+    """A folder ready for a writer: that of the store, or one beside it (`replaces`) that takes its place at the end."""
 
-    def __init__(self, path: Path, *, replace: Callable[[], bool], run: str | None = None) -> None:
+    def __init__(
+        self,
+        place: Path,
+        mode: Mode,
+        *,
+        run: str | None = None,
+        joined: Callable[[Path], bool] = lambda _: False,
+        afresh: bool = False,
+    ) -> None:
         """Make and lock the folder.
 
         Args:
-            path: where it is.
-            replace: asked once nobody else writes there: is what is there to be moved aside?
+            place: where the store is in the end.
+            mode: what to do with a store that is there.
             run: share the folder with the other processes of this run.
+            joined: asked whether another process of this run has put its store at a path.
+            afresh: of an unfinished replacement, keep nothing.
 
         Raises:
             InputError: another process is writing there, or what is there is no store that could be replaced.
             StoreError: several processes, and a file system without locks.
             OSError: the folder cannot be made.
         """
-        self.path = path
+        give_back(place)
+        self.place = self.path = place
         self._run = run
-        self._aside: Path | None = None
-        self._made = not path.exists()
-        self.lock = self._take()
+        self._made: list[Path] = [] if place.exists() else [place]
+        self._guard: WriterLock | None = None
+        self.lock = self._take(place)
         try:
-            if self.lock.exclusive and not is_free(path) and replace():
-                self._move_aside()
+            if joined(place):
+                return
+            if self.lock.exclusive:
+                done = settle(place)
+                self.path = place if done and mode == "replace" and not afresh else folder_for(place, mode)
+            elif mode in ("overwrite", "resume", "replace"):
+                self.path = unfinished(place) or place
+            if self.path != place:
+                self._go_beside(mode, joined, afresh=afresh)
         except BaseException:
-            self.undo(begun=False)
+            self.undo()
             raise
 
-    def _take(self) -> WriterLock:
-        return lock_store(self.path) if self._run is None else lock_run(self.path, self._run)
+    @property
+    def replaces(self) -> bool:
+        """Whether the store is written beside one that it is to replace."""
+        return self.path != self.place
 
-    def _move_aside(self) -> None:
-        replaceable(self.path)
-        aside = self.path.with_name(f".{self.path.name}.{time.time_ns()}.replaced")
-        self.path.rename(aside)
-        self._aside = aside
-        (aside / LOCK_NAME).unlink(missing_ok=True)
-        self.lock.release()
-        self.lock = self._take()
+    def _go_beside(self, mode: Mode, joined: Callable[[Path], bool], *, afresh: bool) -> None:
+        self._guard = self.lock
+        if not self.path.exists():
+            self._made.append(self.path)
+        self.lock = self._take(self.path)
+        if self.lock.exclusive and not joined(self.path):
+            begin(self.path, self.place, afresh=afresh or mode == "overwrite")
+
+    def _take(self, path: Path) -> WriterLock:
+        return lock_store(path) if self._run is None else lock_run(path, self._run)
 
     def require_free(self) -> None:
         """Refuse a folder in which something is.
@@ -57,25 +80,55 @@ class Target:
         Raises:
             InputError: another store was begun there meanwhile.
         """
-        check_free(self.path)
+        if not self.replaces:
+            check_free(self.path)
 
-    def keep(self) -> None:
-        """What was begun here is good: delete what it replaces."""
-        if self._aside is not None:
-            shutil.rmtree(self._aside, ignore_errors=True)
-            self._aside = None
+    def share(self) -> None:
+        """Let the other processes of this run in."""
+        self.lock.share()
+        if self._guard is not None:
+            self._guard.share()
 
-    def undo(self, *, begun: bool) -> None:
-        """Let go of the folder. `begun`: what is in it now was written by us; an old store is better than that."""
-        if begun and self._aside is not None:
+    def publish(self) -> bool:
+        """Put the complete store in its place. False if another process of the run has just come, who does it then.
+
+        Raises:
+            StoreError: what is there is not what was to be replaced.
+            OSError: the system refuses.
+        """
+        if self._guard is None:
+            return True
+        if not self._guard.last():
+            return False
+        publish(self.path, self.place)
+        self.lock.moved(self.place)
+        self.path = self.place
+        return True
+
+    def keep(self, why: str) -> None:
+        """Say that the old store stays in its place, and `why`."""
+        if self.replaces:
+            tell(
+                f"{self.place} is as it was, since {why}; its unfinished replacement is {self.path} "
+                f"({standing(self.path)}): --resume goes on with it"
+            )
+
+    def discard(self) -> None:
+        """Delete the folder beside, in which nothing is worth keeping."""
+        if self.replaces:
             shutil.rmtree(self.path, ignore_errors=True)
+
+    def release(self) -> None:
+        """Let go of the locks."""
         self.lock.release()
-        self._give_back()
+        if self._guard is not None:
+            self._guard.release()
 
-    def _give_back(self) -> None:
-        if self._aside is not None:
+    def undo(self) -> None:
+        """Let go of the folder; what was made and has nothing in it goes, too."""
+        if self.replaces and self.path in self._made and self.lock.exclusive:
             shutil.rmtree(self.path, ignore_errors=True)
-            self._aside.rename(self.path)
-            self._aside = None
-        elif self._made and self.path.is_dir() and not any(self.path.iterdir()):
-            self.path.rmdir()
+        self.release()
+        for path in self._made:
+            if path.is_dir() and all(entry.name in (LOCK_NAME, MARK) for entry in path.iterdir()):
+                shutil.rmtree(path, ignore_errors=True)

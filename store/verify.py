@@ -14,7 +14,14 @@ from attnlens.schemas.validate import CAPTURE_NAME, validate_capture
 from attnlens.store.check_archive import check_archive
 from attnlens.store.check_attention import check_attention
 from attnlens.store.check_evidence import check_evidence
-from attnlens.store.check_files import check_chunks, check_consolidated, check_digest, check_front, check_manifest
+from attnlens.store.check_files import (
+    check_chunks,
+    check_consolidated,
+    check_digest,
+    check_digests,
+    check_front,
+    check_manifest,
+)
 from attnlens.store.check_lens import check_lens
 from attnlens.store.check_tokens import check_tokens
 from attnlens.store.check_vectors import check_vectors
@@ -121,6 +128,7 @@ def _check_capture(store: Store, name: str, findings: Findings, progress: Progre
     if capture.status == "complete":
         check_manifest(store.place, capture, findings, progress)
         check_front(store.place, capture, findings)
+        check_digests(store.place, capture, findings)
     if capture.status not in ("planned", "failed"):  # neither has a row
         whole = _check_arrays(store, name, findings, progress)
         check_tokens(capture, findings)

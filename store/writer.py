@@ -14,7 +14,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from attnlens.schemas.errors import InputError, StoreError
+from attnlens.schemas.errors import InputError, Setting, StoreError
 from attnlens.schemas.metadata import CaptureMetadata, LayerInfo, StoreMetadata
 from attnlens.store.commit import COMMIT_SECONDS, CaptureFile, publish_captures
 from attnlens.store.durable import flush, flush_way
@@ -25,16 +25,8 @@ from attnlens.store.layout import MIB
 from attnlens.store.lock import refuse_busy
 from attnlens.store.places import Folder
 from attnlens.store.queue import ByteQueue
-from attnlens.store.root import (
-    check_free,
-    is_free,
-    new_root,
-    next_ids,
-    read_root,
-    replaceable,
-    root_entries,
-    write_root,
-)
+from attnlens.store.replacement import Mode, folder_for, has_batches, is_finished
+from attnlens.store.root import check_free, is_free, new_root, next_ids, read_root, root_entries, write_root
 from attnlens.store.target import Target
 
 COMMIT_ROWS = 8
@@ -44,15 +36,20 @@ Job = Callable[[CaptureFile | HeadsFile], None]
 class StoreWriter:
     """A store being written, one capture after another. Nothing is on disk before the first capture begins."""
 
-    def __init__(self, path: Path, metadata: StoreMetadata, *, exists: bool, replace: bool) -> None:
+    def __init__(self, place: Path, path: Path, metadata: StoreMetadata, *, exists: bool, mode: Mode) -> None:
+        self.place = place
         self.path = path
+        """Where it is written: at `place`, or beside the store there until it has replaced that."""
         self._metadata = metadata
         self._exists = exists
-        self._replace = replace
+        self._mode = mode
 
     @classmethod
-    def create(cls, path: str | PathLike[str], *, overwrite: bool = False, append: bool = False) -> StoreWriter:
-        """Prepare a new store at `path`, or `append` to the one that is there, or `overwrite` it.
+    def create(
+        cls, path: str | PathLike[str], *, overwrite: bool = False, append: bool = False, resume: bool = False
+    ) -> StoreWriter:
+        """Prepare a new store at `path`, or `append` to the one that is there, or `overwrite` it: beside it then, until
+        a capture is complete. `resume`: do what a killed run that was to overwrite it has left undone.
 
         Raises:
             InputError: something is at `path` and neither was asked for, or it is not an attnlens store.
@@ -63,14 +60,28 @@ class StoreWriter:
         if append and target.is_file():
             raise InputError(f"{path} is packed: unpack it by `lens unpack`, then add to that")
         refuse_busy(target)
+        mode: Mode = "new"
+        if append:
+            mode = "append"
+        elif overwrite or resume:
+            mode = "replace" if overwrite and resume else "overwrite" if overwrite else "resume"
+        if mode == "resume" and is_finished(target):
+            mode = "replace"
+        folder = folder_for(target, mode)
+        if mode == "resume" and folder == target and not is_free(target):
+            raise InputError(
+                Setting("resume=True", "--resume"),
+                f": there is no unfinished replacement of {path}, and a capture of one prompt is made in one go; give ",
+                Setting("overwrite=True", "--overwrite"),
+                " to replace it, or many prompts with --prompts FILE",
+            )
+        if mode in ("resume", "replace") and folder != target and has_batches(folder):
+            raise InputError(f"{folder} was begun with --prompts FILE: give that again, or delete {folder}")
         if append and target.exists():
-            return cls(target, read_root(Folder(target)), exists=True, replace=False)
-        replace = overwrite and not is_free(target)
-        if replace:
-            replaceable(target)
-        else:
+            return cls(target, target, read_root(Folder(target)), exists=True, mode=mode)
+        if folder == target:
             check_free(target)
-        return cls(target, new_root(), exists=False, replace=replace)
+        return cls(target, folder, new_root(), exists=False, mode=mode)
 
     def new_id(self) -> str:
         """Name of the next capture's group: "0000", "0001", …"""
@@ -106,33 +117,44 @@ class StoreWriter:
         if capacity < metadata.n_prompt:
             raise InputError(f"capacity {capacity} is less than the prompt's {metadata.n_prompt} tokens")
         try:
-            target = Target(self.path, replace=lambda: self._replace)
-            begun = False
+            target = Target(self.place, self._mode, afresh=not self._exists)
+            self.path = target.path
             try:
                 if not self._exists:
                     target.require_free()
                 if metadata.id != self.new_id():
                     raise InputError(f"capture id {metadata.id} is not the next one of {self.path}, {self.new_id()}")
-                begun = True
                 planned = [*self._metadata.planned, metadata.id]
                 self._metadata = write_root(
                     self.path, self._metadata.model_copy(update={"planned": planned}), running=True
                 )
                 file = CaptureFile(self.path, metadata, capacity=capacity, key_rows_hold=key_rows_hold, share=share)
             except BaseException:
-                target.undo(begun=begun)
+                target.undo()
                 raise
         except OSError as error:
-            raise write_error(error, self.path, 0) from error
-        self._exists, self._replace = True, False
-        target.keep()
-        return CaptureWriter(file, self._index, buffer_bytes, target.lock.release)
+            raise write_error(error, self.place, 0) from error
+        self._exists = True
+        self._mode = "replace" if target.replaces else "append"
+        return CaptureWriter(file, lambda: self._index(target, file), buffer_bytes, lambda: self._release(target, file))
 
-    def _index(self) -> None:
-        """Bring the list of captures in the store's zarr.json up to date."""
+    def _index(self, target: Target, file: CaptureFile) -> None:
+        """Bring the list of captures in the store's zarr.json up to date; a complete store takes its place."""
         entries = root_entries(Folder(self.path), self._metadata.planned)
         self._metadata = write_root(self.path, self._metadata.model_copy(update={"index": entries}), running=False)
         flush_way(self.path)
+        if target.replaces and file.metadata.status == "complete":
+            target.publish()
+            self.path, self._mode = self.place, "append"
+
+    def _release(self, target: Target, file: CaptureFile) -> None:
+        """Let other writers in. A replacement that is not complete stays beside, if there is anything in it."""
+        if target.replaces and file.metadata.committed == 0:
+            target.discard()
+            self._exists, self._metadata = False, new_root()
+        elif target.replaces:
+            target.keep(f"capture {file.metadata.id} is not complete")
+        target.release()
 
 
 def write_heads(

@@ -5,9 +5,8 @@ the names that it held then. Nothing here asks the code that is tested: calls ar
 wrapping `os.fsync` and libc's `syncfs`.
 """
 
-# The hook must call as little as can be:
 # ruff: noqa: PTH100, PTH112, PTH115, PTH120
-
+# Paths here are those that the functions of os were given.
 from __future__ import annotations
 
 import json

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import random
 import signal
 import subprocess
 import sys
 import time
 import zlib
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +23,7 @@ from attnlens.render.options import RenderOptions
 from attnlens.render.painter import squeeze
 from attnlens.render.pictures import RenderReport, render
 from attnlens.render.run import workers
+from attnlens.render.run.ctrl_c import held, noticed
 from attnlens.render.run.whole import is_whole
 from attnlens.schemas.errors import AttnlensError, InputError
 from render_store import Made, make
@@ -107,24 +111,94 @@ def test_a_capture_that_grew_is_drawn_again(tmp_path: Path) -> None:
 
 def command(made: Made, folder: Path, *more: str) -> list[str]:
     options = ["--window", "5", "--step", "2", "--dpi", "40", "--quiet", *more]
-    return [sys.executable, "-m", "attnlens", "render", str(made.path), "-o", str(folder), *options]
+    begin = "from attnlens.__main__ import main; print('begun', flush=True); main()"  # Ctrl-C is ours from here on
+    return [sys.executable, "-c", begin, "render", str(made.path), "-o", str(folder), *options]
+
+
+def living(group: int) -> list[str]:
+    """Processes of a process group, those that only wait to be collected left out."""
+    said = subprocess.run(["ps", "-eo", "pgid=,stat=,args="], check=True, capture_output=True, text=True).stdout
+    return [line for line in said.splitlines() if line.split()[0] == str(group) and "Z" not in line.split()[1]]
+
+
+def interrupt(args: list[str], when: Callable[[float], bool], how: signal.Signals = signal.SIGINT) -> tuple[int, str]:
+    """Run a command in a group of its own, signal the group once `when` of the seconds since; code, stderr."""
+    # A shell that starts tests in the background lets them ignore Ctrl-C, and they what they start.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    run = subprocess.Popen(args, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True)
+    signal.signal(signal.SIGINT, before)
+    assert run.stdout is not None
+    assert run.stdout.readline() == b"begun\n"
+    begun = time.monotonic()
+    while not when(passed := time.monotonic() - begun) and passed < 30 and run.poll() is None:
+        time.sleep(0.002)
+    with suppress(ProcessLookupError):
+        os.killpg(run.pid, how)
+    try:
+        said = run.communicate(timeout=20 if how == signal.SIGKILL else 5)[1].decode()
+        deadline = time.monotonic() + 2
+        while living(run.pid) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        assert not living(run.pid)
+        return run.returncode, said
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(run.pid, signal.SIGKILL)
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
 def test_killed_in_the_middle_and_resumed(
     made: Made, expected: dict[str, bytes], tmp_path: Path, how: signal.Signals
 ) -> None:
-    run = subprocess.Popen(command(made, tmp_path, "--workers", "2"), stderr=subprocess.PIPE, start_new_session=True)
-    deadline = time.monotonic() + 30
-    while len(contents(tmp_path)) < 5 and time.monotonic() < deadline and run.poll() is None:
-        time.sleep(0.002)
-    os.killpg(run.pid, how)
-    said = run.communicate(timeout=20)[1].decode()
+    code, said = interrupt(command(made, tmp_path, "--workers", "2"), lambda _: len(contents(tmp_path)) >= 5, how)
+    assert code in ((-signal.SIGKILL,) if how == signal.SIGKILL else (130, 0))
     assert "Traceback" not in said
     for name, data in contents(tmp_path).items():
         assert data == expected[name]
     subprocess.run(command(made, tmp_path, "--resume"), check=True, stdout=subprocess.DEVNULL)
     assert contents(tmp_path) == expected
+
+
+@pytest.mark.parametrize("count", [6, pytest.param(200, marks=pytest.mark.nightly)])
+def test_ctrl_c_at_any_moment_is_one_line_and_ends_at_once(
+    made: Made, expected: dict[str, bytes], tmp_path: Path, count: int
+) -> None:
+    rng = random.Random(count)
+    for index in range(count):
+        folder = tmp_path / str(index)
+        moment = rng.uniform(0, 1)
+        code, said = interrupt(command(made, folder, "--workers", "3"), lambda passed, at=moment: passed > at)  # type: ignore[misc]
+        assert code in (130, 0), said
+        lines = [line for line in said.splitlines() if not line.startswith("note: ")]
+        assert lines == (["lens: interrupted"] if code else [])
+        for name, data in contents(folder).items():
+            assert data == expected[name]
+
+
+def test_an_interrupt_that_a_library_swallows_still_interrupts() -> None:
+    def swallow() -> None:
+        with suppress(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+
+    before = signal.getsignal(signal.SIGINT)
+    drawn = []
+    with pytest.raises(KeyboardInterrupt), noticed() as check:  # noqa: PT012 - the second line must not be reached
+        swallow()
+        check()
+        drawn.append("a wrong picture")
+    with pytest.raises(KeyboardInterrupt), noticed():  # noqa: PT012 - as numpy does
+        swallow()
+        raise TypeError("cannot compare")
+    assert not drawn
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_an_interrupt_waits_for_what_cannot_bear_it() -> None:
+    done = []
+    with pytest.raises(KeyboardInterrupt), held():  # noqa: PT012
+        signal.raise_signal(signal.SIGINT)
+        done.append("all of it")
+    assert done
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads the signal mask of a process in /proc")

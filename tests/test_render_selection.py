@@ -2,60 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
-import re
-
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from attnlens.render.attention.heads import select_heads
 from attnlens.render.attention.reduce import maximum, mean, minimum
 from attnlens.render.choice.layers import select_rows
 from attnlens.render.choice.queries import Timeline, select_queries, stem
-from attnlens.render.choice.selection import select
 from attnlens.schemas.errors import AbsentError, InputError
 
 LINE = Timeline(capture="0000", n_prompt=6, n_token=11, n_row=10)
-
-
-def pick(text: str, size: int = 10) -> list[int]:
-    return list(select(text, size, option="--heads", thing="head"))
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [("3", [3]), ("-1", [9]), ("0,3,5-7", [0, 3, 5, 6, 7]), ("7,1,7", [1, 7]), ("2:5", [2, 3, 4]), (" 1 , 2 ", [1, 2]),
-     ("-3:", [7, 8, 9]), ("::4", [0, 4, 8]), ("8:99", [8, 9]), ("::-3", [0, 3, 6, 9]), ("0,8:", [0, 8, 9])],
-)  # fmt: skip
-def test_numbers_ranges_and_slices(text: str, expected: list[int]) -> None:
-    assert pick(text) == expected
-
-
-@given(st.one_of(st.none(), st.integers(-30, 30)), st.one_of(st.none(), st.integers(-30, 30)), st.integers(1, 9))
-def test_slices_are_pythons(start: int | None, stop: int | None, step: int) -> None:
-    text = f"{'' if start is None else start}:{'' if stop is None else stop}:{step}"
-    expected = list(range(20))[start:stop:step]
-    if expected:
-        assert pick(text, 20) == expected
-    else:
-        with pytest.raises(InputError, match="selects no head"):
-            pick(text, 20)
-
-
-@given(st.text(max_size=8))
-def test_any_text_is_numbers_or_an_input_error(text: str) -> None:
-    with contextlib.suppress(InputError):
-        assert set(pick(text)) <= set(range(10))
-
-
-@pytest.mark.parametrize(
-    "text", ["", "a", "1,,2", "1.5", "--3", "1-", "5-3", "::0", "٣", "9" * 40, "-99", "10", "0-10"]
-)
-def test_other_texts_say_what_is_expected(text: str) -> None:
-    with pytest.raises(InputError, match=re.escape("--heads")):
-        pick(text)
 
 
 def test_out_of_range_says_how_many_there_are() -> None:

@@ -13,12 +13,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import attnlens
-from attnlens.render.choice.selection import select
 from attnlens.render.options import RenderOptions
 from attnlens.render.pictures import render
 from attnlens.schemas.arrays import ARRAYS, FILL
 from attnlens.schemas.errors import AbsentError, AttnlensError, InputError
-from attnlens.schemas.ranges import parse_ranges, runs_of
 from attnlens.store import quantize
 from attnlens.store.tools.crop import crop
 from attnlens.store.tools.keep import Keep
@@ -145,9 +143,9 @@ def test_absent_rows_are_said(store: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("keep", "words"),
     [
-        (Keep(tokens="14"), "--tokens '14': there is no 14, there are 0 … 13"),
+        (Keep(tokens="14"), r"--tokens 14 is out of range: there are 14 tokens \(0 … 13\)"),
         (Keep(layers="x"), "--layers 'x' is not understood"),
-        (Keep(heads="5:9"), "--heads '5:9' names nothing of 0 … 2"),
+        (Keep(heads="5:9"), r"--heads '5:9' selects no head: there are 3 heads \(0 … 2\)"),
         (Keep(arrays=["none"]), "there is no none; it has attention_max"),
         (Keep(arrays=["-token_id"]), "--arrays -token_id: no capture can do without it"),
     ],
@@ -208,7 +206,9 @@ def test_every_array_is_kept_or_left_out_by_lite_on_purpose() -> None:
     free = {
         spec.name
         for spec in ARRAYS
-        if spec.axes != (spec.name,) and spec.presence not in ("always", "finished") and spec.axes != ("entry",)
+        if spec.axes != (spec.name,)
+        and spec.presence not in ("always", "finished", "proof")
+        and spec.axes != ("entry",)
     }
     assert free == LITE | dropped, "a new array: say here whether default pictures need it"
 
@@ -263,16 +263,6 @@ def test_damage_is_not_sealed_again(store: Path, tmp_path: Path) -> None:
 def test_nothing_to_merge_is_said(tmp_path: Path, store: Path) -> None:
     with pytest.raises(InputError, match="lens pack"):
         merge([store], tmp_path / "x.zarr.zip")
-
-
-def test_ranges() -> None:
-    assert parse_ranges("3, 5:7,-2:", 10, "--x") == [3, 5, 6, 8, 9]
-    assert runs_of([1, 2, 3, 7]) == [[1, 4], [7, 8]]
-    for text in ("5-7", "-1", "3,5-7", "1:8:3", "::-4", "-3:", " 2 , 4-4,-10"):
-        assert parse_ranges(text, 10, "--x") == list(select(text, 10, option="--x", thing="layer"))
-    for bad in ("", "1:2:0", "a", "10", "-11", "9:2", "7-5", "8-10", "1-", "-5--3", "3,,4"):
-        with pytest.raises(InputError, match="--x"):
-            parse_ranges(bad, 10, "--x")
 
 
 def test_metadata_of_a_crop_are_checked(store: Path, tmp_path: Path) -> None:

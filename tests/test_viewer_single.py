@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 
 import attnlens
+from attnlens.render.viewer import notebook
+from attnlens.render.viewer.assets import asset
 from attnlens.render.viewer.single import export_html
 from attnlens.schemas.errors import AttnlensError
 from attnlens.store.reader import open_store
@@ -126,6 +128,28 @@ def test_a_notebook_shows_a_sandboxed_frame(tmp_path: Path) -> None:
         assert inside.evaluate("attnlens.ready.then(() => attnlens.state.view)") == "map"
         assert wrong == []
         context.close()
+
+
+def test_the_page_is_in_a_notebook_once(tmp_path: Path) -> None:
+    """A notebook keeps every form of an output: text/plain comes from repr, text/html from the frame."""
+    make(tmp_path / "run.zarr")
+    shown = attnlens.open(tmp_path / "run.zarr")[0].view()
+    assert len(repr(shown)) < 100
+    assert "capture 0000 of run" in repr(shown)
+    script = json.dumps({"text/plain": repr(shown), "text/html": shown._repr_html_()}).count("attnlens-files")
+    assert script == 1 + asset("app.js").decode().count("attnlens-files")
+
+
+def test_a_capture_that_is_too_large_for_a_notebook_is_refused_with_advice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make(tmp_path / "run.zarr", n_prompt=100, n_generated=5)
+    capture = attnlens.open(tmp_path / "run.zarr")[0]
+    size = len(capture.view().page)
+    assert notebook.LARGEST == 20 * 2**20
+    monkeypatch.setattr(notebook, "LARGEST", size - 32768)
+    with pytest.raises(AttnlensError, match=r"a notebook takes: look at it with `lens view`.*crop --lite"):
+        capture.view()
 
 
 def test_a_capture_of_a_bare_reader_cannot_be_shown(tmp_path: Path) -> None:

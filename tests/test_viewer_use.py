@@ -371,7 +371,7 @@ def test_damage_is_told(browser: Any, tmp_path: Path) -> None:
         assert "0000/attention_max cannot be read" in page.page.inner_text(".notice")
         shard.unlink()
         page.js("() => { attnlens.stores.forget(); attnlens.side.store.bytes.forget(); return attnlens.reload(); }")
-        assert "missing although it was committed: the store is damaged" in page.page.inner_text(".notice")
+        assert "attention_max/c/0/0/0 is missing, the capture's manifest lists it" in page.page.inner_text(".notice")
         page.close()
 
 

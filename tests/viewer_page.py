@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -27,9 +27,9 @@ READY = """async () => {
 
 
 @contextmanager
-def serving(*stores: Path) -> Iterator[ViewServer]:
+def serving(*stores: Path | str, hosts: Sequence[str] = ()) -> Iterator[ViewServer]:
     """The server of `lens view`, running."""
-    server = open_server(stores)
+    server = open_server(stores, hosts=hosts)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
     thread.start()
     try:
@@ -77,16 +77,27 @@ class _Static(SimpleHTTPRequestHandler):
 def static_host(folder: Path, ranges: bool) -> Iterator[str]:
     """A server of `folder`, and of the page under /viewer/: its address."""
     handler = type("Handler", (_Static,), {"ranges": ranges})
-    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(handler, directory=str(folder)))
+    with running(partial(handler, directory=str(folder))) as (home, _):
+        yield home
+
+
+@contextmanager
+def running(handler: Any) -> Iterator[tuple[str, Callable[[], None]]]:
+    """A server on this machine: its address, and what ends it."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     server.daemon_threads, server.block_on_close = True, False
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
     thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_address[1]}/"
-    finally:
+
+    def end() -> None:
         server.shutdown()
         thread.join()
         server.server_close()
+
+    try:
+        yield f"http://127.0.0.1:{server.server_address[1]}/", end
+    finally:
+        end()
 
 
 @contextmanager

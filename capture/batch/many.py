@@ -30,7 +30,8 @@ from attnlens.capture.settings import Generation, Settings
 from attnlens.progress import Progress, Silent
 from attnlens.schemas.errors import InputError, Interrupted, ModelError, Setting, StoreError, command_line
 from attnlens.schemas.metadata import Adapter, BatchPrompt
-from attnlens.store.batch import BatchWriter, Mode, check_batch, open_batch
+from attnlens.store.batch import BatchWriter, check_batch, open_batch
+from attnlens.store.replacement import Mode, mode_of
 
 NOT_COMPARED = ("buffer_bytes", "lenses")
 """Settings that a resumed run may change, or that are told by what they came to: a store never names a local path."""
@@ -137,10 +138,12 @@ def capture_many(
         seed: of sampling. A prompt's own seed is used as it is.
         generation: fields of the model's generation settings to replace; None unsets one.
         settings: what is kept of each, for example `Settings(top_k=3)`.
-        overwrite: replace a store that is there.
+        overwrite: replace a store that is there. The new one is written beside it (`run.new.zarr` for `run.zarr`) and
+            takes its place when every prompt is complete.
         append: add captures to the store that is there.
         resume: go on with the same prompts in the store that is there: captures that are missing, partial or failed
-            are made again, complete ones are kept. Begins if nothing is there.
+            are made again, complete ones are kept. Begins if nothing is there. Goes on with what a run that was to
+            overwrite the store has left beside it; with `overwrite` too, begins one if there is none.
         model_id: name to record; by default the model's own.
         revision: of the model, to record.
         quantization: to record, where the model's config does not say.
@@ -191,19 +194,6 @@ def capture_many(
         origin=(origin or Origin()).given(id=model_id, revision=revision, quantization=quantization, label=label),
         progress=progress,
     )
-
-
-def mode_of(*, overwrite: bool, append: bool, resume: bool) -> Mode:
-    """What to do with a store that is there.
-
-    Raises:
-        InputError: two of them were asked for.
-    """
-    wanted: dict[Mode, bool] = {"overwrite": overwrite, "append": append, "resume": resume}
-    chosen = [mode for mode, asked_for in wanted.items() if asked_for]
-    if len(chosen) > 1:
-        raise InputError(Setting(chosen[0]), " and ", Setting(chosen[1]), " were given; expected one of them")
-    return chosen[0] if chosen else "new"
 
 
 def check_store(
@@ -314,15 +304,15 @@ class _Batch:
                 self._go_on_after(error, prompt)
                 failure = Failure(id=one.id, where=one.where, capture_id=prompt.capture, pieces=pieces(error))
                 self.failures.append(failure)
-            finished = self._finished()
+            finished = self._finished(exact=False)
             self._progress.advance(sum(finished) - done, note=_failed(finished[1]))
             done = sum(finished)
         if self._writer is not None:
             self._writer.flush()
             self._progress.advance(sum(self._finished()) - done, note=_failed(self._finished()[1]))
 
-    def _finished(self) -> tuple[int, int]:
-        return self._writer.finished() if self._writer is not None else (0, 0)
+    def _finished(self, *, exact: bool = True) -> tuple[int, int]:
+        return self._writer.finished(exact=exact) if self._writer is not None else (0, 0)
 
     def _go_on_after(self, error: Exception, prompt: BatchPrompt) -> None:
         """Ends the run where no other prompt can be captured either; what is left is for --resume.

@@ -5,11 +5,12 @@ from __future__ import annotations
 from attnlens.capture.batch.asked import Defaults
 from attnlens.capture.batch.file import read_prompts
 from attnlens.capture.batch.launch import device_of, read_launch
-from attnlens.capture.batch.many import ManyReport, check_store, mode_of, run_batch
+from attnlens.capture.batch.many import ManyReport, check_store, run_batch
 from attnlens.capture.origin import check_label
 from attnlens.capture.run import CaptureOptions
 from attnlens.progress import Progress
 from attnlens.schemas.errors import InputError
+from attnlens.store.replacement import announce, folder_for, mode_of
 
 
 def run_many(options: CaptureOptions, progress: Progress) -> ManyReport:
@@ -36,6 +37,8 @@ def run_many(options: CaptureOptions, progress: Progress) -> ManyReport:
     asked = read_prompts(options.prompts, defaults)
     if not options.tensor_parallel or launch.rank == 0:  # the others of one model go where the first one does
         check_store(options.output, asked, settings, defaults, mode, launch)
+        if launch.rank == 0:
+            announce(folder_for(options.output, mode), options.output)
     device = options.device if options.tensor_parallel else device_of(launch, options.device)
     loaded = options.load(device, progress)
     return run_batch(

@@ -10,6 +10,7 @@ from attnlens.capture.forecast.sizes import ModeSize, mode_size
 from attnlens.capture.plan import plan_capture, read_prompt
 from attnlens.capture.run import CaptureOptions, prompt_of
 from attnlens.progress import Progress
+from attnlens.store.replacement import replaced_bytes
 from attnlens.store.writer import StoreWriter
 
 WITH_WEIGHTS = (
@@ -46,6 +47,8 @@ class Forecast:
     memory: dict[str, dict[str, int]]
     notes: list[str] = field(default_factory=list)
     lens_first: int = 0
+    replaced_bytes: int | None = None
+    """Of the store that stays until this one is complete."""
     only_with_weights: list[str] = field(default_factory=lambda: list(WITH_WEIGHTS))
 
     @property
@@ -66,7 +69,9 @@ def forecast(options: CaptureOptions, progress: Progress) -> Forecast:
     """
     check_options(options)
     text, token_ids = prompt_of(options)
-    StoreWriter.create(options.output, overwrite=options.overwrite, append=options.append)  # checks, writes nothing
+    writer = StoreWriter.create(  # checks, writes nothing
+        options.output, overwrite=options.overwrite, append=options.append, resume=options.resume
+    )
     model = open_model(options, progress)
     progress.stage("a pass without weights")
     prompt = read_prompt(model.tokenizer, text, options.wording)
@@ -100,4 +105,5 @@ def forecast(options: CaptureOptions, progress: Progress) -> Forecast:
         memory=model.memory(seen, records[encoding.mode], plan),
         notes=plan.notes_before(),
         lens_first=options.settings.lens_first(plan.n_prompt) if records[encoding.mode].lens else 0,
+        replaced_bytes=replaced_bytes(writer.path, writer.place),
     )

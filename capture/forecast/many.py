@@ -10,7 +10,7 @@ from typing import Any
 from attnlens.capture.batch.asked import Asked, Defaults
 from attnlens.capture.batch.file import read_prompts
 from attnlens.capture.batch.launch import read_launch
-from attnlens.capture.batch.many import check_store, mode_of, plan_of
+from attnlens.capture.batch.many import check_store, plan_of
 from attnlens.capture.batch.refusal import Refusal, going_on, refuse_if_none
 from attnlens.capture.batch.run import refuse_single
 from attnlens.capture.forecast.forecast import WITH_WEIGHTS
@@ -28,6 +28,7 @@ from attnlens.capture.run import CaptureOptions
 from attnlens.progress import Progress
 from attnlens.schemas.errors import InputError
 from attnlens.schemas.metadata import CaptureMetadata
+from attnlens.store.replacement import folder_for, mode_of, replaced_bytes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,6 +90,7 @@ class ManyForecast:
     largest: str | None
     memory: dict[str, dict[str, int]]
     lens_tokens: str
+    replaced_bytes: int | None = None
     only_with_weights: list[str] = field(default_factory=lambda: list(WITH_WEIGHTS))
 
     @property
@@ -164,6 +166,7 @@ def forecast_many(options: CaptureOptions, progress: Progress) -> ManyForecast:
         largest=largest,
         memory=memory,
         lens_tokens=options.lens_tokens,
+        replaced_bytes=replaced_bytes(folder_for(options.output, mode), options.output),
     )
 
 

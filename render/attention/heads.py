@@ -15,11 +15,11 @@ import numpy as np
 
 from attnlens.render.attention.reduce import REDUCE, Floats, Mask, Reduce, entropy, highest, induction, lowest
 from attnlens.render.attention.row import Row
-from attnlens.render.choice.selection import select
 from attnlens.render.text.numbers import runs
 from attnlens.schemas.errors import InputError
 from attnlens.schemas.metadata import LayerInfo
 from attnlens.schemas.nearest import did_you_mean
+from attnlens.schemas.ranges import parse_ranges
 
 Choose = Callable[[Floats, Row], Mask]
 
@@ -87,7 +87,7 @@ def select_heads(text: str, n_head: int, layers: Sequence[LayerInfo] = ()) -> He
     if what.startswith("top:"):
         return _top(what, name, n_head)
     try:
-        heads = select(what, n_head, option="--heads", thing="head")
+        heads = parse_ranges(what, n_head, option="--heads", thing="head")
     except InputError as error:
         near = did_you_mean(what, (*REDUCE, ROLLOUT))
         raise InputError(f"{error}; or one of {_EXPECTED}{near}") from None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from attnlens.render.choice.selection import select
+from attnlens.schemas.ranges import parse_ranges
 
 
 def select_rows(text: str | None, n_layer: int, kept: Sequence[bool] | None = None) -> tuple[int, ...]:
@@ -17,5 +17,5 @@ def select_rows(text: str | None, n_layer: int, kept: Sequence[bool] | None = No
         InputError: `text` is no list of layers of this model.
     """
     every = tuple(layer for layer in range(n_layer) if kept is None or kept[layer])
-    layers = every if text is None else select(text, n_layer, option="--layers", thing="layer")
+    layers = every if text is None else parse_ranges(text, n_layer, option="--layers", thing="layer")
     return (*layers, n_layer) if layers[-1] == n_layer - 1 else layers

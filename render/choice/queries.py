@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from attnlens.render.choice.selection import select
 from attnlens.schemas.errors import AbsentError, InputError
+from attnlens.schemas.ranges import parse_ranges
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +56,7 @@ def select_queries(text: str, timeline: Timeline) -> tuple[int, ...]:
         return positions
     _present(text, timeline)
     try:
-        positions = select(text, timeline.n_row, option="--queries", thing="query")
+        positions = parse_ranges(text, timeline.n_row, option="--queries", thing="query")
     except InputError as error:
         raise InputError(f"{error}; or one of {', '.join(QUERIES)}") from None
     if there := tuple(filter(timeline.has, positions)):

@@ -7,7 +7,7 @@ depend on the job alone, never on who draws it or on what was drawn before.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -69,11 +69,15 @@ def draw(job: Job) -> Iterator[tuple[str, bytes]]:
         yield product.name, product.encode(painter)
 
 
-def write(job: Job) -> Outcome:
-    """Draw a job into its folder, file by file, each whole or not at all."""
+def write(job: Job, check: Callable[[], None] = lambda: None) -> Outcome:
+    """Draw a job into its folder, file by file, each whole or not at all.
+
+    `check` is called before a file is written, and raises where what was drawn may be wrong.
+    """
     folder, suffix, count = Path(job.folder), format_named(job.options.format).SUFFIX, 0
     before = traffic.requests, traffic.bytes
     for name, data in draw(job):
+        check()
         files.write(folder / f"{name}{suffix}", data)
         count += 1
     fetched = traffic.requests - before[0], traffic.bytes - before[1]

@@ -8,7 +8,12 @@ from dataclasses import dataclass
 from urllib.parse import urlencode
 
 from attnlens.render.viewer.single import page
+from attnlens.store.places import stem_of
 from attnlens.store.reader import Capture
+
+LARGEST = 20 * 2**20
+"""Bytes of a page in a notebook, which keeps it in its file, and loads all of it whenever it is opened."""
+INSTEAD = "look at it with `lens view`, or make it smaller with `lens crop --lite` (or --tokens, --layers, --heads)"
 
 
 @dataclass(frozen=True)
@@ -17,6 +22,11 @@ class Frame:
 
     page: str
     height: int
+    title: str
+
+    def __repr__(self) -> str:
+        """One line: a notebook keeps the text of an output beside its HTML."""
+        return f"<{self.title}: a page of {len(self.page) / 2**20:.1f} MiB for a notebook>"
 
     def _repr_html_(self) -> str:
         page = html.escape(self.page).encode("ascii", "xmlcharrefreplace").decode()  # whatever the notebook's encoding
@@ -37,4 +47,5 @@ def frame(capture: Capture, state: Mapping[str, object], height: int = 720) -> F
     Raises:
         InputError: the capture is too large to stand in a notebook.
     """
-    return Frame(page(capture.place, [capture], state=urlencode(state), frame=True).decode(), height)
+    text = page(capture.place, [capture], state=urlencode(state), frame=True, largest=LARGEST, instead=INSTEAD)
+    return Frame(text.decode(), height, f"capture {capture.id} of {stem_of(str(capture.place))}")

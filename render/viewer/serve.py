@@ -8,25 +8,24 @@ from os import PathLike
 from pathlib import PurePath
 from urllib.parse import quote
 
+from attnlens.render.viewer.served import Served
 from attnlens.render.viewer.server import ViewServer
-from attnlens.store.places import Place, absolute
+from attnlens.store.places import absolute
 from attnlens.store.reader import open_store
 
 
-def open_server(paths: Sequence[str | PathLike[str]], port: int = 0) -> ViewServer:
+def open_server(paths: Sequence[str | PathLike[str]], port: int = 0, hosts: Sequence[str] = ()) -> ViewServer:
     """A server for these stores, not yet running.
 
     Raises:
         StoreError: a path is not a store.
-        InputError: the port is taken.
+        InputError: the port is taken, or one of `hosts` is no name of a host.
     """
-    names: list[str] = []
-    places: list[Place] = []
+    stores: list[Served] = []
     for path in paths:
-        places.append(open_store(path).place)  # says in words what is wrong with it
-        name = PurePath(absolute(path)).name
-        names.append(name if name not in names else f"{name} ({len(names) + 1})")
-    return ViewServer(list(zip(names, places, strict=True)), port)
+        name, taken = PurePath(absolute(path)).name, [store.name for store in stores]
+        stores.append(Served(path, name if name not in taken else f"{name} ({len(taken) + 1})"))
+    return ViewServer(stores, port, hosts)
 
 
 def serve(
@@ -34,6 +33,7 @@ def serve(
     *,
     capture: str | None = None,
     port: int = 0,
+    hosts: Sequence[str] = (),
     open_browser: bool = True,
     say: Callable[[str], object] = print,
 ) -> None:
@@ -42,9 +42,9 @@ def serve(
     Raises:
         StoreError: a path is not a store.
         AbsentError: the first has no such capture.
-        InputError: the port is taken.
+        InputError: the port is taken, or one of `hosts` is no name of a host.
     """
-    server = open_server(paths, port)
+    server = open_server(paths, port, hosts)
     if capture is not None:
         open_store(paths[0])[capture]
     url = server.url + ("" if capture is None else f"#capture={quote(capture)}")

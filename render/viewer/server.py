@@ -1,215 +1,219 @@
-"""The server of `lens view`: this machine only, one page, the files of the stores that were named, and nothing else.
-
-Other pages in the same browser are the danger: they may send requests here, under any name that leads to this machine.
-So the address holds a random token, the Host header must be ours (DNS rebinding), and so must Origin where it is sent.
-"""
+"""The server of `lens view`: this machine only, one page, the files of the stores that were named, and nothing else."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
-import secrets
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from http import HTTPStatus
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
-from urllib.parse import unquote, urlsplit
+
+from h11 import RemoteProtocolError
 
 from attnlens.render.formats.xml import escape
+from attnlens.render.viewer.access import Access
 from attnlens.render.viewer.assets import TYPES, asset
+from attnlens.render.viewer.served import File, Served
+from attnlens.render.viewer.wire import Answer, Listener, Refusal, Request, pieces_of
 from attnlens.schemas.errors import InputError
-from attnlens.store.places import Place
 
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src data: blob:; "
     "worker-src blob:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
+HEADERS = {
+    "Server": "attnlens",
+    "Accept-Ranges": "bytes",
+    "Cache-Control": "no-store",
+    "Content-Security-Policy": POLICY,
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+}
 LARGEST_BODY = 2**20
 LARGEST_ANSWER = 256 * 2**20
-KEY = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}(/[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}){0,9}")
-"""How files of a store are called: no `..`, no drive, no dot in front. Links that lead out the place itself refuses."""
-_RANGE = re.compile(r"bytes=(\d{0,15})-(\d{0,15})")
+MOST_WISHES = 4096
+"""Files or ranges that may be asked for in one request."""
+_RANGE = re.compile(r"bytes=([0-9]*)-([0-9]*)")
+_STORE = re.compile(r"store/([0-9]{1,3})/(.*)", re.DOTALL)
 
 
-class ViewServer(ThreadingHTTPServer):
+class ViewServer(Listener):
     """Serves the page and some stores on the loopback interface, from the moment `serve_forever` is called.
 
     Args:
-        stores: Name and place of each; names are shown in the page.
+        stores: What to serve; names are shown in the page.
         port: 0 takes a free one.
+        hosts: Names of hosts to answer to besides those of this machine.
 
     Raises:
-        InputError: the port is taken.
+        InputError: the port is taken, or a name is none.
     """
 
-    daemon_threads = True
-    block_on_close = False
-
-    def __init__(self, stores: Sequence[tuple[str, Place]], port: int = 0) -> None:
-        self.stores = tuple(place for _, place in stores)
-        self.token = secrets.token_urlsafe(18)
+    def __init__(self, stores: Sequence[Served], port: int = 0, hosts: Iterable[str] = ()) -> None:
+        self.stores = tuple(stores)
+        self.access = Access(hosts)
         try:
-            super().__init__(("127.0.0.1", port), _Handler)
+            super().__init__(port, self.answer, HEADERS)
         except (OSError, OverflowError) as error:
             raise InputError(
                 f"--port {port} cannot be used ({error}): choose another, or none for a free one"
             ) from error
         self.port = int(self.server_address[1])
-        self.hosts = frozenset({f"127.0.0.1:{self.port}", f"localhost:{self.port}"})
-        listed = [{"name": name, "url": f"store/{number}/"} for number, (name, _) in enumerate(stores)]
+        listed = [{"name": store.name, "url": f"store/{number}/"} for number, store in enumerate(self.stores)]
         meta = f'<meta name="attnlens-stores" content="{escape(json.dumps(listed))}">'
         self.page = asset("index.html").replace(b"</head>", meta.encode() + b"\n</head>", 1)
+
+    @property
+    def token(self) -> str:
+        """What the address has to hold."""
+        return self.access.token
 
     @property
     def url(self) -> str:
         """The address to open."""
         return f"http://127.0.0.1:{self.port}/{self.token}/"
 
-
-class _Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-    server_version, sys_version = "attnlens", ""
-    wbufsize = 65536
-    disable_nagle_algorithm = True
-    timeout = 60
-    server: ViewServer
-
-    def log_message(self, format: str, *args: Any) -> None:
-        """Nothing: the terminal belongs to the person."""
-
-    def do_GET(self) -> None:
-        """The page, or (a range of) a file of a store."""
-        path = self._path()
-        if path is None:
-            return
-        if path in ("", "app.js", "app.css"):
-            name = path or "index.html"
-            self._send(HTTPStatus.OK, self.server.page if name == "index.html" else asset(name), TYPES[name])
-            return
-        store, key = self._store(path)
-        size = None if store is None else _size(store, key)
-        if store is None or size is None:
-            self._refuse(HTTPStatus.NOT_FOUND, "there is no such file in the store")
-            return
-        header = self.headers.get("Range")
-        span = (0, size) if header is None else _span(header, size)
-        if span is None:
-            self._send(HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE, b"", headers={"Content-Range": f"bytes */{size}"})
-            return
-        body = store.read(key, *span)
-        if header is None:
-            self._send(HTTPStatus.OK, body)
-        else:
-            told = {"Content-Range": f"bytes {span[0]}-{span[1] - 1}/{size}"}
-            self._send(HTTPStatus.PARTIAL_CONTENT, body, headers=told)
-
-    def do_HEAD(self) -> None:
-        """The same without the bytes."""
-        self.do_GET()
-
-    def do_POST(self) -> None:
-        """Several files or ranges in one answer: length of a list, the list [size, start, total], then the bytes."""
-        path = self._path()
-        store, key = (None, "") if path is None else self._store(path)
-        if path is None:
-            return
-        length = self.headers.get("Content-Length", "")
-        if store is None or key or not length.isdecimal() or int(length) > LARGEST_BODY:
-            self.close_connection = True
-            self._refuse(HTTPStatus.BAD_REQUEST, "expected a list of files of a store")
-            return
+    def answer(self, request: Request) -> Answer:
+        """The one answer to a request. Refusal where it gets none of what it asks for."""
         try:
-            wishes = [_wish(item) for item in json.loads(self.rfile.read(int(length)))]
-        except (ValueError, TypeError, RecursionError):
-            self._refuse(HTTPStatus.BAD_REQUEST, "expected a list of [file, range]")
-            return
-        head: list[list[int] | None] = []
-        body: list[bytes] = []
-        for name, span in wishes:
-            size = _size(store, name)
-            if size is None:
-                head.append(None)
-                continue
-            start, stop = (max(0, size + span), size) if isinstance(span, int) else span or (0, size)
-            if sum(map(len, body)) + min(stop, size) - start > LARGEST_ANSWER:
-                self._refuse(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "asked for too much at a time")
-                return
-            body.append(store.read(name, start, min(stop, size)))
-            head.append([len(body[-1]), start, size])
-        listed = json.dumps(head).encode()
-        self._send(HTTPStatus.OK, b"".join([struct.pack("<I", len(listed)), listed, *body]))
+            return self._answer_to(request)
+        except (Refusal, OSError, RemoteProtocolError):
+            raise
+        except Exception as error:
+            line = f"lens view met an error of its own: {type(error).__name__}: {error}"
+            raise Refusal(HTTPStatus.INTERNAL_SERVER_ERROR, line) from error
 
-    def _path(self) -> str | None:
-        """What was asked for below the token; None where it was refused."""
-        origin = self.headers.get("Origin")
-        if self.headers.get("Host") not in self.server.hosts:
-            self._refuse(HTTPStatus.FORBIDDEN, "this server answers to 127.0.0.1 and localhost only")
-        elif origin is not None and origin.removeprefix("http://") not in self.server.hosts:
-            self._refuse(HTTPStatus.FORBIDDEN, "pages of another origin may not read this")
-        elif self.headers.get("Sec-Fetch-Site") == "cross-site" and self.headers.get("Sec-Fetch-Mode") != "navigate":
-            self._refuse(HTTPStatus.FORBIDDEN, "pages of another site may not read this")
-        else:
-            token, slash, rest = unquote(urlsplit(self.path).path).removeprefix("/").partition("/")
-            if secrets.compare_digest(token.encode(), self.server.token.encode()) and slash:
-                return rest
-            self._refuse(HTTPStatus.NOT_FOUND, "use the address that lens view printed")
-        return None
-
-    def _store(self, path: str) -> tuple[Place | None, str]:
-        """Which store a path leads to, and the file in it."""
-        found = re.fullmatch(r"store/(\d{1,3})/(.*)", path, re.DOTALL)
-        if found is None or int(found[1]) >= len(self.server.stores):
-            return None, ""
-        return self.server.stores[int(found[1])], found[2]
-
-    def _refuse(self, status: HTTPStatus, why: str) -> None:
-        self._send(status, f"{why}\n".encode(), "text/plain; charset=utf-8")
-
-    def _send(
-        self,
-        status: HTTPStatus,
-        body: bytes,
-        kind: str = "application/octet-stream",
-        headers: dict[str, str] | None = None,
-    ) -> None:
-        self.send_response(status)
-        own = {
-            "Content-Type": kind,
-            "Content-Length": str(len(body)),
-            "Accept-Ranges": "bytes",
-            "Cache-Control": "no-store",
-            "Content-Security-Policy": POLICY,
-            "Cross-Origin-Opener-Policy": "same-origin",
-            "Cross-Origin-Resource-Policy": "same-origin",
-            "Referrer-Policy": "no-referrer",
-            "X-Content-Type-Options": "nosniff",
-        }
-        for name, value in {**own, **(headers or {})}.items():
-            self.send_header(name, value)
-        self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(body)
+    def _answer_to(self, request: Request) -> Answer:
+        path = self.access.path(request)
+        if request.method not in ("GET", "HEAD", "POST"):
+            allowed = {"Allow": "GET, HEAD, POST"}
+            raise Refusal(HTTPStatus.METHOD_NOT_ALLOWED, "only GET, HEAD and POST are answered", allowed)
+        found = _STORE.fullmatch(path)
+        if found is not None and int(found[1]) < len(self.stores):
+            store = self.stores[int(found[1])]
+            return _many(store, found[2], request) if request.method == "POST" else _one(store, found[2], request)
+        if request.method == "POST":
+            raise Refusal(HTTPStatus.BAD_REQUEST, "expected a list of files of a store")
+        if path not in ("", "app.js", "app.css"):
+            raise Refusal(HTTPStatus.NOT_FOUND, "there is nothing of that name")
+        body = asset(path) if path else self.page
+        told = {"Content-Type": TYPES[path or "index.html"], "ETag": f'"{hashlib.sha256(body).hexdigest()[:32]}"'}
+        return _unchanged(request, told) or Answer(HTTPStatus.OK, pieces_of(body), len(body), told)
 
 
-def _size(store: Place, key: str) -> int | None:
-    """Bytes of a file, None where the store has none of that name."""
+def _one(store: Served, key: str, request: Request) -> Answer:
+    """A file, or one range of it."""
+    file = store.file(key)
+    if file is None:
+        raise Refusal(HTTPStatus.NOT_FOUND, f"{store.name} has no such file")
+    told = {"Content-Type": "application/octet-stream"} | ({"ETag": file.etag} if file.etag else {})
+    wanted = request.header("if-match")
+    if wanted is not None and wanted.strip() != "*" and file.etag not in _tags(wanted):
+        raise Refusal(HTTPStatus.PRECONDITION_FAILED, f"{store.name} has changed: reload")
+    if unchanged := _unchanged(request, told):
+        return unchanged
+    header = request.header("range")
+    if (only := request.header("if-range")) is not None and only != file.etag:
+        header = None
+    span = None if header is None else _span(header, file.size)
+    if span is None:
+        return Answer(HTTPStatus.OK, store.read(file, 0, file.size), file.size, told)
+    start, stop = span
+    if start >= stop:
+        told = {"Content-Range": f"bytes */{file.size}"}
+        return Answer(HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE, headers=told)
+    told["Content-Range"] = f"bytes {start}-{stop - 1}/{file.size}"
+    return Answer(HTTPStatus.PARTIAL_CONTENT, store.read(file, start, stop), stop - start, told)
+
+
+def _many(store: Served, rest: str, request: Request) -> Answer:
+    """Several files or ranges in one answer: length of a list, the list, then the bytes.
+
+    Of each wish the list has [size, start, total, tag of the capture]; where there is no such file [tag], or null
+    outside of captures; or the status and the line that it alone would have got. If nothing else is in it, the first of
+    those is the answer.
+    """
+    if rest:
+        raise Refusal(HTTPStatus.BAD_REQUEST, "expected a list of files of a store")
     try:
-        return store.size(key) if KEY.fullmatch(key) else None
-    except OSError:
+        wishes = [_wish(item) for item in json.loads(request.body(LARGEST_BODY))]
+    except (ValueError, TypeError, RecursionError):
+        raise Refusal(HTTPStatus.BAD_REQUEST, "expected a list of [file, range]") from None
+    if len(wishes) > MOST_WISHES:
+        raise Refusal(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"at most {MOST_WISHES} files or ranges at a time")
+    files: dict[str, File | Refusal | list[str] | None] = {}
+    head: list[list[Any] | None] = []
+    parts: list[tuple[File, int, int]] = []
+    for key, span in wishes:
+        if key not in files:
+            try:
+                files[key] = store.file(key) or ([tag] if (tag := store.tag(key)) else None)
+            except Refusal as refusal:
+                files[key] = refusal
+        file = files[key]
+        if not isinstance(file, File):
+            head.append([int(file.status), file.line] if isinstance(file, Refusal) else file)
+            continue
+        start, stop = (max(0, file.size + span), file.size) if isinstance(span, int) else span or (0, file.size)
+        start, stop = min(start, file.size), min(stop, file.size)
+        parts.append((file, start, stop))
+        head.append([stop - start, start, file.size, file.tag])
+    bad = [file for file in files.values() if isinstance(file, Refusal)]
+    if bad and len(bad) == len(files):
+        raise bad[0]
+    size = sum(stop - start for _, start, stop in parts)
+    if size > LARGEST_ANSWER:
+        raise Refusal(
+            HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"asked for {size} bytes, more than {LARGEST_ANSWER} at a time"
+        )
+    listed = json.dumps(head).encode()
+    front = struct.pack("<I", len(listed)) + listed
+    told = {"Content-Type": "application/octet-stream"}
+    return Answer(HTTPStatus.OK, _joined(store, front, parts), len(front) + size, told)
+
+
+def _joined(store: Served, front: bytes, parts: list[tuple[File, int, int]]) -> Iterator[bytes]:
+    yield front
+    for file, start, stop in parts:
+        yield from store.read(file, start, stop)
+
+
+def _unchanged(request: Request, told: dict[str, str]) -> Answer | None:
+    """304 where the client has it already."""
+    known = request.header("if-none-match")
+    if known is None or "ETag" not in told or told["ETag"] not in _tags(known):
         return None
+    return Answer(HTTPStatus.NOT_MODIFIED, headers={"ETag": told["ETag"]})
+
+
+def _tags(header: str) -> set[str]:
+    return {tag.strip().removeprefix("W/") for tag in header.split(",")}
 
 
 def _span(header: str, size: int) -> tuple[int, int] | None:
-    """The range start … stop-1 that a header asks for; None where there are no such bytes."""
+    """The range start … stop-1 that a header asks for, empty where the file has none of it.
+
+    None, and so the whole file, for what is no range of bytes, and for several ranges, as RFC 9110, 14.2 allows.
+    """
     found = _RANGE.fullmatch(header.strip())
     if found is None or not (found[1] or found[2]):
-        return 0, size
-    if not found[1]:
-        start, stop = max(0, size - int(found[2])), size
-    else:
-        start, stop = int(found[1]), min(size, int(found[2]) + 1 if found[2] else size)
-    return (start, stop) if start < stop else None
+        return None
+    first, last = (None if not text else _number(text) for text in found.groups())
+    if first is None:
+        return max(0, size - (last or 0)), size
+    if last is not None and last < first:
+        return None
+    return first, size if last is None else min(size, last + 1)
+
+
+def _number(digits: str) -> int:
+    """A number, of which more than 18 digits are as good as 10^18: no file is so long."""
+    digits = digits.lstrip("0") or "0"
+    return int(digits) if len(digits) <= 18 else 10**18
 
 
 def _wish(item: Any) -> tuple[str, tuple[int, int] | int | None]:
@@ -217,9 +221,9 @@ def _wish(item: Any) -> tuple[str, tuple[int, int] | int | None]:
     key, span = item
     if not isinstance(key, str):
         raise TypeError("a file has a name")
-    if span is None or (isinstance(span, int) and span <= 0):
+    if span is None or (type(span) is int and span <= 0):
         return key, span
     start, stop = span
-    if not (isinstance(start, int) and isinstance(stop, int) and 0 <= start <= stop):
+    if not (type(start) is int and type(stop) is int and 0 <= start <= stop):
         raise ValueError("a range goes upwards")
     return key, (start, stop)

@@ -49,7 +49,15 @@ def export_html(store: str | PathLike[str], path: Path, captures: Sequence[str] 
     return Single(path=path, bytes=len(text), captures=tuple(capture.id for capture in chosen))
 
 
-def page(place: Place, captures: Sequence[Capture], *, state: str = "", frame: bool = False) -> bytes:
+def page(
+    place: Place,
+    captures: Sequence[Capture],
+    *,
+    state: str = "",
+    frame: bool = False,
+    largest: int = LARGEST,
+    instead: str = "choose fewer captures with --capture, make the store smaller, or use lens view",
+) -> bytes:
     """The HTML of one file that shows these captures.
 
     Args:
@@ -57,21 +65,24 @@ def page(place: Place, captures: Sequence[Capture], *, state: str = "", frame: b
         captures: Which.
         state: Fragment of the page's state to begin with (`query=41&heads=mean`).
         frame: The page stands in another one, which gives it no address of its own.
+        largest: Bytes that it may have at most.
+        instead: What to do where it would have more.
 
     Raises:
-        InputError: it would be larger than a browser opens.
+        InputError: it would be larger than that.
     """
-    size = sum(place.size(key) for key in _keys(place, captures)) * 4 // 3
-    if size > LARGEST:
+    script, style = asset("app.js"), asset("app.css")
+    size = sum(place.size(key) for key in _keys(place, captures)) * 4 // 3 + len(script) + len(style)
+    if size > largest:
+        where = "a notebook takes" if frame else "a browser opens"
         raise InputError(
-            f"{place}: one file would have {size / 2**20:.0f} MiB, more than the {LARGEST / 2**20:.0f} that a browser "
-            "opens: choose fewer captures with --capture, make the store smaller, or use lens view"
+            f"{place}: the page would have {size / 2**20:.0f} MiB, more than the {largest / 2**20:.0f} that {where}: "
+            f"{instead}"
         )
     name = f"{stem_of(str(place))}.zarr"
     files = {"zarr.json": _text(json.dumps(_root(place, captures), ensure_ascii=True).encode())}
     files |= {key: _text(place.read(key)) for key in _keys(place, captures)}
     data = json.dumps({name: files}).replace("<", "\\u003c").encode()
-    script, style = asset("app.js"), asset("app.css")
     policy = (
         f"default-src 'none'; script-src {digest(script)}; style-src {digest(style)}; img-src data: blob:; "
         "worker-src blob:; base-uri 'none'; form-action 'none'"

@@ -11,13 +11,13 @@ import numpy as np
 from attnlens.render.attention.reduce import Floats
 from attnlens.render.attention.source import Source, timeline
 from attnlens.render.choice.queries import select_queries
-from attnlens.render.choice.selection import select
 from attnlens.render.choice.windows import n_columns, window_starts, windows
 from attnlens.render.options import RenderOptions
 from attnlens.render.scene import Scene, Strip, Subject
 from attnlens.render.text.numbers import runs
 from attnlens.render.views.settings import Settings, select_tokens
 from attnlens.schemas.errors import InputError
+from attnlens.schemas.ranges import parse_ranges, split_pair
 
 if TYPE_CHECKING:
     from attnlens.store.reader import Capture
@@ -36,11 +36,8 @@ class MapView:
 
     def __init__(self, capture: Capture, options: RenderOptions) -> None:
         self._options = options
-        layer, _, head = (options.map or "").partition(":")
-        chosen = select(layer, capture.metadata.model.n_layer, option="--map", thing="layer")
-        if len(chosen) != 1:
-            raise InputError(f"--map {options.map}: expected one layer, or one layer and a head as in {chosen[0]}:0")
-        self._layer = chosen[0]
+        layer, head = split_pair(options.map or "", option="--map")
+        self._layer = parse_ranges(layer, capture.metadata.model.n_layer, option="--map", thing="layer")[0]
         self._tokens = select_tokens(options.tokens, capture)
         if head and options.heads != "max":
             raise InputError(f"--map {options.map} names the head itself: leave --heads {options.heads} out")

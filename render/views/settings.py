@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 from attnlens.render.attention.heads import EACH, Heads, each_head, select_heads
 from attnlens.render.attention.scales import select_scale
 from attnlens.render.attention.source import Merge, Source, check_source, timeline
-from attnlens.render.choice.selection import select
 from attnlens.render.options import RenderOptions
 from attnlens.render.recipes.recipe import of_run
 from attnlens.render.scene import Subject
@@ -17,6 +16,7 @@ from attnlens.render.text.cells import Cells, Tokens
 from attnlens.render.text.texts import check_text, select_text
 from attnlens.render.views.evidence import Style
 from attnlens.schemas.errors import AbsentError
+from attnlens.schemas.ranges import parse_ranges
 from attnlens.store.naming import model_name
 
 if TYPE_CHECKING:
@@ -100,7 +100,7 @@ def select_tokens(text: str | None, capture: Capture) -> Sequence[int] | None:
     line = timeline(capture)
     if text is None and line.kept is None:
         return None
-    chosen = range(line.n_row) if text is None else select(text, line.n_row, option="--tokens", thing="token")
+    chosen = range(line.n_row) if text is None else parse_ranges(text, line.n_row, option="--tokens", thing="token")
     if there := tuple(filter(line.has, chosen)):
         return there
     raise AbsentError(f"--tokens {text or 'all'}: capture {capture.id} was cropped to other tokens")

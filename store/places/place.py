@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from abc import ABC, abstractmethod
 from typing import Any
+
+from attnlens.store.places.json_text import check_bytes, parse_object
 
 GROUP_DOCUMENT = "zarr.json"
 FRONT = "manifest_file/front.bin"
@@ -13,8 +14,6 @@ warns of files in a group; and among what is made anew whenever a capture is sea
 """
 WHOLE = 3 << 15
 """Files up to this size are fetched whole when they are far away, of larger ones the parts that are asked for."""
-DOCUMENT_BYTES = 1 << 25
-"""The largest JSON document that is read; as Python objects it may take twenty times as much."""
 
 
 class Place(ABC):
@@ -80,15 +79,8 @@ class Place(ABC):
             ValueError: it is not a JSON object.
         """
         path = join(folder, GROUP_DOCUMENT)
-        if self.size(path) > DOCUMENT_BYTES:
-            raise ValueError(f"larger than {DOCUMENT_BYTES} bytes")
-        try:
-            data = json.loads(self.read(path))
-        except RecursionError:
-            raise ValueError("its lists lie too deep in one another") from None
-        if not isinstance(data, dict):
-            raise ValueError("not a JSON object")
-        return data
+        check_bytes(self.size(path))
+        return parse_object(self.read(path))
 
 
 def join(folder: str, name: str) -> str:

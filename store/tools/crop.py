@@ -19,7 +19,7 @@ from attnlens.schemas.nearest import did_you_mean
 from attnlens.schemas.ranges import both
 from attnlens.store import quantize
 from attnlens.store.files import remove_partials
-from attnlens.store.manifest import MANIFEST_ARRAYS
+from attnlens.store.manifest import PROOF_ARRAYS
 from attnlens.store.places import stem_of
 from attnlens.store.reader import Capture, open_store
 from attnlens.store.tools.copy import copy_files
@@ -127,7 +127,7 @@ class _Plan:
             dropped=sorted({*before.dropped, *drop}),
             redacted=redaction.runs(before.redacted) if redaction is not None else before.redacted,
         )
-        self.names = [name for name in capture.names if name not in drop and name not in MANIFEST_ARRAYS]
+        self.names = [name for name in capture.names if name not in drop and name not in PROOF_ARRAYS]
         self._masks = capture.kept_masks(self.crop)
 
     def write(self, root: Path, progress: Progress) -> None:

@@ -16,7 +16,7 @@ from attnlens.schemas.errors import MissingExtraError
 from attnlens.schemas.version import NAMESPACE
 from attnlens.store.chunks import Region, file_regions
 from attnlens.store.files import clean
-from attnlens.store.manifest import MANIFEST_ARRAYS
+from attnlens.store.manifest import PROOF_ARRAYS
 from attnlens.store.named import NamedArray
 from attnlens.store.reader import Capture, Store
 
@@ -69,7 +69,7 @@ def chosen(store: Store, captures: Sequence[str]) -> list[Capture]:
 
 def known_arrays(capture: Capture) -> list[NamedArray]:
     """The arrays that the format knows, without the manifest, which is about the files of a store."""
-    return [capture[name] for name in capture.names if name in capture.specs and name not in MANIFEST_ARRAYS]
+    return [capture[name] for name in capture.names if name in capture.specs and name not in PROOF_ARRAYS]
 
 
 def document(about: Any) -> str:

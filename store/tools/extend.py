@@ -23,7 +23,7 @@ from attnlens.schemas.arrays import ARRAY
 from attnlens.schemas.errors import InputError
 from attnlens.schemas.metadata import CaptureMetadata
 from attnlens.schemas.version import NAMESPACE
-from attnlens.store.create import create_array
+from attnlens.store.create import create_array, write_digests
 from attnlens.store.durable import flush
 from attnlens.store.exchange import BEFORE, put_back, take_place
 from attnlens.store.faults import write_error
@@ -40,11 +40,12 @@ from attnlens.store.files import (
 from attnlens.store.front import write_front
 from attnlens.store.layout import ChunkLayout, list_layout
 from attnlens.store.lock import LOCK_NAME, lock_store
-from attnlens.store.manifest import MANIFEST_ARRAYS, covered, document_digest, file_hash, manifest_hash
+from attnlens.store.manifest import MANIFEST_ARRAYS, PROOF_ARRAYS, covered, document_digest, file_hash, manifest_hash
 from attnlens.store.places import Folder
 from attnlens.store.places.place import GROUP_DOCUMENT
 from attnlens.store.planned import planned_arrays
 from attnlens.store.reader import Capture
+from attnlens.store.replacement import MARK, settle
 from attnlens.store.root import read_root, root_entries, write_root
 
 
@@ -125,7 +126,8 @@ def extending(store: Path) -> Iterator[None]:
 def _tidy(store: Path) -> None:
     """Put right what a process that was killed while it extended a capture has left."""
     put_back(store)
-    left = [entry for entry in store.glob(f"*{PARTIAL}") if entry.name != LOCK_NAME]
+    settle(store)
+    left = [entry for entry in store.glob(f"*{PARTIAL}") if entry.name not in (LOCK_NAME, MARK)]
     if left:
         _write_index(store)
         flush(store)  # what is removed may be what a capture was before, and the new one not on the disk yet
@@ -162,9 +164,12 @@ def extend_capture(store: Path, capture: Capture, update: Mapping[str, Any], fil
         extension = Extension(capture, aside, metadata)
         fill(extension)
         extension.write_vocabulary()
+        # Digests and hashes of what stays are taken over, not made again: damage must not be vouched for.
+        old_digests = capture.hashed_chunks(lambda name: name not in extension.arrays)
+        write_digests(LocalStore(aside), capture.id, aside / capture.id, old_digests)
         made = dict(walk(aside / capture.id))
-        # Hashes of files that stay are taken over, not made again: damage must not be vouched for.
-        kept = {name: digest for name, digest in old.items() if name.split("/", 1)[0] not in extension.arrays}
+        anew = {*extension.arrays, *PROOF_ARRAYS}
+        kept = {name: digest for name, digest in old.items() if name.split("/", 1)[0] not in anew}
         hashes = kept | {name: file_hash(made[name]) for name in covered(made)}
         extension.write_manifest(hashes)
         for name in kept:

@@ -19,7 +19,7 @@ from attnlens.schemas.version import FORMAT, NAMESPACE
 from attnlens.store.chunks import file_regions, grid, read
 from attnlens.store.descriptions import ours
 from attnlens.store.files import clean
-from attnlens.store.manifest import MANIFEST_ARRAYS
+from attnlens.store.manifest import PROOF_ARRAYS
 from attnlens.store.named import NamedArray
 from attnlens.store.reader import Capture, open_store
 from attnlens.store.tools.exports import NUL, NUL_SIGN, ExportReport, chosen, report_of, require
@@ -85,7 +85,7 @@ def export_hdf5(
 
 def _names(capture: Capture) -> list[str]:
     """All arrays but the manifest, which is about the files of a store."""
-    return [name for name in capture.names if name not in MANIFEST_ARRAYS]
+    return [name for name in capture.names if name not in PROOF_ARRAYS]
 
 
 def _write_capture(group: h5py.Group, capture: Capture, progress: Progress) -> None:

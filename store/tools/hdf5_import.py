@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor
@@ -27,9 +26,9 @@ from attnlens.schemas.version import FORMAT, NAMESPACE
 from attnlens.store.chunks import file_regions
 from attnlens.store.descriptions import Limits, check_limits, ours, raw_bytes, read_dtype
 from attnlens.store.files import group_document, write_document
-from attnlens.store.manifest import MANIFEST_ARRAYS
+from attnlens.store.manifest import MANIFEST_ARRAYS, PROOF_ARRAYS
 from attnlens.store.packing import packing_for
-from attnlens.store.places.place import DOCUMENT_BYTES
+from attnlens.store.places.json_text import parse_object
 from attnlens.store.reader import ARRAY_NAME
 from attnlens.store.tools.hdf5 import (
     ATTRIBUTES,
@@ -149,7 +148,7 @@ def _import_capture(group: h5py.Group, root: Path, name: str, limits: Limits) ->
         raise _RefusedError(f"{name}/{DOCUMENT}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
     if about.id != name:
         raise _RefusedError(f"{name}/{DOCUMENT} is about capture {about.id}")
-    datasets = {key: _own(group, key) for key in group if key not in (DOCUMENT, *MANIFEST_ARRAYS)}
+    datasets = {key: _own(group, key) for key in group if key not in (DOCUMENT, *PROOF_ARRAYS)}
     described = {key: _describe(dataset, f"{name}/{key}", limits) for key, dataset in datasets.items()}
     complete = about.status == "complete"
     made_here = dict.fromkeys(MANIFEST_ARRAYS, ArrayDescription(shape=(0,), dtype="string", axes=("file",), chunk=(1,)))
@@ -262,12 +261,9 @@ def _document(group: h5py.Group) -> dict[str, Any]:
 
 
 def _json(text: Any, where: str) -> dict[str, Any]:
-    if not isinstance(text, str | bytes) or len(text) > DOCUMENT_BYTES:
+    if not isinstance(text, str | bytes):
         raise _RefusedError(f"{where} is no text of JSON")
     try:
-        found = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise _RefusedError(f"{where} is no JSON ({error})") from error
-    if not isinstance(found, dict):
-        raise _RefusedError(f"{where} is no JSON object")
-    return found
+        return parse_object(text.encode() if isinstance(text, str) else text)
+    except ValueError as error:
+        raise _RefusedError(f"{where} is no JSON object ({error})") from error

@@ -12,12 +12,15 @@ from attnlens.store.reader import Capture
 
 LITE = frozenset({"attention_max", "lens_token", "lens_probability"})
 """Of the arrays that may be left out, those that default pictures are drawn from."""
-NEEDED = frozenset({"always", "finished"})
+NEEDED = frozenset({"always", "finished", "proof"})
 
 
 @dataclass(frozen=True, kw_only=True)
 class Keep:
-    """What to keep, as a person says it; None keeps all. `arrays` with a minus in front name what to leave out."""
+    """What to keep, as a person says it (`3,5-7`, `10:20:2`, `-1`); None keeps all.
+
+    `arrays` with a minus in front name what to leave out.
+    """
 
     tokens: str | None = None
     layers: str | None = None
@@ -44,13 +47,13 @@ def kept(capture: Capture, keep: Keep) -> Kept:
     """
     model = capture.metadata.model
     sizes = {"tokens": capture.n_token, "layers": model.n_layer, "heads": model.n_head}
-    ranges = {
-        name: None if (text := getattr(keep, name)) is None else runs_of(parse_ranges(text, size, f"--{name}"))
+    runs = {
+        name: runs_of(parse_ranges(text, size, option=f"--{name}", thing=name.removesuffix("s")))
         for name, size in sizes.items()
+        if (text := getattr(keep, name)) is not None
     }
-    return Kept(
-        tokens=ranges["tokens"], layers=ranges["layers"], heads=ranges["heads"], dropped=_dropped(capture, keep)
-    )
+    dropped = _dropped(capture, keep)
+    return Kept(tokens=runs.get("tokens"), layers=runs.get("layers"), heads=runs.get("heads"), dropped=dropped)
 
 
 def may_go(capture: Capture, name: str) -> bool:

@@ -11,15 +11,14 @@ from numpy.typing import NDArray
 
 from attnlens.schemas.errors import InputError
 from attnlens.schemas.metadata import LABEL_LIMIT, CaptureMetadata
-from attnlens.schemas.ranges import runs_of
+from attnlens.schemas.ranges import is_list, parse_ranges, runs_of
 from attnlens.schemas.sensitivity import SENSITIVITY, sensitivity_of
 from attnlens.store.chunks import read
 from attnlens.store.reader import Capture
 from attnlens.store.tools.rewrite import Cells, Change, part_of
 
 MARK = "[redacted]"
-POSITIONS = re.compile(r"[0-9]+(:[0-9]+)?")
-TEXT = "text:"
+TEXT, TOKENS = "text:", "tokens:"
 SHORT = 3
 """Pieces of fewer letters than this say too little to be looked for inside other words."""
 FREE = (
@@ -127,19 +126,18 @@ def redaction(capture: Capture, spans: Sequence[str]) -> Redaction | None:
     Wherever the text of a span occurs again, in whatever case, it goes too.
 
     Raises:
-        InputError: a range outside the timeline. A text that does not occur here is looked for all the same.
+        InputError: tokens outside the timeline, or a span that may be tokens as well as a text that is there. A text
+            that does not occur here is looked for all the same.
     """
     if not spans:
         return None
     mask, texts = np.zeros(capture.n_token, bool), []
     for span in spans:
-        if POSITIONS.fullmatch(span):
-            first, _, last = span.partition(":")
-            start, stop = int(first), int(last or int(first) + 1)
-            if not start < stop <= capture.n_token:
-                raise InputError(f"--redact {span}: capture {capture.id} has tokens 0 … {capture.n_token - 1}")
-            mask[start:stop] = True
-            texts.append(b"".join(map(capture.token_bytes, range(start, stop))).decode("utf-8", "replace"))
+        if _means_tokens(capture, span):
+            chosen = parse_ranges(span.removeprefix(TOKENS), capture.n_token, option="--redact", thing="token")
+            mask[list(chosen)] = True
+            texts += [b"".join(map(capture.token_bytes, range(low, high))).decode("utf-8", "replace")
+                      for low, high in runs_of(chosen)]  # fmt: skip
         else:
             texts.append(span.removeprefix(TEXT))
     data = b"".join(map(capture.token_bytes, range(capture.n_token)))
@@ -151,6 +149,19 @@ def redaction(capture: Capture, spans: Sequence[str]) -> Redaction | None:
     texts += [b"".join(map(capture.token_bytes, range(low, high))).decode("utf-8", "replace")
               for low, high in runs_of(np.flatnonzero(mask).tolist())]  # fmt: skip
     return Redaction(capture, mask, texts)
+
+
+def _means_tokens(capture: Capture, span: str) -> bool:
+    """Whether a span lists tokens: `tokens:3,5-7`, or `3,5-7` where these characters are no text of the capture."""
+    if span.startswith((TEXT, TOKENS)) or not is_list(span):
+        return span.startswith(TOKENS)
+    data = b"".join(map(capture.token_bytes, range(capture.n_token)))
+    if span.strip().encode() in data:
+        raise InputError(
+            f"--redact {span}: capture {capture.id} has this text, and it lists tokens, too; expected {TEXT}{span} or "
+            f"{TOKENS}{span}"
+        )
+    return True
 
 
 def _occurrences(data: bytes, text: str) -> Iterable[tuple[int, int]]:

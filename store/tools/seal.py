@@ -15,10 +15,10 @@ from attnlens.schemas.metadata import CaptureMetadata, StoreMetadata
 from attnlens.schemas.version import NAMESPACE
 from attnlens.store import layout
 from attnlens.store.commit import COORDINATES
-from attnlens.store.create import create_array
+from attnlens.store.create import create_array, write_digests
 from attnlens.store.files import clean, group_document, read_document, write_document
 from attnlens.store.front import write_front
-from attnlens.store.manifest import MANIFEST_ARRAYS, document_digest, file_hashes, listed, manifest_hash
+from attnlens.store.manifest import MANIFEST_ARRAYS, PROOF_ARRAYS, document_digest, file_hashes, listed, manifest_hash
 from attnlens.store.places import Folder
 from attnlens.store.root import root_entries, write_root
 
@@ -32,11 +32,12 @@ def seal_capture(root: Path, metadata: CaptureMetadata, others: Mapping[str, Any
         others: Attributes of the group beside ours.
     """
     folder = root / metadata.id
-    for name in MANIFEST_ARRAYS:
+    for name in PROOF_ARRAYS:
         shutil.rmtree(folder / name, ignore_errors=True)
-    names = listed(folder)
-    hashes = file_hashes(folder, names)
     store = LocalStore(root)
+    known = write_digests(store, metadata.id, folder)
+    names = listed(folder)
+    hashes = file_hashes(folder, names, known)
     for name, values in zip(MANIFEST_ARRAYS, (names, hashes), strict=True):
         array = create_array(store, metadata.id, name, (len(values),), layout.list_layout(len(values)))
         array[:] = np.asarray(values, dtype=np.dtypes.StringDType())

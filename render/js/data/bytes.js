@@ -5,7 +5,11 @@ const TAIL = 65536;
 const GAP = 16384;
 const KEPT = 64 * 2 ** 20;
 
+/** The store is not the one any more that the page has opened. */
+export class ChangedError extends Error {}
+
 export class Bytes {
+  #tags = new Map(); // capture → the tag that its files must have
   #waiting = [];
   #kept = new Map(); // key → null (not there) or {bytes, start, total}
   #size = 0;
@@ -24,6 +28,11 @@ export class Bytes {
   /** Part of a file, {offset, length} or {suffixLength}, or undefined. */
   async getRange(key, { offset, length, suffixLength }) {
     return this.#wish(key.slice(1), suffixLength ? -suffixLength : [offset, offset + length]);
+  }
+
+  /** See that files of a capture are those of this tag, where the source tells tags. */
+  expect(capture, tag) {
+    this.#tags.set(capture, tag);
   }
 
   /** Forget what was read, because the store has grown. */
@@ -65,7 +74,17 @@ export class Bytes {
     }
   }
 
-  #answer({ key, range, parts }, answer) {
+  #answer({ key, range, parts }, found) {
+    const folder = key.split("/", 1)[0], tag = this.#tags.get(folder);
+    let { error } = found ?? {};
+    if (!error && this.source.batch && tag !== undefined && (found?.tag ?? null) !== tag) {
+      error = new ChangedError("The store has changed since this page was opened: reload.");
+    }
+    if (error) {
+      for (const part of parts) part.reject(error);
+      return;
+    }
+    const answer = found?.missing ? null : found;
     if (answer === null) this.#kept.set(key, null);
     else if (answer.bytes.length === answer.total || typeof range === "number") this.#keep(key, answer);
     for (const part of parts) {

@@ -1,9 +1,13 @@
 // Where bytes come from: a web server, or the page itself. A source answers a list of wishes, each
 // {key, range}: range is null for all, [start, stop], or a negative number for so many bytes at the end.
-// An answer is null (there is no such file) or {bytes, start, total}, which may be more than was wished for.
+// An answer is null (there is no such file) or {bytes, start, total}, which may be more than was wished for, or {error}.
+// The server of lens view also tells the tag of the capture, of files that are not there as well: {missing, tag}.
 
 const HEAD = 65536;
 const TRIES = 3;
+const MOST = 1024; // wishes in one request
+
+class Refused extends Error {}
 
 /** A store behind a URL that ends in "/". With `batch` the server answers many wishes in one request. */
 export class Http {
@@ -16,8 +20,10 @@ export class Http {
   }
 
   async fetch(wishes) {
-    if (this.batch && wishes.length > 1) return this.#many(wishes);
-    return Promise.all(wishes.map((wish) => this.#one(wish)));
+    if (!this.batch) return Promise.all(wishes.map((wish) => this.#one(wish)));
+    const lists = [];
+    for (let from = 0; from < wishes.length; from += MOST) lists.push(this.#many(wishes.slice(from, from + MOST)));
+    return (await Promise.all(lists)).flat();
   }
 
   async #one({ key, range }) {
@@ -55,8 +61,10 @@ export class Http {
     let at = head;
     return JSON.parse(new TextDecoder().decode(data.subarray(4, head))).map((answer) => {
       if (!answer) return null;
-      const [size, start, total] = answer;
-      return { bytes: data.slice(at, (at += size)), start, total };
+      if (answer.length === 1) return { missing: true, tag: answer[0] };
+      const [size, start, total, tag] = answer;
+      if (answer.length === 2) return { error: new Error(`${start} (${size})`) };
+      return { bytes: data.slice(at, (at += size)), start, total, tag };
     });
   }
 
@@ -67,11 +75,16 @@ export class Http {
       try {
         this.requests++;
         const response = await fetch(url, { credentials: "same-origin", cache: "no-cache", ...options });
-        if (response.ok || [403, 404].includes(response.status)) return response;
+        if (response.ok || (!this.batch && [403, 404].includes(response.status))) return response;
         if (response.status === 416) return new Response(new Uint8Array());
+        if (this.batch) { // our own server says in a line what is wrong
+          const line = (await response.text()).trim().slice(0, 1000);
+          throw new Refused(`${line || response.statusText} (${response.status})`);
+        }
         why = `answered ${response.status} ${response.statusText}`;
         if (response.status < 500) attempt = TRIES;
       } catch (error) {
+        if (error instanceof Refused) throw error;
         why = `could not be reached (${error.message})`;
       }
       if (attempt >= TRIES) {

@@ -3,7 +3,7 @@
 import * as zarr from "zarrita";
 import { ARRAYS, FORMAT, VERSION } from "../contract.js";
 import { bfloats, WHOLE } from "./bfloat.js";
-import { Bytes } from "./bytes.js";
+import { Bytes, ChangedError } from "./bytes.js";
 import "./codecs.js";
 import { floats } from "./half.js";
 import { modelName } from "./naming.js";
@@ -40,6 +40,12 @@ export class Store {
     return (this.about.index ?? []).find((entry) => entry?.id === id) ?? { id };
   }
 
+  /** The copy of a capture's metadata in the store's own, undefined where there is none or the index tells of another. */
+  copy(id) {
+    const found = this.documents[id], { digest } = this.summary(id);
+    return digest && found?.attributes?.attnlens?.digest !== digest ? undefined : found;
+  }
+
   async capture(id) {
     if (!this.ids.includes(id)) throw new StoreError(`${this.name} has no capture ${id}; it has ${this.ids.join(", ") || "none"}.`);
     if (!this.captures.has(id)) this.captures.set(id, await Capture.open(this, id));
@@ -49,16 +55,18 @@ export class Store {
 
 export class Capture {
   static async open(store, id) {
-    const document = store.documents[id] ?? parse(await store.bytes.get(`/${id}/zarr.json`), `${id}/zarr.json`);
+    const document = store.copy(id) ?? parse(await store.bytes.get(`/${id}/zarr.json`), `${id}/zarr.json`);
     const about = document?.attributes?.attnlens;
+    const copied = Boolean(store.copy(id));
     if (!about) throw new StoreError(`Capture ${id} has not begun yet. Reload when it has, or choose another.`);
+    store.bytes.expect(id, (about.status === "complete" ? about.digest : about.created) ?? null);
     const documents = new Map();
     const inline = document.consolidated_metadata?.metadata;
     const further = (about.lenses ?? []).flatMap((lens) => Object.keys(ARRAYS).map((name) => `${name}_${lens?.name}`));
     await Promise.all([...Object.keys(ARRAYS), ...further].map(async (name) => {
-      const found = store.documents[`${id}/${name}`] ?? (inline && Object.hasOwn(inline, name) ? inline[name] : null);
+      const found = (copied && store.documents[`${id}/${name}`]) || (inline && Object.hasOwn(inline, name) ? inline[name] : null);
       if (found) documents.set(name, found);
-      else if (!inline && !store.documents[id]) {
+      else if (!inline && !copied) {
         const text = await store.bytes.get(`/${id}/${name}/zarr.json`);
         if (text) documents.set(name, parse(text, `${id}/${name}/zarr.json`));
       }
@@ -128,6 +136,8 @@ export class Capture {
       const array = await this.#open(name);
       return inOrder(await zarr.get(array, parts));
     } catch (error) {
+      const changed = error instanceof ChangedError ? error : error.cause;
+      if (changed instanceof ChangedError) throw changed;
       if (error instanceof StoreError) throw error;
       const cause = error.cause?.message ? `: ${error.cause.message}` : "";
       throw new StoreError(`${this.id}/${name} cannot be read. ${error.message}${cause}`);

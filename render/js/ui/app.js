@@ -3,6 +3,7 @@
 import { selectHeads } from "../math/heads.js";
 import { SCALES } from "../contract.js";
 import { Cell } from "./cell.js";
+import { ChangedError } from "../data/bytes.js";
 import { Compare } from "../views/compare.js";
 import { Controls } from "./controls.js";
 import { h } from "./dom.js";
@@ -86,7 +87,10 @@ export class App {
 
   /** Say what went wrong, and what to do. */
   fail = (error) => {
-    this.notice.replaceChildren(h("p", {}, h("bdi", {}, error.message)));
+    const changed = error instanceof ChangedError;
+    const again = changed ? h("button", { type: "button", onclick: () => { this.stores.forget(); this.reload(); } }, "Reload") : null;
+    this.notice.replaceChildren(h("p", {}, h("bdi", {}, error.message), " ", again));
+    if (changed) return;
     if (!(error.constructor.name === "Error" || /Store/.test(error.constructor.name))) console.warn(error);
   };
 
