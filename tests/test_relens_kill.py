@@ -62,10 +62,14 @@ def killed(mode, step):
             os._exit(1)
     os.close(told)
     steps = os.read(back, 1 << 16)
-    assert os.waitpid(child, 0)[1] == (signal.SIGKILL if step >= 0 else 256)
+    # A slow run commits more often, so a later one may end before it comes to that step.
+    ended = os.waitpid(child, 0)[1]
+    assert ended == 256 or (step >= 0 and ended == signal.SIGKILL)
+    hits.append(ended == signal.SIGKILL)
     return steps
 
 chance = random.Random(5)
+hits = []
 for mode in ("exchange", "steps"):
     if mode == "steps":
         exchange._exchange = lambda *_: False
@@ -75,6 +79,7 @@ for mode in ("exchange", "steps"):
     for step in near:
         killed(mode, step)
     print(mode, len(steps), len(near))
+assert any(hits)
 """
 
 

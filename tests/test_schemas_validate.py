@@ -14,6 +14,7 @@ STORE: dict[str, Any] = {
 }
 SIZES = {"token": 7, "query": 7, "key": 7, "layer": 2, "head": 3, "depth": 3, "generated": 4, "rank": 5,
          "entry": 11, "edge": 8, "byte": 20, "file": 9, "tracked": 2,
+         "chunk": 5, "digest_byte": 32,
          "feature": 6, "kv_head": 1, "head_feature": 4}  # fmt: skip
 
 
