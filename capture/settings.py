@@ -66,7 +66,7 @@ class Settings:
             InputError: `lens_tokens` is none of these, or begins after the prompt.
         """
         first = self._first_read()
-        if first > 0 and first >= n_prompt:  # a prompt without tokens is refused elsewhere
+        if first >= max(1, n_prompt):  # a prompt without tokens is refused elsewhere
             there = f"the prompt has {n_prompt} tokens, lenses read from one of them on (0: to {n_prompt - 1}:)"
             raise InputError(Setting("lens_tokens"), f" is {self.lens_tokens!r}: {there}")
         return first if first >= 0 else max(0, n_prompt + first)

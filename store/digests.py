@@ -246,6 +246,3 @@ def _parts(found: object, arrays: Mapping[str, ArrayDescription], count: int) ->
         if grid != list(plain.grid) or not 0 <= first <= count - plain.count:
             raise ValueError(f"its grid of {name} is {grid}, expected {list(plain.grid)} within {count} digests")
         yield name, Part(first, plain.grid, plain.inside, tuple(map(int, order)))
-
-
-__all__ = ["DIGESTS", "Digests", "Hashed", "Part", "hash_arrays", "hash_shard", "place_of", "read_index", "table_of"]

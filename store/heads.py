@@ -127,9 +127,6 @@ class HeadsFile:
     ready = False
     """The first process publishes the capture."""
 
-    def publish(self) -> None:
-        """Nothing: it is not this process that does."""
-
     def finish(self, update: Mapping[str, Any]) -> None:
         """Write the rest, and say that no more will come."""
         self.commit()

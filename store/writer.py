@@ -25,7 +25,7 @@ from attnlens.store.layout import MIB
 from attnlens.store.lock import refuse_busy
 from attnlens.store.places import Folder
 from attnlens.store.queue import ByteQueue
-from attnlens.store.replacement import Mode, folder_for, has_batches, is_finished
+from attnlens.store.replacement import Mode, folder_for, has_batches, is_finished, mode_of
 from attnlens.store.root import check_free, is_free, new_root, next_ids, read_root, root_entries, write_root
 from attnlens.store.target import Target
 
@@ -60,11 +60,7 @@ class StoreWriter:
         if append and target.is_file():
             raise InputError(f"{path} is packed: unpack it by `lens unpack`, then add to that")
         refuse_busy(target)
-        mode: Mode = "new"
-        if append:
-            mode = "append"
-        elif overwrite or resume:
-            mode = "replace" if overwrite and resume else "overwrite" if overwrite else "resume"
+        mode: Mode = "append" if append else mode_of(overwrite=overwrite, append=False, resume=resume)
         if mode == "resume" and is_finished(target):
             mode = "replace"
         folder = folder_for(target, mode)

@@ -309,7 +309,8 @@ class _Batch:
             done = sum(finished)
         if self._writer is not None:
             self._writer.flush()
-            self._progress.advance(sum(self._finished()) - done, note=_failed(self._finished()[1]))
+            finished = self._finished()
+            self._progress.advance(sum(finished) - done, note=_failed(finished[1]))
 
     def _finished(self, *, exact: bool = True) -> tuple[int, int]:
         return self._writer.finished(exact=exact) if self._writer is not None else (0, 0)

@@ -125,9 +125,8 @@ class Served:
         if guard.hashes is not None and self._local:
             self._compare(key, inside, guard)
         elif guard.hashes is not None:
-            guard.place.read(
-                key, 0, 0
-            )  # compares a small file; of a large one far away parts are compared as they come
+            # This compares a small file; of a large one far away parts are compared as they come.
+            guard.place.read(key, 0, 0)
         return File(key, size, guard.tag, self._etag(key, size, guard.tag))
 
     def _compare(self, key: str, inside: str, guard: Guard) -> None:

@@ -131,16 +131,16 @@ def redaction(capture: Capture, spans: Sequence[str]) -> Redaction | None:
     """
     if not spans:
         return None
+    data = b"".join(map(capture.token_bytes, range(capture.n_token)))
     mask, texts = np.zeros(capture.n_token, bool), []
     for span in spans:
-        if _means_tokens(capture, span):
+        if _means_tokens(capture, data, span):
             chosen = parse_ranges(span.removeprefix(TOKENS), capture.n_token, option="--redact", thing="token")
             mask[list(chosen)] = True
             texts += [b"".join(map(capture.token_bytes, range(low, high))).decode("utf-8", "replace")
                       for low, high in runs_of(chosen)]  # fmt: skip
         else:
             texts.append(span.removeprefix(TEXT))
-    data = b"".join(map(capture.token_bytes, range(capture.n_token)))
     edges = np.cumsum([0, *(len(capture.token_bytes(token)) for token in range(capture.n_token))])
     for text in texts:
         if len(text.strip()) > 1:
@@ -151,11 +151,13 @@ def redaction(capture: Capture, spans: Sequence[str]) -> Redaction | None:
     return Redaction(capture, mask, texts)
 
 
-def _means_tokens(capture: Capture, span: str) -> bool:
-    """Whether a span lists tokens: `tokens:3,5-7`, or `3,5-7` where these characters are no text of the capture."""
+def _means_tokens(capture: Capture, data: bytes, span: str) -> bool:
+    """Whether a span lists tokens: `tokens:3,5-7`, or `3,5-7` where these characters are no text of the capture.
+
+    `data`: the bytes of all its tokens.
+    """
     if span.startswith((TEXT, TOKENS)) or not is_list(span):
         return span.startswith(TOKENS)
-    data = b"".join(map(capture.token_bytes, range(capture.n_token)))
     if span.strip().encode() in data:
         raise InputError(
             f"--redact {span}: capture {capture.id} has this text, and it lists tokens, too; expected {TEXT}{span} or "
