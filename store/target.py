@@ -13,7 +13,6 @@ from attnlens.store.notices import tell
 from attnlens.store.replacement import MARK, Mode, begin, folder_for, give_back, publish, settle, standing, unfinished
 from attnlens.store.root import check_free
 
-
 LEAVING_SECONDS = 5.0
 """How long a process that has just found that it is not the last one may take to let go of the store's place."""
 
