@@ -37,12 +37,19 @@ def on_this_machine(url: str, files: tuple[str, ...] = ("*",)) -> Path:
         raise InputError(f"{url}: only stores are read from buckets; download it, and give the folder")
     from huggingface_hub import constants, hf_hub_download, snapshot_download
 
-    common = {"repo_type": name.kind, "revision": name.revision, "local_files_only": constants.HF_HUB_OFFLINE}
+    offline = constants.HF_HUB_OFFLINE
+    inside = [f"{name.path}/{one}" if name.path else one for one in files]
     try:
         if name.path.endswith(".gguf"):
-            return Path(hf_hub_download(name.id, name.path, **common))
-        inside = [f"{name.path}/{one}" if name.path else one for one in files]
-        found = Path(snapshot_download(name.id, allow_patterns=inside, **common)) / name.path
+            return Path(
+                hf_hub_download(
+                    name.id, name.path, repo_type=name.kind, revision=name.revision, local_files_only=offline
+                )
+            )
+        root = snapshot_download(
+            name.id, repo_type=name.kind, revision=name.revision, local_files_only=offline, allow_patterns=inside
+        )
+        found = Path(root) / name.path
     except Exception as error:
         kinds = {kind.__name__ for kind in type(error).__mro__}
         why = next((why for kind, why in _WHY if kind in kinds), None)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
-from multiprocessing.context import BaseContext
+from multiprocessing.context import ForkServerContext, SpawnContext
 
 _PRELOADED = ["__main__", "attnlens.render.run.jobs", "attnlens.render.views.open", "zarr"]
 """What every helper needs, imported once by the server that they are copies of."""
@@ -16,7 +16,7 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def context() -> BaseContext:
+def context() -> ForkServerContext | SpawnContext:
     """How helpers begin: as copies of a process that has the imports and no threads, or as fresh interpreters."""
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib.util import find_spec
 from urllib.parse import unquote
@@ -49,12 +50,17 @@ class HubName:
         from huggingface_hub import HfApi
 
         hub, folder = HfApi(endpoint=endpoint()), "/".join(filter(None, [self.path, under])).rstrip("/") or None
-        if self.kind == "bucket":
-            found = hub.list_bucket_tree(self.id, folder, recursive=True)
-        else:
-            found = hub.list_repo_tree(self.id, folder, recursive=True, revision=self.revision, repo_type=self.kind)
+        found: Iterable[object] = (
+            hub.list_bucket_tree(self.id, folder, recursive=True)
+            if self.kind == "bucket"
+            else hub.list_repo_tree(self.id, folder, recursive=True, revision=self.revision, repo_type=self.kind)
+        )
         inside = f"{self.path}/" if self.path else ""
-        return {one.path.removeprefix(inside): int(one.size) for one in found if hasattr(one, "size")}
+        return {
+            str(one.path).removeprefix(inside): int(one.size)
+            for one in found
+            if hasattr(one, "size") and hasattr(one, "path")
+        }
 
     def refused(self, code: int) -> str:
         """Why the hub answered 401 or 403, and what to do."""
