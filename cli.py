@@ -117,9 +117,12 @@ def main() -> None:
                 raise Interrupted("interrupted") from end
             raise
     except AttnlensError as error:
-        from attnlens.console import one_line
+        said = error.on_command_line()
+        if said != "interrupted":  # an import that was interrupted is not begun again: libraries print warnings then
+            from attnlens.console import one_line
 
-        print(f"lens: {one_line(error.on_command_line())}", file=sys.stderr)  # noqa: T201
+            said = one_line(said)
+        print(f"lens: {said}", file=sys.stderr)  # noqa: T201
         sys.exit(error.exit_code)
 
 
