@@ -9,7 +9,6 @@ import os
 import signal
 import sys
 import threading
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -95,8 +94,6 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")  # a token the terminal cannot show must not end the run
-    if not sys.warnoptions:
-        warnings.simplefilter("ignore")  # of libraries, for developers; python -W shows them
     try:
         try:
             app(prog_name="lens")

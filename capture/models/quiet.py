@@ -33,9 +33,7 @@ def quiet() -> Iterator[None]:
         logger.setLevel(SILENT)
     tqdm.__init__ = silent
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
+        yield
     finally:
         tqdm.__init__ = start
         for logger, level in levels.items():
