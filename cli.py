@@ -10,7 +10,6 @@ import os
 import signal
 import sys
 import threading
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -106,8 +105,6 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")  # a token the terminal cannot show must not end the run
-    if not sys.warnoptions:
-        warnings.simplefilter("ignore")  # of libraries, for developers; python -W shows them
     logging.getLogger("attnlens").addHandler(Notices())
     try:
         try:
@@ -118,7 +115,7 @@ def main() -> None:
             raise
     except AttnlensError as error:
         said = error.on_command_line()
-        if said != "interrupted":  # an import that was interrupted is not begun again: libraries print warnings then
+        if said != "interrupted":  # an import that Ctrl-C cut off is not begun again
             from attnlens.console import one_line
 
             said = one_line(said)
