@@ -19,7 +19,7 @@ from store_sample import tree_hash
 
 KILLS = int(os.environ.get("ATTNLENS_KILLS", "2"))
 """How often each command is killed; 25 is the acceptance run."""
-ALWAYS = {"capture --append", "crop --overwrite", "merge", "pack", "import", "render"}
+ALWAYS = {"capture --append", "crop --overwrite", "import", "pack"}
 """Killed in each run of the suite. The others write by the same functions, or are killed in test_capture_kill,
 test_capture_replace, test_batch_kill and test_relens_kill as well."""
 
