@@ -24,6 +24,7 @@ from attnlens.store.check_files import (
     check_manifest,
 )
 from attnlens.store.check_lens import check_lens
+from attnlens.store.check_numbers import check_numbers
 from attnlens.store.check_tokens import check_tokens
 from attnlens.store.check_vectors import check_vectors
 from attnlens.store.descriptions import default_limits, describe_array
@@ -133,13 +134,22 @@ def _check_capture(store: Store, name: str, findings: Findings, progress: Progre
         check_digests(store.place, capture, findings)
     if capture.status not in ("planned", "failed"):  # neither has a row
         whole = _check_arrays(store, name, findings, progress)
-        check_tokens(capture, findings)
+        checks = [lambda: check_tokens(capture, findings)]
         if "attention_weight" in whole:
-            check_attention(capture, findings, progress)
+            checks.append(lambda: check_attention(capture, findings, progress))
         if {"attention_q", "attention_k"} <= whole:
-            check_vectors(capture, findings, progress)
-        check_lens(capture, findings, progress)
-        check_evidence(capture, findings, progress)
+            checks.append(lambda: check_vectors(capture, findings, progress))
+        checks += [
+            lambda: check_lens(capture, findings, progress),
+            lambda: check_evidence(capture, findings, progress),
+            lambda: check_numbers(capture, findings, progress),
+        ]
+        for check in checks:
+            try:
+                check()
+            except StoreError as error:  # of an array that a check needs and that was told of already
+                message = f"not all values can be checked: {str(error).split('; run ')[0]}"
+                findings.add(name, "value", message)
     return capture.status
 
 

@@ -31,6 +31,9 @@ class Rich(Sample):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self.words[7], self.words[3] = "seven", "?three"
+        self.texts = [self.words[number] for number in self.ids]
+        self.raw = [text.encode() for text in self.texts]
         rng = np.random.default_rng(1)
         depths, length = self.n_layer + 1, self.n_token
         stream = torch.from_numpy(rng.normal(size=(depths, length, N_FEATURE)).astype(np.float32))

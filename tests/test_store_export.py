@@ -532,7 +532,7 @@ def test_the_page_about_it_is_true(
     assert said[3] == "[3, 2, 9, 9] 9"
     logprob = round(math.log(float(group["model_probability"][4])), 1)
     top = group["lens_token"][-1, 5, 0]
-    assert said[4] == f"{str(group['token_text'][5])!r} {logprob} v{top}"
+    assert "\n".join(said[4:]) == f"{str(group['token_text'][5])!r} {logprob} {Sample().words[top]}"
     listed = page.split("| column | |\n|---|---|\n")[1].split("\n\n")[0]
     names = [name.strip("` ") for line in listed.splitlines() for name in line.split("|")[1].split(",")]
     assert sorted(names) == sorted(COLUMNS)

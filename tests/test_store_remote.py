@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import io
+import os
 import random
 import sys
 import warnings
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -147,6 +150,80 @@ def test_what_was_fetched_is_kept_on_disk(
     monkeypatch.setattr(far, "_opened", {})
     render(f"{server.url}/run.zarr.zip", tmp_path / "c", options=SOME)
     assert tree_hash(tmp_path / "c") == drawn
+
+
+@pytest.fixture(scope="module")
+def of_one_size(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[Path, bytes]]:
+    """Two stores, and zips of them that are equally long, with tables of contents of the same length."""
+    made, stores = [], []
+    for seed in (3, 4):
+        store = tmp_path_factory.mktemp("of_one_size") / "run.zarr"
+        Sample(n_prompt=150, n_generated=30, n_layer=6, n_head=4, seed=seed).write(store)
+        stores.append(store)
+        files = (file for file in sorted(store.rglob("*")) if file.is_file())
+        made.append({file.relative_to(store).as_posix(): file.read_bytes() for file in files})
+    longest = max(sum(map(len, files.values())) for files in made)
+    zips = []
+    for files in made:
+        data = io.BytesIO()
+        with zipfile.ZipFile(data, "w") as archive:
+            archive.writestr("pad.partial", bytes(longest + 1 - sum(map(len, files.values()))))
+            for name, content in files.items():
+                archive.writestr(zipfile.ZipInfo(name), content)
+        zips.append(data.getvalue())
+    assert len(zips[0]) == len(zips[1])
+    return list(zip(stores, zips, strict=True))
+
+
+SAME_TIME = {"Last-Modified": "Mon, 01 Jan 2024 00:00:00 GMT"}
+
+
+@pytest.mark.parametrize(
+    ("headers", "tail"),
+    [
+        ({}, far.TAIL),
+        ({}, 4096),  # so that the table of contents does not come with the end
+        (SAME_TIME, far.TAIL),
+        ({"ETag": 'W/"1"', **SAME_TIME}, 4096),
+        ({"ETag": '"1"'}, far.TAIL),  # made of size and time, as some servers do
+    ],
+)
+def test_another_file_of_the_same_size_and_time_is_never_taken_from_the_cache(
+    headers: dict[str, str],
+    tail: int,
+    of_one_size: list[tuple[Path, bytes]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(far, "TAIL", tail)
+    monkeypatch.setenv("ATTNLENS_CACHE", str(tmp_path / "cache"))
+    file = tmp_path / "run.zarr.zip"
+    with serve(Served(tmp_path, headers=lambda _: headers)) as served:
+        for store, data in of_one_size:
+            file.write_bytes(data)
+            there = attnlens.open(store)[0]
+            for _ in range(2):
+                monkeypatch.setattr(far, "_opened", {})
+                before = served.bytes
+                found = attnlens.open(f"{served.url}/run.zarr.zip")[0]
+                np.testing.assert_array_equal(found.attention.rows([3, 170]), there.attention.rows([3, 170]))
+                np.testing.assert_array_equal(found["lens_entropy"][:], there["lens_entropy"][:])
+            assert served.bytes - before <= 1 << 17  # the end and the table of contents, the rest is in the cache
+
+
+def test_a_file_that_is_replaced_while_it_is_read_is_noticed(
+    of_one_size: list[tuple[Path, bytes]], tmp_path: Path
+) -> None:
+    first, second = (data for _, data in of_one_size)
+    file = tmp_path / "run.zarr.zip"
+    file.write_bytes(first)
+    with serve(Served(tmp_path)) as served:
+        capture = attnlens.open(f"{served.url}/run.zarr.zip")[0]
+        file.write_bytes(second)
+        os.utime(file, ns=(1, 1))
+        with pytest.raises(StoreError, match="was replaced by another file while it was read: open it again"):
+            capture.attention.rows([3])
+        assert len(served.log) < 5
 
 
 def test_the_cache_does_not_grow_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -28,6 +28,10 @@ class Parts:
         self._parts: dict[int, bytes] = {}
         self._lock = threading.Lock()
 
+    def identify(self, identity: str) -> None:
+        """What names the content for ever, where that was not known from the beginning."""
+        self._identity = identity
+
     def put(self, start: int, data: bytes) -> None:
         """Keep a part in memory."""
         with self._lock:

@@ -10,6 +10,8 @@ import { modelName } from "./naming.js";
 
 const ID = /^\d{4,12}$/;
 const MODEL = ["float32", "float16", "uint16"]; // of queries and keys; uint16 are the bits of bfloat16
+const LANES = ["layer", "head", "kv_head"]; // a writer leaves out those that the model does not have
+const EARLY = ["token_id", "token_text", "token_special"]; // known of every token, fed or not
 const STORED = { float16: ["uint16", 0x7e00], bool: ["uint8", 0] };
 
 /** Something a person is told: what was found, and what to do. */
@@ -134,7 +136,9 @@ export class Capture {
     });
     try {
       const array = await this.#open(name);
-      return inOrder(await zarr.get(array, parts));
+      const found = inOrder(await zarr.get(array, parts));
+      await this.#there(name, parts);
+      return found;
     } catch (error) {
       const changed = error instanceof ChangedError ? error : error.cause;
       if (changed instanceof ChangedError) throw changed;
@@ -150,6 +154,37 @@ export class Capture {
     if (!(data instanceof Uint16Array)) return data;
     const document = this.#document(name);
     return document.data_type === "uint16" ? bfloats(data, encoding(document)) : floats(data);
+  }
+
+  /**
+   * Of a capture that is not finished no manifest tells its files. Its writer stores every one of what it committed, so
+   * one that is missing is absent: no fill value stands for it. As store/presence.py.
+   */
+  async #there(name, parts) {
+    const { about } = this, { dimension_names: axes, shape, chunk_grid: { configuration: { chunk_shape: step } } } = this.#document(name);
+    const sealed = about.status === "complete" || (about.digest && about.manifest);
+    if (sealed || about.crop || !this.nRow || name === "model_probability") return;
+    if (axes.length > 1 && axes.some((axis) => LANES.includes(axis))) return; // looked at where they are read
+    const wanted = axes[0] === "entry" ? await this.#entries(name, Math.ceil(shape[0] / step[0])) : await Promise.all(parts.map(async ({ start, stop }, place) => {
+      if (axes[place] === "token" && !EARLY.includes(name)) stop = Math.min(stop, this.nRow);
+      if (axes[place] === "byte") stop = Math.min(stop, (await this.read("token_byte_offset", [this.nToken]))[0]);
+      const first = Math.floor(start / step[place]);
+      return Array.from({ length: Math.max(0, Math.ceil(stop / step[place]) - first) }, (_, index) => first + index);
+    }));
+    const keys = wanted.reduce((found, numbers) => found.flatMap((key) => numbers.map((number) => `${key}/${number}`)), ["c"]);
+    const missing = (await Promise.all(keys.map(async (key) => [key, await this.#exists(name, key)]))).find(([, there]) => !there);
+    if (missing) throw new StoreError(`${this.id}/${name}/${missing[0]} is missing, though it was committed. Run lens verify.`);
+  }
+
+  /** Numbers of the files that a list of the vocabulary must have: it grows, and texts are written before ids. */
+  async #entries(name, count) {
+    const there = (array) => Promise.all(Array.from({ length: count }, (_, number) => this.#exists(array, `c/${number}`)));
+    const ids = name === "vocabulary_text" && this.has("vocabulary_id") ? (await there("vocabulary_id")).filter(Boolean).length : 1;
+    return [Array.from({ length: Math.max(1, ids, (await there(name)).lastIndexOf(true) + 1) }, (_, number) => number)];
+  }
+
+  async #exists(name, key) {
+    return (await this.store.bytes.getRange(`/${this.id}/${name}/${key}`, { suffixLength: 1 })) !== undefined;
   }
 
   /** What the format says of an array; further lenses have the names of the first with their own behind. */
