@@ -19,8 +19,8 @@ SHOWN = 40
 
 
 def check_tokens(capture: Capture, findings: Findings) -> None:
-    """Ids inside the vocabulary, byte offsets that grow and cover all bytes, coordinates that count upwards; each id has
-    one text, which its bytes spell.
+    """Ids inside the vocabulary, byte offsets that grow and cover all bytes, coordinates that count upwards, and one text
+    for each id, which its bytes spell.
     """
     if capture.status == "planned" or "token_id" not in capture:
         return
@@ -87,8 +87,8 @@ def _texts(capture: Capture, findings: Findings) -> None:
 def _entries(capture: Capture, name: str, known: dict[int, tuple[str, str]], findings: Findings) -> None:
     """Are ids of a list in the vocabulary, and their texts those that the ids have elsewhere? `known` grows by them."""
     path, size = f"{capture.id}/{name}_text", capture.metadata.model.vocabulary_size
-    ids, texts = capture[f"{name}_id"][:], capture[f"{name}_text"][:]
-    ids, texts = ids[: len(texts)], [str(text) for text in texts[: len(ids)]]
+    ids, texts = np.asarray(capture[f"{name}_id"][:]), [str(text) for text in capture[f"{name}_text"][:]]
+    ids = ids[: len(texts)]  # one may have been made longer before the other
     wrong = np.zeros(len(ids), np.bool_)
     first: dict[int, str] = {}
     for entry in np.flatnonzero(ids >= 0).tolist():

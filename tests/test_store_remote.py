@@ -160,8 +160,8 @@ def of_one_size(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[Path, by
         store = tmp_path_factory.mktemp("of_one_size") / "run.zarr"
         Sample(n_prompt=150, n_generated=30, n_layer=6, n_head=4, seed=seed).write(store)
         stores.append(store)
-        files = (file for file in sorted(store.rglob("*")) if file.is_file())
-        made.append({file.relative_to(store).as_posix(): file.read_bytes() for file in files})
+        found = (file for file in sorted(store.rglob("*")) if file.is_file())
+        made.append({file.relative_to(store).as_posix(): file.read_bytes() for file in found})
     longest = max(sum(map(len, files.values())) for files in made)
     zips = []
     for files in made:
