@@ -55,7 +55,7 @@ def check_consolidated(place: Place, capture: str, document: Mapping[str, Any], 
 
 
 def check_manifest(place: Place, capture: Capture, findings: Findings, progress: Progress) -> None:
-    """Is every file of a sealed capture there, unchanged, and no other, and every chunk the one that its digest is of?"""
+    """Is every file of a sealed capture there, unchanged, and no other, and does each chunk have its digest?"""
     about, known = capture.metadata, _digests(capture, findings)
     try:
         names, hashes = ([str(text) for text in capture[name][:]] for name in MANIFEST_ARRAYS)

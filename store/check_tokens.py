@@ -19,8 +19,9 @@ SHOWN = 40
 
 
 def check_tokens(capture: Capture, findings: Findings) -> None:
-    """Ids inside the vocabulary, byte offsets that grow and cover all bytes, coordinates that count upwards, and one text
-    for each id, which its bytes spell.
+    """Ids inside the vocabulary, byte offsets that grow and cover all bytes, coordinates that count upwards.
+
+    And one text for each id, which its bytes spell.
     """
     if capture.status == "planned" or "token_id" not in capture:
         return

@@ -148,7 +148,12 @@ def test_a_huge_store_is_flushed_without_a_look_at_each_of_its_files(
 def test_what_is_mounted_inside_a_folder_is_flushed_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nearly every system has something mounted in /dev."""
     flushed: list[int] = []
-    monkeypatch.setattr(durable, "_syncfs", lambda folder: not flushed.append(folder.stat().st_dev))
+
+    def syncfs(folder: Path) -> bool:
+        flushed.append(folder.stat().st_dev)
+        return True
+
+    monkeypatch.setattr(durable, "_syncfs", syncfs)
     durable.flush(Path("/dev"))
     folders = (path for path in Path("/dev").iterdir() if path.is_dir() and not path.is_symlink())
     inside = {folder.stat().st_dev for folder in folders if folder.is_mount()}

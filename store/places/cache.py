@@ -1,8 +1,8 @@
 """Parts of files far away that were fetched before, kept in memory, and on disk where their content has a name.
 
-The name of a zip is made of its last bytes, which are fetched anew whenever it is opened, and of its entity tag, if that
-is a strong one; else of its table of contents, which has a checksum of every file. A weak tag, a time and a size may be
-those of another file.
+The name of a zip is made of its last bytes, which are fetched anew whenever it is opened, and of its entity tag, if
+that is a strong one; else of its table of contents, which has a checksum of every file. A weak tag, a time and a size
+may be those of another file.
 """
 
 from __future__ import annotations
