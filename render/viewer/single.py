@@ -139,7 +139,8 @@ def _told(capture: Capture, key: str) -> Iterator[None]:
     except FileNotFoundError:
         raise StoreError(f"{capture.place}: {key} is missing; run `lens verify`") from None
     except OSError as error:
-        raise StoreError(f"{capture.place}: {key} cannot be read ({error.strerror or error}); run `lens verify`") from None
+        why = error.strerror or error
+        raise StoreError(f"{capture.place}: {key} cannot be read ({why}); run `lens verify`") from None
 
 
 def _root(place: Place, captures: Iterable[Capture]) -> dict[str, Any]:
