@@ -16,6 +16,7 @@ from attnlens.render.viewer.assets import asset, digest
 from attnlens.render.viewer.contract import READS
 from attnlens.schemas.errors import InputError
 from attnlens.schemas.version import NAMESPACE
+from attnlens.store.lists import entry_of
 from attnlens.store.places import Place, stem_of
 from attnlens.store.reader import Capture, open_store
 
@@ -112,13 +113,12 @@ def _keys(place: Place, captures: Iterable[Capture]) -> list[str]:
     return [key for capture in captures for name in _arrays(capture) for key in place.files(f"{capture.id}/{name}/c")]
 
 
-def _root(place: Place, captures: Iterable[Capture]) -> dict[str, Any]:
+def _root(place: Place, captures: Sequence[Capture]) -> dict[str, Any]:
     """The store's zarr.json with the metadata of these captures in it, so that it is the only one."""
     root = place.document()
-    about = dict(root["attributes"][NAMESPACE])
-    ids = [capture.id for capture in captures]
-    about["planned"] = ids
-    about["index"] = [entry for entry in about.get("index") or [] if entry.get("id") in ids]
+    about = {key: value for key, value in root["attributes"][NAMESPACE].items() if key not in ("batches", "lists")}
+    about["planned"] = [capture.id for capture in captures]
+    about["index"] = [entry_of(capture.metadata).model_dump(mode="json") for capture in captures]
     documents: dict[str, Any] = {}
     for capture in captures:
         group = place.document(capture.id)
