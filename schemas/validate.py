@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
@@ -29,6 +29,9 @@ LIST_FOLDER = re.compile(r"(index|batches)-[0-9a-f]{16}")
 """Name of the group in which a list of the store is kept."""
 LIST_FILE = re.compile(r"zarr\.json|[a-z][a-z0-9_]{0,39}/(zarr\.json|c/[0-9]{1,9})")
 """Path of a file in such a group."""
+
+
+AnyModel = TypeVar("AnyModel", bound=BaseModel)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,10 +69,15 @@ def version_problem(attributes: Mapping[str, Any]) -> Problem | None:
 
 def validate_store(attributes: Mapping[str, Any]) -> list[Problem]:
     """Problems of the attributes of the store's group. A foreign or other version is the only problem reported."""
+    return read_store(attributes)[1]
+
+
+def read_store(attributes: Mapping[str, Any]) -> tuple[StoreMetadata | None, list[Problem]]:
+    """The metadata of a store, looked at once since they may be long, and their problems; None where there are some."""
     other = version_problem(attributes)
     if other is not None:
-        return [other]
-    problems = _model_problems(StoreMetadata, attributes[NAMESPACE], "")
+        return None, [other]
+    about, problems = _read(StoreMetadata, attributes[NAMESPACE], "")
     planned = attributes[NAMESPACE].get("planned")
     names = [name for name in planned if isinstance(name, str)] if isinstance(planned, list) else []
     if len(set(names)) != len(names):
@@ -79,14 +87,13 @@ def validate_store(attributes: Mapping[str, Any]) -> list[Problem]:
             problems.append(
                 _at("", "metadata", f"planned: {_short(name)} is no capture name, expected 4 or more digits")
             )
-    if not problems:
-        about = StoreMetadata.model_validate(dict(attributes[NAMESPACE]))
+    if about is not None and not problems:
         prompts = [prompt for batch in about.batches for prompt in batch.prompts]
         messages = batch_problems(prompts, set(names))
         if about.lists is not None:
             messages += _list_problems("index", about.lists.index) + _list_problems("batches", about.lists.batches)
         problems += [_at("", "metadata", message) for message in messages]
-    return problems
+    return (None if problems else about), problems
 
 
 def _list_problems(kind: str, about: ListFiles | None) -> list[str]:
@@ -126,10 +133,9 @@ def validate_capture(
     ours = attributes.get(NAMESPACE)
     if not isinstance(ours, Mapping):
         return [Problem(where=where, kind="metadata", message=f"no attribute {NAMESPACE!r}")]
-    problems = _model_problems(CaptureMetadata, ours, where)
-    if problems:
+    about, problems = _read(CaptureMetadata, ours, where)
+    if about is None:
         return problems
-    about = CaptureMetadata.model_validate(ours)
     problems += [_at(where, "metadata", message) for message in _disagreements(about, where)]
     sizes = _expected_sizes(about)
     seen: dict[str, tuple[int, str]] = {}
@@ -300,15 +306,14 @@ def _shown(indices: list[int]) -> str:
     return str(indices) if len(indices) <= 8 else f"[{indices[0]}, … {len(indices)} of them]"
 
 
-def _model_problems(model: type[BaseModel], values: Mapping[str, Any], where: str) -> list[Problem]:
+def _read(model: type[AnyModel], values: Mapping[str, Any], where: str) -> tuple[AnyModel | None, list[Problem]]:
     try:
-        model.model_validate(dict(values))
+        return model.model_validate(dict(values)), []
     except ValidationError as error:
-        return [
+        return None, [
             _at(where, "metadata", f"{'.'.join(map(str, item['loc']))}: {item['msg']}, found {_short(item['input'])}")
             for item in error.errors()
         ]
-    return []
 
 
 def _short(value: object) -> str:

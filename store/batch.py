@@ -394,6 +394,7 @@ def _prepare(
     """
     put_back(path)
     before = batches_of(Folder(path), metadata)
+    again: set[str] = set()
     waste = [entry for entry in path.iterdir() if entry.is_dir() and entry.name.endswith(PARTIAL)]
     if batch is None:
         taken = [*metadata.planned, *(entry.name for entry in path.iterdir() if CAPTURE_NAME.fullmatch(entry.name))]
@@ -413,9 +414,12 @@ def _prepare(
         for prompt in batch.prompts:
             status, error = _state(path / prompt.capture)
             kept = status == "complete" or (batch.run == run and error is not None)
-            if not kept and (path / prompt.capture).exists():
+            if kept:
+                continue
+            again.add(prompt.capture)
+            if (path / prompt.capture).exists():
                 waste.append(_away(path / prompt.capture))
-    metadata = with_index(metadata, current_entries(Folder(path), metadata) or None)
+    metadata = with_index(metadata, current_entries(Folder(path), metadata, changed=again) or None)
     write_root(path, with_batches(metadata, batches), running=True)
     return changed, waste
 

@@ -207,7 +207,11 @@ class ListArrays:
         """A file that is not named would be taken for one that holds fill values only."""
         if file not in self._about.files:
             raise ValueError("is not among the files that the store's zarr.json names")
-        if self._place.size(join(self._about.folder, file)) > FILE_BYTES:
+        try:
+            size = self._place.size(join(self._about.folder, file))
+        except FileNotFoundError:
+            raise ValueError("is missing") from None
+        if size > FILE_BYTES:
             raise ValueError(f"larger than {FILE_BYTES} bytes")
 
     def _damaged(self, file: str, error: BaseException) -> StoreError:

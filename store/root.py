@@ -14,7 +14,7 @@ from attnlens import __version__
 from attnlens.schemas.errors import InputError, Setting, StoreError
 from attnlens.schemas.metadata import CaptureMetadata, IndexEntry, StoreMetadata
 from attnlens.schemas.problems import summary
-from attnlens.schemas.validate import CAPTURE_NAME, LIST_FOLDER, validate_store
+from attnlens.schemas.validate import CAPTURE_NAME, LIST_FOLDER, read_store
 from attnlens.schemas.version import FORMAT, NAMESPACE
 from attnlens.store.files import clean, group_document, read_document, write_document
 from attnlens.store.lists import entry_of, index_of, place_lists, remove_lists, with_index
@@ -111,11 +111,10 @@ def read_root(path: Place) -> StoreMetadata:
     Raises:
         StoreError: it is not a store of this version, or its metadata is damaged.
     """
-    attributes = root_attributes(path)
-    problems = validate_store(attributes)
-    if problems:
+    about, problems = read_store(root_attributes(path))
+    if about is None:
         raise StoreError(f"{path}: {summary(problems)}")
-    return StoreMetadata.model_validate(attributes[NAMESPACE])
+    return about
 
 
 def write_root(path: Path, metadata: StoreMetadata, *, running: bool, keep: bool = False) -> StoreMetadata:
@@ -178,7 +177,7 @@ def root_entries(
 
 
 def current_entries(path: Place, metadata: StoreMetadata, *, changed: Container[str] = ()) -> list[IndexEntry]:
-    """What the store's index says of complete captures, but for those that are `changed`.
+    """What the store's index says of complete captures, but for those that are `changed`, or gone.
 
     A complete capture stays as it is until somebody takes its entry away, so none of them need be read again. An
     entry of an earlier writer says too little, and an index that is damaged says nothing.
@@ -188,7 +187,12 @@ def current_entries(path: Place, metadata: StoreMetadata, *, changed: Container[
     except StoreError as error:
         tell(f"{error}; the index is made anew from the captures")
         return []
-    return [entry for entry in entries if entry.status == "complete" and entry.model and entry.id not in changed]
+    there = set(path.folders())
+    return [
+        entry
+        for entry in entries
+        if entry.status == "complete" and entry.model and entry.id in there and entry.id not in changed
+    ]
 
 
 def indexed(path: Path, metadata: StoreMetadata) -> StoreMetadata:
