@@ -102,7 +102,8 @@ def batches_of(place: Place, about: StoreMetadata) -> list[Batch]:
         BatchPrompt(capture=capture, prompt_id=prompt_id, sha256=digest)
         for capture, prompt_id, digest in arrays.rows("capture", "prompt_id", "sha256")
     )
-    found, left = [], arrays.length("prompt")
+    found: list[Batch] = []
+    left = arrays.length("prompt")
     for settings, run, count in arrays.rows("settings", "run", "count"):
         if not 0 <= count <= left:
             raise _refused(place, about.lists.batches, f"a batch has {count} prompts, {left} are left for it")

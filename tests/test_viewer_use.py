@@ -446,7 +446,7 @@ def test_captures_are_named_by_an_index_in_arrays(
     make(tmp_path / "run.zarr")
     make(tmp_path / "run.zarr", append=True, seed=1)
     about = json.loads((tmp_path / "run.zarr/zarr.json").read_bytes())["attributes"]["attnlens"]
-    index = zarr.open_group(tmp_path / "run.zarr" / about["lists"]["index"]["folder"], mode="r")
+    index: Any = zarr.open_group(tmp_path / "run.zarr" / about["lists"]["index"]["folder"], mode="r")
     texts = [str(text) or str(prompt) for text, prompt in zip(index["completion"][:], index["prompt"][:], strict=True)]
     wanted = [
         f"{name} {' '.join(text.split())[:40]}".strip() for name, text in zip(about["planned"], texts, strict=True)
