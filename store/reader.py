@@ -21,6 +21,7 @@ from attnlens.schemas.version import NAMESPACE
 from attnlens.store.attention import Attention, attention_of
 from attnlens.store.descriptions import Limits, default_limits, describe_array
 from attnlens.store.fronted import fronted
+from attnlens.store.lists import batches_of, prompt_ids_of
 from attnlens.store.manifest import MANIFEST_ARRAYS, document_digest, manifest_hash
 from attnlens.store.named import NamedArray
 from attnlens.store.naming import model_name
@@ -77,10 +78,24 @@ class Store:
     @cached_property
     def ids(self) -> list[str]:
         """Names of the captures that have begun. One that the index has and that is gone is among them: an error."""
-        known = {entry.id for entry in self.metadata.index or []}
+        known = self._indexed
         return [
             name for name in self.metadata.planned if name in known or self.place.exists(join(name, GROUP_DOCUMENT))
         ]
+
+    @cached_property
+    def _indexed(self) -> dict[str, str | None]:
+        """Capture → id of its prompt, as the index says. A writer may have put another in the place of the one that
+        was there when the store was opened.
+        """
+        try:
+            return prompt_ids_of(self.place, self.metadata)
+        except StoreError:
+            now = read_root(self.place)
+            if now.lists == self.metadata.lists:
+                raise
+            self.metadata = now
+            return prompt_ids_of(self.place, now)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -140,24 +155,28 @@ class Store:
         if key in self.ids:
             return key
         wanted = key.removeprefix("id:")
-        known = self.prompt_ids
+        known: Mapping[str, str | None] = self._indexed
+        if len(known) < len(self.metadata.planned):
+            known = {**known, **self.prompt_ids}
         found = [name for name in self.ids if known.get(name) in (key, wanted)]
         if not found:  # a store put together of others may keep ids in its captures only
-            rest = {name: self[name].metadata.prompt_id for name in self.ids if name not in known}
+            rest = {name: self.open(name).metadata.prompt_id for name in self.ids if name not in known}
             found = [name for name, prompt in rest.items() if prompt is not None and prompt in (key, wanted)]
-            known = known | {name: prompt for name, prompt in rest.items() if prompt is not None}
+            known = {**known, **rest}
         if len(found) > 1:
             raise InputError(f"{self.path}: {len(found)} prompts have the id {wanted!r}: {', '.join(found[:4])}")
         if not found:
-            prompts = f", of the prompts {_some(list(known.values()))}" if known else ""
-            near = did_you_mean(wanted, [*self.ids, *known.values()])
+            prompt_ids = [prompt for prompt in known.values() if prompt is not None]
+            prompts = f", of the prompts {_some(prompt_ids)}" if prompt_ids else ""
+            near = did_you_mean(wanted, [*self.ids, *prompt_ids])
             raise AbsentError(f"{self.path} has no capture {key!r}; it has {_some(self.ids)}{prompts}{near}")
         return found[0]
 
     @cached_property
     def prompt_ids(self) -> dict[str, str]:
         """Ids of prompts by the names of their captures, as far as the store's own metadata tell."""
-        return {prompt.capture: prompt.prompt_id for batch in self.metadata.batches for prompt in batch.prompts}
+        batches = batches_of(self.place, self.metadata)
+        return {prompt.capture: prompt.prompt_id for batch in batches for prompt in batch.prompts}
 
 
 def _some(names: Sequence[str], most: int = 12) -> str:

@@ -437,3 +437,26 @@ def test_a_difference_is_b_less_a_on_the_columns_that_both_have(browser: Any, tm
         assert page.js("() => attnlens.controls.command()").startswith("lens diff a.zarr#0000 b.zarr#0000 --queries 7")
         assert page.wrong == []
         page.close()
+
+
+def test_captures_are_named_by_an_index_in_arrays(
+    browser: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("attnlens.store.lists.INLINE_BYTES", 0)
+    make(tmp_path / "run.zarr")
+    make(tmp_path / "run.zarr", append=True, seed=1)
+    about = json.loads((tmp_path / "run.zarr/zarr.json").read_bytes())["attributes"]["attnlens"]
+    index: Any = zarr.open_group(tmp_path / "run.zarr" / about["lists"]["index"]["folder"], mode="r")
+    texts = [str(text) or str(prompt) for text, prompt in zip(index["completion"][:], index["prompt"][:], strict=True)]
+    wanted = [
+        f"{name} {' '.join(text.split())[:40]}".strip() for name, text in zip(about["planned"], texts, strict=True)
+    ]
+    with serving(tmp_path / "run.zarr") as server:
+        page = Page(browser, server.url)
+        shown = page.js("async () => (await attnlens.stores.list()).map(([, words]) => words.trim())")
+        assert shown == wanted
+        assert all(len(words) > len("0000 ") for words in shown)
+        next((tmp_path / "run.zarr").glob("index-*/prompt/c/0")).write_bytes(b"another")
+        with pytest.raises(Exception, match="its index cannot be read"):
+            page.js("async () => { attnlens.stores.forget(); await attnlens.stores.list(); }")
+        page.close()

@@ -15,6 +15,7 @@ from attnlens.progress import Progress, Silent
 from attnlens.schemas.errors import StoreError
 from attnlens.store.bfloat16 import BFLOAT16
 from attnlens.store.descriptions import default_limits
+from attnlens.store.lists import whole
 from attnlens.store.named import NamedArray
 from attnlens.store.reader import open_store
 from attnlens.store.tools.exports import NUL, NUL_SIGN, ExportReport, blocks, chosen, document, known_arrays, report_of
@@ -61,7 +62,7 @@ def export_npz(
         new_file(path, overwrite=overwrite) as temporary,
         zipfile.ZipFile(temporary, "x", zipfile.ZIP_DEFLATED, compresslevel=LEVEL) as archive,
     ):
-        _write_text(archive, DOCUMENT, document(opened.metadata))
+        _write_text(archive, DOCUMENT, document(whole(opened.place, opened.metadata)))
         for capture in there:
             _write_text(archive, f"{capture.id}/{DOCUMENT}", document(capture.metadata))
             for array in known_arrays(capture):

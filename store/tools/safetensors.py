@@ -20,6 +20,7 @@ from attnlens.progress import Progress, Silent
 from attnlens.schemas.errors import InputError, StoreError
 from attnlens.schemas.version import NAMESPACE
 from attnlens.store.bfloat16 import BFLOAT16
+from attnlens.store.lists import whole
 from attnlens.store.named import NamedArray
 from attnlens.store.reader import open_store
 from attnlens.store.tools.exports import ExportReport, blocks, chosen, document, known_arrays, report_of
@@ -68,7 +69,7 @@ def export_safetensors(
     """
     progress, opened, path = progress or Silent(), open_store(store), Path(output)
     there = chosen(opened, captures)
-    about = {"format": "np", NAMESPACE: document(opened.metadata)}
+    about = {"format": "np", NAMESPACE: document(whole(opened.place, opened.metadata))}
     arrays: dict[str, NamedArray] = {}
     for capture in there:
         about[capture.id] = document(capture.metadata)

@@ -9,6 +9,7 @@ import { floats } from "./half.js";
 import { modelName } from "./naming.js";
 
 const ID = /^\d{4,12}$/;
+const INDEX = /^index-[0-9a-f]{16}$/; // the group of an index that is too long for the store's own metadata
 const MODEL = ["float32", "float16", "uint16"]; // of queries and keys; uint16 are the bits of bfloat16
 const LANES = ["layer", "head", "kv_head"]; // a writer leaves out those that the model does not have
 const EARLY = ["token_id", "token_text", "token_special"]; // known of every token, fed or not
@@ -35,21 +36,43 @@ export class Store {
     Object.assign(this, { bytes, name, about, documents });
     this.ids = (Array.isArray(about.planned) ? about.planned : []).filter((id) => ID.test(id));
     this.captures = new Map();
+    this.entries = new Map((Array.isArray(about.index) ? about.index : []).map((entry) => [entry?.id, entry]));
   }
 
-  /** What the index says of a capture, for lists. */
-  summary(id) {
-    return (this.about.index ?? []).find((entry) => entry?.id === id) ?? { id };
+  /** What the index says of the captures, for lists: a Map by id. */
+  async index() {
+    const folder = this.about.lists?.index?.folder;
+    if (this.about.index || folder === undefined) return this.entries;
+    this.listed ??= this.#listed(`${folder}`);
+    return this.listed;
+  }
+
+  /** The same from arrays, which are longer than anybody wants to read for the sake of one capture. */
+  async #listed(folder) {
+    if (!INDEX.test(folder)) throw new StoreError(`${this.name}: its index has no such name, ${folder.slice(0, 40)}. Run lens verify.`);
+    try {
+      const [ids, prompts, completions] = await Promise.all(["id", "prompt", "completion"].map(async (name) => {
+        const array = await zarr.open.v3(zarr.root(this.bytes).resolve(`${folder}/${name}`), { kind: "array" });
+        if (!array.is("string") || array.shape.length !== 1 || array.shape[0] > this.ids.length) throw new Error(`${name} is no list of texts`);
+        return (await zarr.get(array)).data;
+      }));
+      return new Map(Array.from(ids, (id, place) => [id, { id, prompt: prompts[place], completion: completions[place] }]));
+    } catch (error) {
+      throw new StoreError(`${this.name}: its index cannot be read. ${error.message}. Run lens verify.`);
+    }
   }
 
   /** The copy of a capture's metadata in the store's own, undefined where there is none or the index tells of another. */
   copy(id) {
-    const found = this.documents[id], { digest } = this.summary(id);
+    const found = this.documents[id], digest = this.entries.get(id)?.digest;
     return digest && found?.attributes?.attnlens?.digest !== digest ? undefined : found;
   }
 
   async capture(id) {
-    if (!this.ids.includes(id)) throw new StoreError(`${this.name} has no capture ${id}; it has ${this.ids.join(", ") || "none"}.`);
+    if (!this.ids.includes(id)) {
+      const { ids } = this, some = ids.length > 12 ? `${ids.length}, ${ids[0]} … ${ids.at(-1)}` : ids.join(", ");
+      throw new StoreError(`${this.name} has no capture ${id}; it has ${some || "none"}.`);
+    }
     if (!this.captures.has(id)) this.captures.set(id, await Capture.open(this, id));
     return this.captures.get(id);
   }
