@@ -223,7 +223,7 @@ class _Keys:
             chunks = read_chunks(array, self._place, shard, [(row, lane, 0, 0) for lane in run for row in rows])
         except DECODE_ERRORS as error:
             raise damaged(array.path, array.metadata.encode_chunk_key(shard), error) from error
-        found, bits = [], self._array.dtype == BFLOAT16
+        found, bits = [], self._array.kind == BFLOAT16
         for place in range(len(run)):
             values = np.empty((slab[1] - slab[0], *array.chunks[1:]), np.float32)
             parts = np.split(values, range(array.chunks[0], len(values), array.chunks[0]))

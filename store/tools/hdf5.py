@@ -106,7 +106,7 @@ def _write_capture(group: h5py.Group, capture: Capture, progress: Progress) -> N
 def _write_array(group: h5py.Group, array: NamedArray) -> dict[str, str]:
     """Write one dataset, file by file; returns the texts with a NUL, by their place in the list."""
     h5, old = require_h5py(), array.zarr
-    text = array.dtype == "string"
+    text = array.kind == "string"
     dataset = group.create_dataset(
         array.name,
         shape=old.shape,
