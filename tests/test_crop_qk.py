@@ -244,3 +244,14 @@ def test_the_command_says_so_in_one_line(both: Callable[[str], Path], tmp_path: 
         app, ["crop", str(both("qk")), "--tokens", "9:15", "-o", str(tmp_path / "b.zarr"), "-q", "--json"]
     )
     assert len(json.loads(told.stdout)["notes"]) == 1
+
+
+def test_rows_that_need_redacted_keys_are_refused_by_name(made: tuple[Path, Vectors], tmp_path: Path) -> None:
+    path, sample = made
+    crop(path, tmp_path / "safe.zarr", redact=["8:10"])
+    rows = opened(tmp_path / "safe.zarr").attention.rows
+    np.testing.assert_allclose(rows([5, 7], layers=[0, 4]), sample.rows()[[0, 4]][:, :, [5, 7]], atol=2e-6)
+    np.testing.assert_allclose(rows([8, 30], layers=[4, 5]), sample.rows()[[4, 5]][:, :, [8, 30]], atol=2e-6)
+    for query in (8, 30):
+        with pytest.raises(AbsentError, match="layer 0 has no attention from token 8 on.*redacted"):
+            rows(query, layers=[0])
