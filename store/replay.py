@@ -141,9 +141,10 @@ class Replay:
         """The error of rows, up to `query`, that are not finite."""
         crop = self._capture.metadata.crop
         if crop is not None and crop.redacted and query >= crop.redacted[0][0]:
+            first = crop.redacted[0][0]
             return AbsentError(
-                f"capture {self._capture.id}: layer {layer} has no attention from token {crop.redacted[0][0]} on: it is "
-                "made of queries and keys, and those of redacted tokens are gone in the lower layers"
+                f"capture {self._capture.id}: layer {layer} has no attention from token {first} on: it is made of "
+                "queries and keys, and those of redacted tokens are gone in the lower layers"
             )
         return StoreError(
             f"{self._capture.id}/attention_q, layer {layer}: queries and keys give no finite weights; run `lens verify`"

@@ -253,5 +253,5 @@ def test_rows_that_need_redacted_keys_are_refused_by_name(made: tuple[Path, Vect
     np.testing.assert_allclose(rows([5, 7], layers=[0, 4]), sample.rows()[[0, 4]][:, :, [5, 7]], atol=2e-6)
     np.testing.assert_allclose(rows([8, 30], layers=[4, 5]), sample.rows()[[4, 5]][:, :, [8, 30]], atol=2e-6)
     for query in (8, 30):
-        with pytest.raises(AbsentError, match="layer 0 has no attention from token 8 on.*redacted"):
+        with pytest.raises(AbsentError, match=r"layer 0 has no attention from token 8 on.*redacted"):
             rows(query, layers=[0])
