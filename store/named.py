@@ -178,8 +178,9 @@ class NamedArray(NDArrayOperatorsMixin):
             StoreError: a chunk is damaged.
         """
         self._check_axes(indices)
-        for axis, part in indices.items():
-            if part is None or part is Ellipsis:
+        asked: Mapping[str, Any] = indices
+        for axis, part in asked.items():
+            if part is None or part is Ellipsis:  # what indexing takes for a new axis, or for all others
                 raise no_position(part, axis, self.name)
         return self[tuple(indices.get(axis, slice(None)) for axis in self.axes)]
 
@@ -194,10 +195,10 @@ class NamedArray(NDArrayOperatorsMixin):
         self._check_axes(labels)
         return self.isel(**{axis: self._positions(axis, label) for axis, label in labels.items()})
 
-    def __getitem__(self, index: Any) -> Any:
+    def __getitem__(self, index: Any) -> NDArray[Any]:
         return self._cells_at(index, check=True)
 
-    def filled(self, index: tuple[Index, ...]) -> Any:
+    def filled(self, index: tuple[Index, ...]) -> NDArray[Any]:
         """The same, with fill values for cells that were cropped away, however they are asked for.
 
         Raises:
@@ -205,7 +206,7 @@ class NamedArray(NDArrayOperatorsMixin):
         """
         return self._cells_at(index, check=False)
 
-    def _cells_at(self, index: Any, *, check: bool) -> Any:
+    def _cells_at(self, index: Any, *, check: bool) -> NDArray[Any]:
         """Cells by an index; `check`: refuse positions that a crop took away."""
         given = index if isinstance(index, tuple) else (index,)
         parts = self._expand(tuple(part for part in given if part is not None))
@@ -229,9 +230,10 @@ class NamedArray(NDArrayOperatorsMixin):
                     dropped.append(number)
             selection.append(_as_slice(cells))
         values = self._read(tuple(selection), row, committed)
-        values = np.flip(self.from_bits(values) if self._bits else values, backwards)
+        values = np.flip(self.from_bits(values) if self._bits else values, tuple(backwards))
         values = values.reshape([size for number, size in enumerate(values.shape) if number not in dropped])
-        return values[tuple(_shaped(given))]
+        shaped: NDArray[Any] = values[tuple(_shaped(given))]  # a scalar where every axis got a number
+        return shaped
 
     def _check_rows(self, cells: NDArray[np.intp], committed: int) -> None:
         """Refuse rows that are not committed."""

@@ -66,7 +66,8 @@ def position(part: SupportsIndex, size: int, *, axis: str, where: str) -> int:
     Raises:
         InputError: as `positions`, or it is several.
     """
-    if isinstance(part, slice | str) or np.ndim(part) or part is None:
+    given: Any = part
+    if given is None or isinstance(given, slice | str) or np.ndim(given):
         raise InputError(f"{where}: {axis} {part!r} is not understood: expected one whole number")
     return int(positions(part, size, axis=axis, where=where)[0])
 

@@ -212,7 +212,7 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
                 parameter *= 4
     for mode in ("dense", "qk"):
         capture(model, byte_tokenizer(), "Who is Bob's sister?", folder / f"{mode}.zarr", raw=True, max_new_tokens=6,
-                temperature=0, attention=mode)  # type: ignore[arg-type]  # fmt: skip
+                temperature=0, attention=mode)  # fmt: skip
     return lambda mode: folder / f"{mode}.zarr"
 
 

@@ -147,7 +147,8 @@ def test_heads_queries_and_keys_are_counted_like_layers(capture: Capture, whole:
     for asked, message in (({"heads": 4}, "head 4 is outside 0 … 3"), ({"heads": 0.5}, "0.5 along head is no")):
         with pytest.raises(InputError, match=message):
             rows(3, **asked)
-    for queries in (14, -15, 2.0, True, None.__class__, [3, "x"]):
+    odd: list[Any] = [14, -15, 2.0, True, object, [3, "x"]]
+    for queries in odd:
         with pytest.raises(InputError, match=r"along query is no position|query -?[0-9]+ is outside"):
             rows(queries)
     with pytest.raises(AbsentError, match="token 13 was not fed"):
@@ -167,8 +168,9 @@ def test_depths_tokens_and_ranks_of_readings_are_counted_like_layers(capture: Ca
         with pytest.raises(InputError):
             lens[index]
     with pytest.raises(InputError, match="None along depth is no position"):
-        lens.isel(depth=None)
-    for label in (-1, 7, 0.5, "3", True, None):
+        lens.isel(depth=None)  # type: ignore[arg-type]
+    odd: list[Any] = [-1, 7, 0.5, "3", True, None]
+    for label in odd:
         with pytest.raises(InputError):
             lens.sel(depth=label)
     assert capture.token_bytes(np.int64(-1)) == capture.token_bytes(N_TOKEN - 1) != b""

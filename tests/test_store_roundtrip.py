@@ -117,7 +117,7 @@ def test_reader(made: tuple[Path, Sample]) -> None:
         "lens_token",
         ("depth", "token", "rank"),
         (4, 15, 3),
-        "int32",
+        np.dtype("int32"),
     )
     assert lens.unit == "vocabulary id"
     expected = sample.expected()["lens_token"]
