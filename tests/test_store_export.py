@@ -153,7 +153,7 @@ def check_npz(store: Path, file: Path) -> None:
             for name, array in arrays_of(group).items():
                 key = f"{capture}/{name}"
                 expected.add(key)
-                values = cut(array, about)
+                values = cut(array, about, group)
                 if bits_of(array):
                     assert found[key].dtype == np.float32
                     np.testing.assert_array_equal(
@@ -177,7 +177,7 @@ def check_tensors(store: Path, file: Path) -> None:
         assert said["status"] == group.attrs["attnlens"]["status"]
         for name, array in arrays_of(group).items():
             key = f"{capture}/{name}"
-            values = cut(array, said)
+            values = cut(array, said, group)
             if values.dtype.kind in "OT":
                 assert json.loads(about[key]) == [str(text) for text in values.tolist()]
                 continue
@@ -192,10 +192,13 @@ def check_tensors(store: Path, file: Path) -> None:
     assert set(tensors) == names
 
 
-def cut(array: Any, about: dict[str, Any]) -> Any:
-    """What plain zarr reads, without what lies beyond the timeline of a capture that ended early."""
+def cut(array: Any, about: dict[str, Any], group: Any) -> Any:
+    """What plain zarr reads, without what lies beyond the timeline of a capture that ended early, or in its lists."""
     lengths = {"token": about["n_token"], "query": about["n_token"], "key": about["n_token"],
                "generated": about["n_token"] - about["n_prompt"] + 1, "edge": about["n_token"] + 1}  # fmt: skip
+    lengths["byte"] = max(group["token_byte_offset"][: about["n_token"] + 1].tolist(), default=0)
+    if "vocabulary_id" in group:
+        lengths["entry"] = int((group["vocabulary_id"][...] >= 0).sum())
     return own_order(array, array[tuple(slice(0, lengths.get(axis)) for axis in array.metadata.dimension_names)])
 
 

@@ -73,7 +73,7 @@ def test_the_first_picture_takes_few_requests(page: Page) -> None:
     assert len(page.requests) - before - ahead <= 1
 
 
-def test_without_the_server_s_help_the_first_picture_takes_six_requests(
+def test_without_the_server_s_help_the_first_picture_takes_eight_requests(
     browser: Any, store: Path, tmp_path: Path
 ) -> None:
     """A static host answers one file at a time, with or without ranges."""
@@ -86,7 +86,7 @@ def test_without_the_server_s_help_the_first_picture_takes_six_requests(
                      .filter((one) => one.startTime < drawn && one.name.includes("run.zarr")).length""",
                 drawn,
             )
-            assert early <= 6, page.requests
+            assert early <= 8, page.requests
             assert "token 38" in page.page.inner_text("h2")
             assert page.wrong == []
             page.close()
@@ -298,7 +298,7 @@ def test_the_copied_command_draws_what_is_shown(
     monkeypatch.chdir(store.parent)
     for state in (
         {"query": 33, "heads": "mean", "scale": "log"},
-        {"view": "map", "map": "1:2", "scale": "raw", "cell": 60},
+        {"view": "map", "map": "1.2", "scale": "raw", "cell": 60},
     ):
         page.set(**state)
         line = shlex.split(page.js("() => attnlens.controls.command()"))
@@ -310,6 +310,15 @@ def test_the_copied_command_draws_what_is_shown(
             cli.main()
         assert not left.value.code
         assert json.loads(capsys.readouterr().out)["count"] == 1
+
+
+def test_a_layer_and_its_head_have_a_dot_between_them(page: Page) -> None:
+    for said in ("1.2", "1:2"):
+        page.set(view="map", map=said, at=None)
+        assert page.js("() => attnlens.state.map") == "1.2"
+        page.page.wait_for_function("() => location.hash.includes('map=1.2')", timeout=5000)
+        assert "--map 1.2 " in page.js("() => attnlens.controls.command()")
+    page.set(view="cells", map="0:0")
 
 
 def test_hostile_tokens_are_text(browser: Any, tmp_path: Path) -> None:

@@ -108,7 +108,7 @@ def _write_array(group: h5py.Group, array: NamedArray) -> dict[str, str]:
     """Write one dataset, file by file; returns the texts with a NUL, by their place in the list."""
     h5, old = require_h5py(), array.zarr
     array.check_there()
-    text = array.dtype == "string"
+    text = array.kind == "string"
     dataset = group.create_dataset(
         array.name,
         shape=old.shape,

@@ -79,7 +79,7 @@ def _write_text(archive: zipfile.ZipFile, name: str, text: str) -> None:
 
 def _write_array(archive: zipfile.ZipFile, name: str, array: NamedArray, folder: Path) -> None:
     with _member(archive, name) as out:
-        if array.dtype == "string":
+        if array.kind == "string":
             dtype = np.dtype(f"<U{max(1, _longest(array))}")
             _write_header(out, dtype, array.shape)
             for values in _texts(array):
@@ -87,7 +87,7 @@ def _write_array(archive: zipfile.ZipFile, name: str, array: NamedArray, folder:
                 for start in range(0, len(values), step):
                     out.write(np.array(values[start : start + step], dtype).tobytes())
             return
-        dtype = np.dtype("<f4" if array.dtype == BFLOAT16 else array.dtype)
+        dtype = np.dtype("<f4" if array.kind == BFLOAT16 else array.kind)
         _write_header(out, dtype, array.shape)
         write_raw(array, dtype.str, out, folder)
 

@@ -7,6 +7,7 @@ import { Bytes, ChangedError } from "./bytes.js";
 import "./codecs.js";
 import { floats } from "./half.js";
 import { modelName } from "./naming.js";
+import { DamagedError, Proof } from "./proof.js";
 
 const ID = /^\d{4,12}$/;
 const INDEX = /^index-[0-9a-f]{16}$/; // the group of an index that is too long for the store's own metadata
@@ -96,7 +97,11 @@ export class Capture {
         if (text) documents.set(name, parse(text, `${id}/${name}/zarr.json`));
       }
     }));
-    return new Capture(store, id, about, documents);
+    const capture = new Capture(store, id, about, documents);
+    const proof = store.bytes.source.proven || about.status !== "complete" ? null : new Proof(capture);
+    store.bytes.prove(id, proof);
+    proof?.begin();
+    return capture;
   }
 
   constructor(store, id, about, documents) {
@@ -165,6 +170,8 @@ export class Capture {
     } catch (error) {
       const changed = error instanceof ChangedError ? error : error.cause;
       if (changed instanceof ChangedError) throw changed;
+      const damaged = error instanceof DamagedError ? error : error.cause;
+      if (damaged instanceof DamagedError) throw new StoreError(damaged.message);
       if (error instanceof StoreError) throw error;
       const cause = error.cause?.message ? `: ${error.cause.message}` : "";
       throw new StoreError(`${this.id}/${name} cannot be read. ${error.message}${cause}`);
