@@ -28,6 +28,7 @@ from attnlens.store.group import Group
 from attnlens.store.heads import HeadShare
 from attnlens.store.layout import MIB
 from attnlens.store.lock import refuse_busy
+from attnlens.store.notices import tell
 from attnlens.store.places import Folder
 from attnlens.store.places.place import GROUP_DOCUMENT
 from attnlens.store.replacement import MARK, Mode, folder_for, is_finished
@@ -263,7 +264,8 @@ def open_batch(
                 batch = _existing(folder, wanted, settings, mode=mode, run=run)
                 metadata = new_root() if _is_new(folder) else read_root(Folder(folder))
                 batch, waste = _prepare(folder, metadata, batch, wanted, settings, run)
-                for half in folder.glob(f"{Path(GROUP_DOCUMENT).stem}.*{PARTIAL}"):  # a run was killed as it wrote it
+                for half in folder.glob(f"{Path(GROUP_DOCUMENT).stem}.*{PARTIAL}"):
+                    tell(f"removed {half}, which a run that was killed had left")
                     half.unlink(missing_ok=True)
                 if shared:
                     target.share()
@@ -386,6 +388,8 @@ def _prepare(
     """
     put_back(path)
     waste = [entry for entry in path.iterdir() if entry.is_dir() and entry.name.endswith(PARTIAL)]
+    for entry in waste:
+        tell(f"removing {entry}, which a run that was killed had left")
     if batch is None:
         taken = [*metadata.planned, *(entry.name for entry in path.iterdir() if CAPTURE_NAME.fullmatch(entry.name))]
         names = next_ids(taken, len(wanted))

@@ -28,6 +28,7 @@ from attnlens.store.queue import ByteQueue
 from attnlens.store.replacement import Mode, folder_for, has_batches, is_finished, mode_of
 from attnlens.store.root import check_free, is_free, new_root, next_ids, read_root, root_entries, write_root
 from attnlens.store.target import Target
+from attnlens.store.tidy import tidy
 
 COMMIT_ROWS = 8
 Job = Callable[[CaptureFile | HeadsFile], None]
@@ -116,6 +117,7 @@ class StoreWriter:
             target = Target(self.place, self._mode, afresh=not self._exists)
             self.path = target.path
             try:
+                tidy(self.path)
                 if not self._exists:
                     target.require_free()
                 if metadata.id != self.new_id():

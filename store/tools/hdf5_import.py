@@ -41,6 +41,7 @@ from attnlens.store.tools.hdf5 import (
 from attnlens.store.tools.output import new_store
 from attnlens.store.tools.rewrite import PACKED_LEVEL
 from attnlens.store.tools.seal import seal_capture, seal_store
+from attnlens.store.workplace import helping
 
 if TYPE_CHECKING:
     import h5py
@@ -112,7 +113,7 @@ def convert(source: Path, root: Path, limits: Limits) -> list[str]:
         StoreError: what the file holds is damaged, or no store.
     """
     try:
-        with require_h5py().File(source, "r") as opened:
+        with helping(root), require_h5py().File(source, "r") as opened:
             return _import_all(opened, root, limits)
     except _RefusedError as error:
         raise StoreError(f"{source}: {error}") from error
