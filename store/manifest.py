@@ -68,3 +68,10 @@ def document_digest(document: Mapping[str, Any]) -> str:
     attributes[NAMESPACE] = {key: value for key, value in attributes[NAMESPACE].items() if key != "digest"}
     text = json.dumps({**document, "attributes": attributes}, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def has_digest(document: Mapping[str, Any]) -> bool:
+    """Whether a zarr.json of ours has the digest that it states, or states none."""
+    attributes = document.get("attributes")
+    stated = attributes[NAMESPACE].get("digest") if isinstance(attributes, Mapping) and NAMESPACE in attributes else None
+    return stated is None or stated == document_digest(document)

@@ -85,6 +85,11 @@ class NamedArray:
         return float(stated) if isinstance(stated, int | float) and 0 <= stated <= 1 else 0.0
 
     @property
+    def known(self) -> bool:
+        """Whether the format knows the array."""
+        return self._spec is not None
+
+    @property
     def far(self) -> bool:
         """Whether a read asks a network, so that little should be read."""
         return self._place.blocking
@@ -172,6 +177,7 @@ class NamedArray:
         if 0 in (counts := tuple(_count(part) for part in known)):
             return np.full(shape, self._fill(), np.float16 if self.encoding else self._array.dtype)
         values = read(self._array, tuple(known))
+        self.check_there(tuple(known))
         if self.encoding:
             values = decode_sqrt(values)
         whole_rows = self._capture.metadata.crop is None  # what was cut away is a fill value, and the manifest tells
@@ -184,6 +190,29 @@ class NamedArray:
         whole = np.full(shape, self._fill(), values.dtype)
         whole[tuple(slice(0, count) for count in counts)] = values
         return whole
+
+    def check_there(self, selection: tuple[slice | NDArray[np.intp], ...] | None = None) -> None:
+        """Of a capture that is not finished, whose manifest would tell: are the files there of what was committed?
+
+        Args:
+            selection: Committed cells; None for all.
+
+        Raises:
+            StoreError: one is missing, so that its cells are absent and not what stands for them.
+        """
+        from attnlens.store.faults import damaged
+        from attnlens.store.presence import missing_file
+
+        key = missing_file(self._capture, self, selection)
+        if key is not None:
+            raise damaged(self._array.path, key, reason="it is missing")
+
+    def committed_cells(self) -> tuple[slice, ...]:
+        """The cells of the timeline that were committed, all of an axis that has no rows."""
+        row, committed = self._row_axis()
+        return tuple(
+            slice(0, min(size, committed) if number == row else size, 1) for number, size in enumerate(self.shape)
+        )
 
     def _has_fill(
         self, values: NDArray[Any], selection: list[slice | NDArray[np.intp]], row: int | None = None

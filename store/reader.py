@@ -25,7 +25,7 @@ from attnlens.store.manifest import MANIFEST_ARRAYS, document_digest, manifest_h
 from attnlens.store.named import NamedArray
 from attnlens.store.naming import model_name
 from attnlens.store.places import Place, open_place
-from attnlens.store.places.place import GROUP_DOCUMENT, join
+from attnlens.store.places.place import FRONT, GROUP_DOCUMENT, join
 from attnlens.store.root import read_root
 
 if TYPE_CHECKING:
@@ -195,6 +195,11 @@ class Capture:
     def place(self) -> Place:
         """Where its store is."""
         return self._place
+
+    @property
+    def document(self) -> Mapping[str, Any]:
+        """The zarr.json of its group, as it was read when the capture was opened."""
+        return self._group
 
     @property
     def documents(self) -> Mapping[str, Mapping[str, Any]]:
@@ -452,6 +457,29 @@ class Capture:
             case _:
                 return f"the capture is {about.status}"
 
+    @property
+    def sealed(self) -> bool:
+        """Whether a digest and a manifest vouch for it: if it is complete, or a tool made it of one that is not."""
+        return self.status == "complete" or None not in (self.metadata.digest, self.metadata.manifest)
+
+    @cached_property
+    def hashes(self) -> Mapping[str, str] | None:
+        """Sha256 of each of its files, by path inside it, but of those that its digest vouches for: its zarr.json and
+        the manifest. None if nothing vouches for the capture, since it is not finished.
+
+        Raises:
+            StoreError: the capture's metadata or its manifest were changed.
+        """
+        if not self.sealed:
+            return None
+        if document_digest(self._group) != self.metadata.digest:
+            raise StoreError(
+                f"{self._place}: {self.id}/{GROUP_DOCUMENT} was changed after it was written, it does not have its "
+                "digest; run `lens verify`"
+            )
+        front = {} if self.metadata.front is None else {FRONT: self.metadata.front}
+        return self.manifest() | front
+
     @cached_property
     def checked_place(self) -> Place:
         """Where files are read from; of a finished capture none that is not what was written.
@@ -461,15 +489,10 @@ class Capture:
         """
         from attnlens.store.places.checked import Checked
 
-        if not self._checked or self.status != "complete":
+        if not self._checked or self.hashes is None:
             return self._place
-        if document_digest(self._group) != self.metadata.digest:
-            raise StoreError(
-                f"{self._place}: {self.id}/{GROUP_DOCUMENT} was changed after it was written, it does not have its "
-                "digest; run `lens verify`"
-            )
         own = (GROUP_DOCUMENT, *(f"{name}/" for name in MANIFEST_ARRAYS))
-        return Checked(self._place, self.id, self.manifest(), own, self.digests())
+        return Checked(self._place, self.id, self.hashes, own, self.digests())
 
     @cached_property
     def _zarr_store(self) -> PlaceStore:
@@ -508,7 +531,7 @@ class Capture:
         return {name: Hashed(part, table[part.first : part.first + part.count], {}) for name, part in chosen.items()}
 
     def manifest(self) -> dict[str, str]:
-        """Sha256 of each of the files of a complete capture, by path inside it.
+        """Sha256 of each of the files of a sealed capture, by path inside it, as its manifest lists them.
 
         Raises:
             StoreError: it is not the manifest that the metadata name.

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from os import PathLike
 from typing import Any
 
 from attnlens.progress import Progress, Silent
-from attnlens.schemas.errors import AttnlensError
+from attnlens.schemas.errors import AttnlensError, StoreError
 from attnlens.schemas.metadata import StoreMetadata
 from attnlens.schemas.problems import Problem
 from attnlens.schemas.validate import CAPTURE_NAME, validate_capture
@@ -29,6 +30,7 @@ from attnlens.store.descriptions import default_limits, describe_array
 from attnlens.store.files import PARTIAL
 from attnlens.store.findings import Findings
 from attnlens.store.places import Place
+from attnlens.store.presence import missing_file
 from attnlens.store.reader import Store, open_store, read_capture
 from attnlens.store.root import root_entries
 
@@ -125,7 +127,7 @@ def _check_capture(store: Store, name: str, findings: Findings, progress: Progre
         return "damaged"
     check_consolidated(store.place, name, document, findings)
     capture = store[name]
-    if capture.status == "complete":
+    if capture.sealed:
         check_manifest(store.place, capture, findings, progress)
         check_front(store.place, capture, findings)
         check_digests(store.place, capture, findings)
@@ -153,4 +155,7 @@ def _check_arrays(store: Store, name: str, findings: Findings, progress: Progres
             continue
         opened.add(key)
         check_chunks(array.zarr, findings, progress)
+        with suppress(StoreError):  # what says how much there must be is damaged, and told of itself
+            if (missing := missing_file(capture, array)) is not None:
+                findings.add(f"{name}/{key}/{missing}", "chunk", "is missing")
     return opened

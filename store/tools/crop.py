@@ -22,7 +22,7 @@ from attnlens.store.files import remove_partials
 from attnlens.store.manifest import PROOF_ARRAYS
 from attnlens.store.places import stem_of
 from attnlens.store.reader import Capture, open_store
-from attnlens.store.tools.copy import copy_files
+from attnlens.store.tools.copy import copy_array
 from attnlens.store.tools.keep import Keep, Kept, kept
 from attnlens.store.tools.output import new_store
 from attnlens.store.tools.redact import Redaction, redaction
@@ -193,7 +193,7 @@ class _Plan:
 
             changes.append(note)
         if not changes and ranks is None:
-            copy_files(capture.checked_place, f"{capture.id}/{name}", root / capture.id / name)
+            copy_array(capture, name, root / capture.id / name)
             return
 
         def change_all(cells: Cells, region: tuple[slice, ...]) -> Cells:

@@ -98,7 +98,7 @@ def _write_capture(group: h5py.Group, capture: Capture, progress: Progress) -> N
         progress.advance()
     for name in names:
         _name_axes(group, capture[name])
-    attributes = dict(capture.place.document(capture.id)["attributes"])
+    attributes = dict(capture.document["attributes"])
     about = capture.metadata.model_dump(mode="json")
     _write_document(group, {**attributes, NAMESPACE: about, "texts": texts})
 
@@ -106,6 +106,7 @@ def _write_capture(group: h5py.Group, capture: Capture, progress: Progress) -> N
 def _write_array(group: h5py.Group, array: NamedArray) -> dict[str, str]:
     """Write one dataset, file by file; returns the texts with a NUL, by their place in the list."""
     h5, old = require_h5py(), array.zarr
+    array.check_there()
     text = array.dtype == "string"
     dataset = group.create_dataset(
         array.name,

@@ -52,9 +52,10 @@ def rewrite(
         about: What is added to our attributes.
 
     Raises:
-        StoreError: a chunk is damaged.
+        StoreError: a chunk is damaged or missing.
     """
     old = array.zarr
+    array.check_there()
     shape, chunks, shards = old.shape, old.chunks, old.shards
     if ranks is not None:
         shape, chunks = (*shape[:-1], ranks), (*chunks[:-1], ranks)
