@@ -4,12 +4,14 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: help demo test nightly check bench models viewer wheel clean
+.PHONY: help demo test nightly newest oldest check bench models viewer wheel clean
 
 help:
 	@echo "make demo    capture and draw a real 135M-parameter model: demo/run.zarr, demo/pictures"
 	@echo "make test    all tests but the nightly ones"
 	@echo "make nightly the long ones: what make test leaves out, and more kills"
+	@echo "make newest  capture, store and render tests on the newest Python here, with the newest packages"
+	@echo "make oldest  the same with the lowest versions that pyproject.toml admits; torch 2.6.0 may be gigabytes"
 	@echo "make check   ruff, formatting, strict types"
 	@echo "make bench   time and memory against plain generation"
 	@echo "make viewer  the page of lens view, from its sources (needs node)"
@@ -32,6 +34,22 @@ test: $(READY)
 
 nightly: $(READY)
 	@ATTNLENS_KILLS=20 $(BIN)/python -m pytest -q -n 2 --dist loadfile -m '(nightly or slow) and not gpu'
+
+# What the package promises of versions; a warning of theirs is no failure there, but `make test` has none.
+VERSIONS_TESTS = tests/test_capture_[!c]*.py tests/test_models_gguf.py tests/test_models_hub.py tests/test_models_adapters.py \
+  tests/test_store_*.py tests/test_stores_archive.py tests/test_render_*.py
+VERSIONS_RUN = -m pytest -q -n 2 --dist loadfile -o filterwarnings=default $(VERSIONS_TESTS)
+
+newest: $(READY)
+	@found=$$($(BIN)/python .ci/newest.py); set -x; rm -rf .venv-newest; $${found:-$(BIN)/python} -m venv .venv-newest
+	@.venv-newest/bin/python -m pip install -qq -e '.[capture,test]'
+	@.venv-newest/bin/python $(VERSIONS_RUN)
+
+oldest: $(READY)
+	@rm -rf .venv-oldest; $(PYTHON) -m venv .venv-oldest
+	@$(BIN)/python .ci/lowest.py --torch >.venv-oldest/lowest.txt; cat .venv-oldest/lowest.txt
+	@.venv-oldest/bin/python -m pip install -qq -c .venv-oldest/lowest.txt -e '.[capture,test]'
+	@.venv-oldest/bin/python $(VERSIONS_RUN)
 
 check: $(READY)
 	@$(BIN)/ruff check .

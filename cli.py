@@ -10,7 +10,6 @@ import os
 import signal
 import sys
 import threading
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -106,8 +105,6 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")  # a token the terminal cannot show must not end the run
-    if not sys.warnoptions:
-        warnings.simplefilter("ignore")  # of libraries, for developers; python -W shows them
     logging.getLogger("attnlens").addHandler(Notices())
     try:
         try:
@@ -117,9 +114,12 @@ def main() -> None:
                 raise Interrupted("interrupted") from end
             raise
     except AttnlensError as error:
-        from attnlens.console import one_line
+        said = error.on_command_line()
+        if said != "interrupted":  # an import that Ctrl-C cut off is not begun again
+            from attnlens.console import one_line
 
-        print(f"lens: {one_line(error.on_command_line())}", file=sys.stderr)  # noqa: T201
+            said = one_line(said)
+        print(f"lens: {said}", file=sys.stderr)  # noqa: T201
         sys.exit(error.exit_code)
 
 

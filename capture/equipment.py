@@ -197,7 +197,11 @@ def fit_lenses(
         head = tail.modules[-1]
         check_fit(choice.folder, translators, config, head=head, n_layer=n_layer, n_feature=n_feature)
         info = plain.model_copy(
-            update={"name": choice.name, "source": translators.source, "hash": translators.hash(plain.hash)}
+            update={
+                "name": choice.name,
+                "source": choice.source or translators.source,
+                "hash": translators.hash(plain.hash),
+            }
         )
         lenses.append(Lens(info=info, tail=tail, translators=translators))
     return lenses

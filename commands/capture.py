@@ -238,7 +238,7 @@ def capture(
             "--lens",
             metavar="NAME",
             rich_help_panel=EVIDENCE,
-            help="logit, tuned:FOLDER; may be repeated.",
+            help="logit, tuned:FOLDER, tuned:hf://OWNER/NAME; may be repeated.",
             show_default=False,
         ),
     ] = None,

@@ -21,7 +21,12 @@ def relens(
     store: Store,
     lens: Annotated[
         list[str],
-        typer.Option("--lens", metavar="NAME", help="tuned:FOLDER or logit; may be repeated.", show_default=False),
+        typer.Option(
+            "--lens",
+            metavar="NAME",
+            help="tuned:FOLDER, tuned:hf://OWNER/NAME or logit; may be repeated.",
+            show_default=False,
+        ),
     ],
     model: Annotated[
         str | None,

@@ -109,7 +109,7 @@ class ModelInfo(Record):
 class LensInfo(Record):
     """How residuals were read: modules called, then logits × scale, then soft-cap · tanh(logits / soft-cap).
 
-    `source`: of a tuned lens, the folder that it came from (its last part). Its translators are applied before.
+    `source`: of a tuned lens, the folder that it came from (its last part), or its hf:// name. Its translators are applied before.
     """
 
     name: str

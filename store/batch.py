@@ -1,8 +1,8 @@
 """Many prompts in one store: planned together, shared by the processes of a run, resumed after a kill.
 
 What keeps the processes apart is the file system alone. Creating a capture's folder claims it; the lock of the run says
-whether anybody is still at work. So a process that dies costs only the prompt that it was at,
-and those that it finished in the second before: see `group`.
+whether anybody is still at work. So a process that dies costs only the prompt that it was at; those that it finished in
+the second before are published by others: see `adopt`.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from attnlens.schemas.errors import InputError, Setting
 from attnlens.schemas.metadata import Batch, BatchPrompt, CaptureMetadata, StoreMetadata
 from attnlens.schemas.validate import CAPTURE_NAME
 from attnlens.schemas.version import NAMESPACE
+from attnlens.store.adopt import adopt, finished_document
 from attnlens.store.commit import COORDINATES, CaptureFile, publish_captures
 from attnlens.store.durable import flush, flush_way
 from attnlens.store.exchange import put_back
@@ -38,6 +39,8 @@ from attnlens.store.writer import CaptureWriter
 
 MANY = 1000
 """Prompts beyond which it is not counted after each how many are done."""
+ABANDONED = ("partial", None)
+"""Status and error of a capture whose process died. All of it may have been written: see `adopt`."""
 Wanted = Sequence[tuple[str, str]]
 """(prompt id, hash of what is asked) of each prompt, in order."""
 
@@ -176,6 +179,8 @@ class BatchWriter:
             self._counts = self.finished()
             return False
         try:
+            self.finished()
+            adopt(self.path / prompt.capture for prompt in self.batch.prompts if prompt.capture not in self._finished)
             flush(self.path)  # the records of prompts that failed, too
             flush_way(self.path)
             metadata = read_root(Folder(self.path))
@@ -227,7 +232,7 @@ def check_batch(
     batch = _existing(target, wanted, settings, mode=mode, run=run)
     if batch is None or batch.run == run:  # what other processes of this run have done was not there before
         return []
-    return [prompt.prompt_id for prompt in batch.prompts if _state(target / prompt.capture)[0] == "complete"]
+    return [prompt.prompt_id for prompt in batch.prompts if _will_be_kept(target / prompt.capture)]
 
 
 def open_batch(
@@ -403,6 +408,8 @@ def _prepare(
     else:
         changed = batch.model_copy(update={"run": run})
         batches = [changed if other is batch or other == batch else other for other in metadata.batches]
+        folders = [path / prompt.capture for prompt in batch.prompts]
+        adopt(folder for folder in folders if _state(folder) == ABANDONED)
         for prompt in batch.prompts:
             status, error = _state(path / prompt.capture)
             kept = status == "complete" or (batch.run == run and error is not None)
@@ -410,6 +417,12 @@ def _prepare(
                 waste.append(_away(path / prompt.capture))
     write_root(path, metadata.model_copy(update={"batches": batches, "index": None}), running=True)
     return changed, waste
+
+
+def _will_be_kept(folder: Path) -> bool:
+    """Whether a capture is complete, or will be as soon as somebody adopts it."""
+    state = _state(folder)
+    return state[0] == "complete" or (state == ABANDONED and finished_document(folder) is not None)
 
 
 def _away(folder: Path) -> Path:

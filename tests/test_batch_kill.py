@@ -58,8 +58,8 @@ def test_sigkill_and_resume(tmp_path: Path, truth: Path) -> None:
         assert statuses(path).count("complete") < COUNT
     kept = statuses(path).count("complete")
     report = run(path, prompts(COUNT), resume=True)
-    assert len(report.kept) == kept
-    assert len(report.captures) == COUNT - kept
+    assert len(report.kept) >= kept  # and those that were finished, but not yet published
+    assert len(report.captures) == COUNT - len(report.kept)
     assert_same(path, truth)
     assert not verify(path).problems
     assert not list(path.rglob("*.partial"))

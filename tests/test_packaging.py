@@ -35,7 +35,7 @@ PARTS = {
 SEEN_THROUGH_BASE = {"google_crc32c", "numcodecs", "PIL", "typing_extensions"}
 """Import names that come with a dependency of the laptop half."""
 
-ASKED_FOR = {"obstore", "av", "distributed", "h5py", "pyarrow", "xarray"}
+ASKED_FOR = {"obstore", "av", "distributed", "h5py", "huggingface_hub", "pyarrow", "xarray"}
 """Import names of the extras `video`, `cluster`, `remote`, `hdf5`, `parquet` and `xarray`, imported where a missing
 one is named."""
 

@@ -132,7 +132,7 @@ def interrupt(args: list[str], when: Callable[[float], bool], how: signal.Signal
     begun = time.monotonic()
     while not when(passed := time.monotonic() - begun) and passed < 30 and run.poll() is None:
         time.sleep(0.002)
-    with suppress(ProcessLookupError):
+    if run.poll() is None:
         os.killpg(run.pid, how)
     try:
         said = run.communicate(timeout=20 if how == signal.SIGKILL else 5)[1].decode()
@@ -142,7 +142,7 @@ def interrupt(args: list[str], when: Callable[[float], bool], how: signal.Signal
         assert not living(run.pid)
         return run.returncode, said
     finally:
-        with suppress(ProcessLookupError):
+        if living(run.pid):  # else the number may be another's by now
             os.killpg(run.pid, signal.SIGKILL)
 
 

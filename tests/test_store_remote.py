@@ -164,7 +164,7 @@ def test_the_cache_does_not_grow_for_ever(tmp_path: Path, monkeypatch: pytest.Mo
         ("https://host/run.zarr.zip?signature=1", "has no query"),
         ("https://me:secret@host/run.zarr", "leave name and password out"),
         ("https://", "is not understood"),
-        ("hf://owner/repo", r"expected hf://\[datasets/\]OWNER/REPO"),
+        ("hf://owner", r"expected hf://OWNER/NAME\[/PATH\]\[@REVISION\]"),
     ],
 )
 def test_urls_that_are_not_understood(url: str, words: str) -> None:

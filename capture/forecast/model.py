@@ -15,6 +15,7 @@ from attnlens.capture.equipment import Equipment, Lens
 from attnlens.capture.feeding import style_of
 from attnlens.capture.forecast.memory import peak_memory
 from attnlens.capture.forecast.sketch import Sketch, sketch
+from attnlens.capture.hub_files import model_named
 from attnlens.capture.lenses.choice import choose_lenses
 from attnlens.capture.models.outline import Outline, outline
 from attnlens.capture.models.quantize import require_bitsandbytes
@@ -175,13 +176,14 @@ def open_model(options: CaptureOptions, progress: Progress) -> PlannedModel:
     Raises:
         AttnlensError: what a capture would say of the model and its generation settings.
     """
+    name, revision = model_named(options.model, options.revision)
     request = Request(
-        options.model,
+        name,
         options.dtype,
         options.device,
         options.quantize,
         options.trust_remote_code,
-        options.revision,
+        revision,
         tokenizer=options.tokenizer,
     )
     require_bitsandbytes(request)

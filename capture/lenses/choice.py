@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from attnlens.capture.hub_files import on_this_machine
 from attnlens.schemas.errors import InputError, Setting
+from attnlens.store.places.hub import is_hub_name
 
 LENSES = Setting("lenses")
 LOGIT, TUNED = "logit", "tuned"
@@ -23,6 +25,8 @@ class LensChoice:
 
     name: str
     folder: Path | None = None
+    source: str | None = None
+    """Its name on the hub, where it is from there."""
 
 
 def choose_lenses(wanted: Sequence[str], taken: Sequence[str] = ()) -> list[LensChoice]:
@@ -43,9 +47,11 @@ def choose_lenses(wanted: Sequence[str], taken: Sequence[str] = ()) -> list[Lens
             choices.append(LensChoice(name=LOGIT))
         elif kind == TUNED and folder:
             number = next(n for n in range(1, len(names) + 2) if _numbered(n) not in names)
-            choices.append(LensChoice(name=_numbered(number), folder=Path(folder).expanduser()))
+            remote = is_hub_name(folder)
+            place = on_this_machine(folder, (CONFIG, PARAMETERS)) if remote else Path(folder).expanduser()
+            choices.append(LensChoice(name=_numbered(number), folder=place, source=folder if remote else None))
         else:
-            expected = "expected logit, or tuned:FOLDER (a lens of tuned-lens)"
+            expected = "expected logit, or tuned:FOLDER (a lens of tuned-lens, also hf://OWNER/NAME[/PATH][@REVISION])"
             raise InputError(LENSES, f" {text!r} is not known: {expected}")
     return choices
 

@@ -171,7 +171,8 @@ def attach(model: Any, source: AdapterSource) -> tuple[Adapter, ...]:
         _refuse_kind(source.name, config)
         _refuse_unknown(source, config)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of weights that are missing, which are refused below
+            # Weights that are missing are refused below.
+            warnings.filterwarnings("ignore", "Found missing adapter keys", UserWarning)
             wrapped = PeftModel.from_pretrained(model, source.place, adapter_name=NAME)
         state = _loaded_again(wrapped, source)
     except AttnlensError:

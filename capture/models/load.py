@@ -9,6 +9,7 @@ from typing import Any
 
 from attnlens.capture.batch.launch import read_launch
 from attnlens.capture.extra import require_capture_extra
+from attnlens.capture.hub_files import model_named
 from attnlens.capture.models import builtin, gguf, hub, meta
 from attnlens.capture.models.device import check_device
 from attnlens.capture.models.failure import one_line
@@ -75,6 +76,7 @@ def load(
         MissingExtraError: a package is not installed.
     """
     require_capture_extra()
+    name, revision = model_named(name, revision)
     request = Request(
         name,
         dtype,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -33,9 +32,7 @@ def quiet() -> Iterator[None]:
         logger.setLevel(SILENT)
     tqdm.__init__ = silent
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
+        yield
     finally:
         tqdm.__init__ = start
         for logger, level in levels.items():

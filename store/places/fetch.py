@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 from urllib.parse import unquote, urlsplit
 
 from attnlens.schemas.errors import InputError, MissingExtraError
+from attnlens.store.places import hub
 
 SCHEMES = ("http", "https", "s3", "gs", "hf", "file")
 ATTEMPTS = 8
@@ -55,8 +56,9 @@ class Remote:
 
     def __init__(self, url: str) -> None:
         self.url = url
-        self._base, self._prefix = _split(url)
-        self._store = _client(self._base)
+        self._hub = hub.parse(url) if url.lower().startswith("hf://") else None
+        self._base, self._prefix = _split(url) if self._hub is None else self._hub.address()
+        self._store = _client(self._base, {} if self._hub is None else hub.headers())
         self._ranges = True
         self._whole: dict[str, bytes] = {}
 
@@ -110,6 +112,8 @@ class Remote:
         """
         import obstore
 
+        if self._hub is not None:
+            return self._hub.files(under)
         prefix = f"{self._prefix}/{under}".strip("/")
         found = {}
         for batch in obstore.list(self._store, prefix=prefix or None):
@@ -165,10 +169,21 @@ class Remote:
             except exceptions.NotSupportedError:
                 raise
             except (exceptions.BaseError, OSError) as error:
+                if self._hub is not None and (code := _refusal(error)):
+                    raise OSError(errno.EACCES, self._hub.refused(code), path) from None
                 if isinstance(error, final) or attempt == ATTEMPTS - 1 or _is_final(error):
                     raise OSError(errno.EIO, _short(error), path) from error
             time.sleep(min(LONGEST_WAIT, FIRST_WAIT * 2**attempt) * random.uniform(0.5, 1))
         raise AssertionError
+
+
+def _refusal(error: BaseException) -> int | None:
+    """401 or 403, where that was the answer."""
+    from obstore import exceptions
+
+    if isinstance(error, exceptions.UnauthenticatedError):
+        return 401
+    return 403 if isinstance(error, exceptions.PermissionDeniedError) else None
 
 
 def _is_final(error: BaseException) -> bool:
@@ -191,20 +206,12 @@ def _split(url: str) -> tuple[str, str]:
     if parts.username or parts.password:
         raise InputError(f"{parts.scheme}://…{parts.hostname}: leave name and password out of the URL")
     path = unquote(parts.path).strip("/")
-    if parts.scheme != "hf":
-        if not parts.netloc:
-            raise InputError(f"{url} is not understood: expected {parts.scheme}://HOST/PATH")
-        return f"{parts.scheme}://{parts.netloc}", path
-    names = [parts.netloc, *path.split("/")]
-    kind = [names.pop(0)] if names[0] in ("datasets", "spaces") else []
-    if len(names) < 3:
-        raise InputError(f"{url} is not understood: expected hf://[datasets/]OWNER/REPO[@REVISION]/PATH")
-    owner, (repo, _, revision) = names[0], names[1].partition("@")
-    host = os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
-    return host, "/".join([*kind, owner, repo, "resolve", revision or "main", *names[2:]])
+    if not parts.netloc:
+        raise InputError(f"{url} is not understood: expected {parts.scheme}://HOST/PATH")
+    return f"{parts.scheme}://{parts.netloc}", path
 
 
-def _client(base: str) -> Any:
+def _client(base: str, headers: dict[str, str]) -> Any:
     try:
         from obstore.store import from_url
     except ImportError:
@@ -212,7 +219,12 @@ def _client(base: str) -> Any:
     from datetime import timedelta
 
     plain = base.startswith("http://") or os.environ.get("AWS_ENDPOINT_URL", "").startswith("http://")
-    client = {"allow_http": plain, "timeout": timedelta(seconds=TIMEOUT), "user_agent": "attnlens"}
+    client = {
+        "allow_http": plain,
+        "timeout": timedelta(seconds=TIMEOUT),
+        "user_agent": "attnlens",
+        "default_headers": headers,  # the client drops an Authorization where a redirect leads to another host or port
+    }
     try:
         return from_url(base, client_options=client, retry_config={"max_retries": 0})
     except Exception as error:  # noqa: BLE001 - whatever a client does not like about a URL
