@@ -73,7 +73,9 @@ def make(folder: Path) -> list[Base]:
         out.fail("stopped")
     large = Sample(n_prompt=150, n_generated=3, n_layer=4, n_head=4, seed=3)
     large.write(folder / "large.zarr")
-    Vectors(kinds=("full", "sliding", "none", "sinks", "shared"), dtype="bfloat16", n_prompt=20).write(folder / "qk.zarr")
+    Vectors(kinds=("full", "sliding", "none", "sinks", "shared"), dtype="bfloat16", n_prompt=20).write(
+        folder / "qk.zarr"
+    )
     wanted = [("a", "1" * 64), ("b/x", "2" * 64), ("c", "3" * 64)]
     batch = open_batch(folder / "batch.zarr", wanted, {"model": "m"}, mode="new", run="r", shared=False)
     for prompt in batch.pending()[:2]:
@@ -176,9 +178,11 @@ def run(arguments: list[str]) -> tuple[Any, str, str]:
 
 def same(one: Any, two: Any) -> bool:
     one, two = np.asarray(one), np.asarray(two)
-    return one.shape == two.shape and one.dtype == two.dtype and one.tobytes() == two.tobytes() if (
-        one.dtype.kind in "fiub"
-    ) else one.tolist() == two.tolist()
+    return (
+        one.shape == two.shape and one.dtype == two.dtype and one.tobytes() == two.tobytes()
+        if (one.dtype.kind in "fiub")
+        else one.tolist() == two.tolist()
+    )
 
 
 def reading(store: Path, base: Base, whole: bool) -> tuple[list[str], bool]:
@@ -242,7 +246,13 @@ def served(store: Path, base: Base, chance: random.Random, whole: bool) -> list[
         server = open_server([store])
     except AttnlensError:
         return []
-    keys = ["zarr.json", *chance.sample(sorted(base.files), min(12, len(base.files))), "../outside", "0000", "0001/zarr.json"]
+    keys = [
+        "zarr.json",
+        *chance.sample(sorted(base.files), min(12, len(base.files))),
+        "../outside",
+        "0000",
+        "0001/zarr.json",
+    ]
     with server:
         for key in keys:
             span = chance.choice((None, "bytes=0-7", "bytes=-20", "bytes=5-"))
@@ -307,8 +317,10 @@ def packed(store: Path, folder: Path, base: Base, arguments: list[str]) -> list[
             for capture in attnlens.open(arguments[5]):
                 match = [name for name, about in base.about.items() if about["created"] == capture.metadata.created
                          and about["prompt_id"] == capture.metadata.prompt_id]  # fmt: skip
-                if capture.status == "complete" and len(match) == 1 and not same(
-                    capture["token_id"][:], base.values[match[0]]["token_id"]
+                if (
+                    capture.status == "complete"
+                    and len(match) == 1
+                    and not same(capture["token_id"][:], base.values[match[0]]["token_id"])
                 ):
                     wrong.append(f"token_id of {capture.id}")
     if arguments[0] == "export" and arguments[2].endswith(".npz"):
@@ -317,6 +329,8 @@ def packed(store: Path, folder: Path, base: Base, arguments: list[str]) -> list[
                 for key in read.files:
                     capture, _, array = key.rpartition("/")
                     known = base.values.get(capture or "0000", {}).get(array)
+                    if known is not None and known.dtype.kind not in "biuf":  # which numpy ends with NUL
+                        known = np.asarray([str(text).replace("\0", "\u2400") for text in known])
                     if known is not None and len(base.values) > 1 and capture and not same(read[key], known):
                         wrong.append(f"{key} of {file.name}")
     if arguments[0] == "export" and arguments[2].endswith(".html"):
@@ -430,18 +444,27 @@ def fuzz(first: int, count: int, keep: Path | None = None) -> tuple[list[str], f
         while number < first + count:
             amount = min(CASES, first + count - number)
             number = _watch(number, amount, folder, wrong, keep)
+            print(
+                f"{number - first} stores, {len(wrong)} problems, {_spent():.0f} s of CPU", file=sys.stderr, flush=True
+            )
+    return wrong, _spent()
+
+
+def _spent() -> float:
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return wrong, used.ru_utime + used.ru_stime
+    return used.ru_utime + used.ru_stime
 
 
 def _watch(first: int, count: int, folder: Path, wrong: list[str], keep: Path | None) -> int:
     """Run a process over some cases; the number of the next. One that dies or is stuck costs the case it was at."""
     command = [sys.executable, __file__, "--child", str(first), str(count), str(folder)]
-    with (folder / "said").open("w+") as err, subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=err, text=True
-    ) as process:
+    with (
+        (folder / "said").open("w+") as err,
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=err, text=True) as process,
+    ):
         assert process.stdout is not None
         number, running = first, False
+        signal.signal(signal.SIGTERM, lambda *_: (process.kill(), sys.exit(1)))
         signal.signal(signal.SIGALRM, lambda *_: process.kill())
         signal.alarm(STUCK * 3)
         for line in process.stdout:

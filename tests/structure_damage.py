@@ -262,7 +262,9 @@ def manifest(path: Path, chance: Chance) -> str:
     names, hashes = ([str(text) for text in _open(folder / name)[:]] for name in ("manifest_file", "manifest_sha256"))
     at, kind = chance.randrange(len(names)), chance.randrange(8)
     if kind == 0:
-        names[at] = chance.choice(("../0000/token/zarr.json", "../../x", "/etc/passwd", "", "\0", "c", "zarr.json", "."))
+        names[at] = chance.choice(
+            ("../0000/token/zarr.json", "../../x", "/etc/passwd", "", "\0", "c", "zarr.json", ".")
+        )
     elif kind == 1:
         names[at] = names[at - 1]
     elif kind == 2:
@@ -309,7 +311,10 @@ def front(path: Path, chance: Chance) -> str:
     elif kind == 5:
         rest, said = rest[: chance.randrange(len(rest) or 1)], "cut short"
     else:
-        head, said = chance.choice((b"", b"[" * 100_000, b"null", b"{}", b'[["a",1e3,0]]', b"[[1,2,3]]", head * 2)), "head"
+        head, said = (
+            chance.choice((b"", b"[" * 100_000, b"null", b"{}", b'[["a",1e3,0]]', b"[[1,2,3]]", head * 2)),
+            "head",
+        )
     file.write_bytes(head + b"\n" + rest)
     return f"{file.parent.parent.name}: front, {said}"
 
@@ -388,7 +393,9 @@ def _inner(folder: Path) -> list[int] | None:
         codec = document["codecs"][0]
         sizes = codec["configuration"]["chunk_shape"] if codec["name"] == "sharding_indexed" else None
         outer = document["chunk_grid"]["configuration"]["chunk_shape"]
-        whole = sizes and len(sizes) == len(outer) and all(a > 0 and b % a == 0 for a, b in zip(sizes, outer, strict=True))
+        whole = (
+            sizes and len(sizes) == len(outer) and all(a > 0 and b % a == 0 for a, b in zip(sizes, outer, strict=True))
+        )
     except (KeyError, TypeError, IndexError):
         return None
     return list(sizes) if whole else None
@@ -404,7 +411,9 @@ def values(path: Path, chance: Chance) -> str:
     part = tuple(slice(at, at + chance.choice((1, 1, 5, 10**6))) for at in start)
     kind = target.dtype.kind
     if kind in "TOU":
-        new: Any = chance.choice(("", "\x1b[2J", "\x07", "a" * 70000, "\u202e", "<b>", "$$", "<E4>", "\ufffd", "../x", "\0"))
+        new: Any = chance.choice(
+            ("", "\x1b[2J", "\x07", "a" * 70000, "\u202e", "<b>", "$$", "<E4>", "\ufffd", "../x", "\0")
+        )
     elif kind == "f":
         new = chance.choice((-1.0, 0.0, 0.5, 1.0, 2.0, 65504.0, float("nan"), float("inf"), float("-inf")))
     elif kind == "b":
@@ -454,7 +463,9 @@ def files(path: Path, chance: Chance) -> str:
         with socket.socket(socket.AF_UNIX) as made, contextlib.chdir(file.parent):
             made.bind(file.name)
     elif kind == 10:
-        extra = chance.choice(("x", "token/x", "c/0", "token/c/1", "zarr.json.partial", "x.partial", "0000", "y/zarr.json"))
+        extra = chance.choice(
+            ("x", "token/x", "c/0", "token/c/1", "zarr.json.partial", "x.partial", "0000", "y/zarr.json")
+        )
         made_at = chance.choice((path, *folder_of(path))) / extra
         with contextlib.suppress(OSError):
             made_at.parent.mkdir(parents=True, exist_ok=True)
@@ -601,7 +612,9 @@ def zip_directory(target: Path, chance: Chance) -> str:
     one, kind = chance.choice(entries), chance.randrange(10)
     head, said, extra_end = one[0], f"kind {kind}", b""
     if kind < 3:
-        field = chance.choice(("flags", "method", "crc", "packed", "size", "offset", "needed", "disk", "external", "made"))
+        field = chance.choice(
+            ("flags", "method", "crc", "packed", "size", "offset", "needed", "disk", "external", "made")
+        )
         number = FIELDS.index(field)
         wide = field in ("crc", "packed", "size", "external", "offset")
         most = 0xFFFFFFFF if wide else 0xFFFF
@@ -621,7 +634,9 @@ def zip_directory(target: Path, chance: Chance) -> str:
         said = f"{one[1]!r} twice"
     elif kind == 5:
         sizes = b"".join(struct.pack("<Q", chance.choice((0, 1, 1 << 40, (1 << 64) - 1, head[9]))) for _ in range(3))
-        one[2] = struct.pack("<2H", 1, chance.choice((24, 16, 8, 0, 60))) + sizes[: chance.choice((24, 16, 8, 0))] + one[2]
+        one[2] = (
+            struct.pack("<2H", 1, chance.choice((24, 16, 8, 0, 60))) + sizes[: chance.choice((24, 16, 8, 0))] + one[2]
+        )
         head[11] = len(one[2])
         for field in chance.sample(("packed", "size", "offset"), chance.randrange(4)):
             head[FIELDS.index(field)] = 0xFFFFFFFF

@@ -20,7 +20,7 @@ import zarr
 from zarr.storage import LocalStore
 
 from attnlens.schemas.arrays import ARRAY
-from attnlens.schemas.errors import InputError
+from attnlens.schemas.errors import InputError, StoreError
 from attnlens.schemas.metadata import CaptureMetadata
 from attnlens.schemas.version import NAMESPACE
 from attnlens.store.create import create_array, write_digests
@@ -170,7 +170,15 @@ def extend_capture(store: Path, capture: Capture, update: Mapping[str, Any], fil
 
 
 def _link(source: Path, target: Path) -> None:
-    """The same file under another name; a copy where the file system has no links."""
+    """The same file under another name; a copy where the file system has no links.
+
+    Raises:
+        StoreError: it is a pipe, a device or the like, for which whoever reads it would wait.
+        OSError: it is not there, or cannot be linked or copied.
+    """
+    if not source.is_file():
+        source.stat()
+        raise StoreError(f"{source} is no plain file; run `lens verify`")
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
         os.link(source, target)

@@ -1,0 +1,40 @@
+"""Names that a file written here must not take: those of devices, pipes and sockets, and URLs."""
+
+from __future__ import annotations
+
+import re
+import stat
+from pathlib import Path
+
+from attnlens.schemas.errors import InputError
+
+URL = re.compile(r"(https?|s3|gs|hf|file):(/|$)", re.IGNORECASE)
+"""How a path begins that was made of a URL."""
+KINDS = {stat.S_IFCHR: "a device", stat.S_IFBLK: "a device", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}
+
+
+def special(path: Path) -> str | None:
+    """What is at `path`, or where a link there leads, if it is neither file nor folder: "a pipe".
+
+    Raises:
+        OSError: the system does not let it be looked at.
+    """
+    try:
+        return KINDS.get(stat.S_IFMT(path.stat().st_mode))
+    except FileNotFoundError:
+        return None
+
+
+def refuse_special(path: Path) -> None:
+    """Return if a file or folder may be put at `path`: not at a URL, which is read only. As root, renaming one to `/dev/null` would replace the device.
+
+    Raises:
+        InputError: it is a URL, or something is there that is no file or folder, or a link that leads nowhere.
+        OSError: the system does not let it be looked at.
+    """
+    if URL.match(str(path)):
+        raise InputError(f"-o {path} looks like a URL: what is written is written to this machine; give a path")
+    if (kind := special(path)) is not None:
+        raise InputError(f"{path} is {kind}: give another -o, a file or folder is written")
+    if path.is_symlink() and not path.exists():
+        raise InputError(f"{path} is a link to {path.readlink()}, where nothing is: remove it, or give another -o")
