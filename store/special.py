@@ -26,7 +26,9 @@ def special(path: Path) -> str | None:
 
 
 def refuse_special(path: Path) -> None:
-    """Return if a file or folder may be put at `path`: not at a URL, which is read only. As root, renaming one to `/dev/null` would replace the device.
+    """Return if a file or folder may be put at `path`.
+
+    As root, renaming one to `/dev/null` would replace the device. URLs are for reading.
 
     Raises:
         InputError: it is a URL, or something is there that is no file or folder, or a link that leads nowhere.

@@ -521,8 +521,8 @@ def reseal(path: Path, chance: Chance) -> None:
         with contextlib.suppress(Exception):
             ours = document["attributes"]["attnlens"]
             with contextlib.suppress(Exception):
-                pairs = zip(*([str(text) for text in _open(folder / f"manifest_{name}")[:]] for name in ("file", "sha256")),
-                            strict=True)  # fmt: skip
+                listed = [_open(folder / name)[:] for name in ("manifest_file", "manifest_sha256")]
+                pairs = zip(*([str(text) for text in values] for values in listed), strict=True)
                 lines = "".join(f"{name}\0{digest}\n" for name, digest in sorted(dict(pairs).items()))
                 ours["manifest"] = hashlib.sha256(lines.encode()).hexdigest()
             if (folder / "manifest_file/front.bin").is_file():
@@ -657,8 +657,8 @@ def zip_directory(target: Path, chance: Chance) -> str:
             body[place : place + LOCAL.size] = LOCAL.pack(*local)
         said = f"header of {one[1]!r}, field {number}"
     else:
-        extra_end = struct.pack("<4sQ2H2L4Q", b"PK\x06\x06", 44, 45, 45, 0, 0, len(entries), chance.choice((1 << 40, len(entries))),
-                                chance.choice((1 << 40, 1 << 63, 0)), start)  # fmt: skip
+        count, length = len(entries), chance.choice((1 << 40, 1 << 63, 0))
+        extra_end = struct.pack("<4sQ2H2L4Q", b"PK\x06\x06", 44, 45, 45, 0, 0, count, count, length, start)
         extra_end += struct.pack("<4sLQL", b"PK\x06\x07", 0, chance.choice((len(data), 0, 1 << 62)), 1)
         end[5] = 0xFFFFFFFF
     with contextlib.suppress(struct.error):

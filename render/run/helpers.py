@@ -8,7 +8,7 @@ import signal
 from multiprocessing.context import ForkServerContext, SpawnContext
 
 _PRELOADED = ["attnlens.render.run.jobs", "attnlens.render.views.open", "zarr"]
-"""What every helper needs, imported once by the server that they are copies of. Not `__main__`: see `without_script`."""
+"""What every helper needs, imported once by the server they are copies of; not the script, see `without_script`."""
 
 
 def cores() -> int:

@@ -114,11 +114,9 @@ def _local(where: str | PathLike[str]) -> Path | None:
     if name.lower().startswith("file://"):
         try:
             parts = urlsplit(name)
-            if parts.netloc.lower() not in ("", "localhost") or parts.path.strip("/") == "" or parts.query or parts.fragment:
-                raise ValueError
             path = Path(unquote(parts.path))
-            os.fsencode(path)
-            if "\0" in str(path):
+            elsewhere = parts.netloc.lower() not in ("", "localhost")
+            if elsewhere or parts.query or parts.fragment or not path.name or "\0" in str(path):
                 raise ValueError
         except ValueError:
             raise InputError(f"{name} is not understood: expected file:///PATH, or the path itself") from None
