@@ -34,6 +34,7 @@ from attnlens.store.places import Folder
 from attnlens.store.places.place import GROUP_DOCUMENT
 from attnlens.store.replacement import MARK, Mode, folder_for, is_finished
 from attnlens.store.root import OTHERWISE, is_free, new_root, next_ids, read_root, root_entries, write_root
+from attnlens.store.special import followed
 from attnlens.store.target import Target
 from attnlens.store.writer import CaptureWriter
 
@@ -294,8 +295,7 @@ def _is_new(folder: Path) -> bool:
 
 
 def _target(path: str | PathLike[str]) -> Path:
-    target = Path(path)
-    return target.resolve() if target.is_symlink() else target
+    return followed(Path(path))
 
 
 def _existing(path: Path, wanted: Wanted, settings: Mapping[str, Any], *, mode: Mode, run: str) -> Batch | None:

@@ -25,6 +25,12 @@ def special(path: Path) -> str | None:
         return None
 
 
+def refuse_url(path: Path) -> None:
+    """InputError for a path that was made of a URL, and would be a folder of that name."""
+    if URL.match(str(path)):
+        raise InputError(f"-o {path} looks like a URL: what is written is written to this machine; give a path")
+
+
 def refuse_special(path: Path) -> None:
     """Return if a file or folder may be put at `path`.
 
@@ -34,9 +40,21 @@ def refuse_special(path: Path) -> None:
         InputError: it is a URL, or something is there that is no file or folder, or a link that leads nowhere.
         OSError: the system does not let it be looked at.
     """
-    if URL.match(str(path)):
-        raise InputError(f"-o {path} looks like a URL: what is written is written to this machine; give a path")
+    refuse_url(path)
     if (kind := special(path)) is not None:
         raise InputError(f"{path} is {kind}: give another -o, a file or folder is written")
     if path.is_symlink() and not path.exists():
         raise InputError(f"{path} is a link to {path.readlink()}, where nothing is: remove it, or give another -o")
+
+
+def followed(path: Path) -> Path:
+    """Where a store is written that is to be at `path`: where a link there leads, in the end.
+
+    Raises:
+        InputError: `path` was made of a URL, leads round in a circle, or is none that the system takes.
+    """
+    refuse_url(path)
+    try:
+        return path.resolve() if path.is_symlink() else path
+    except (OSError, RuntimeError) as error:  # RuntimeError: links that lead in a circle, before Python 3.13
+        raise InputError(f"cannot write {path}: {getattr(error, 'strerror', None) or error}; give another -o") from None

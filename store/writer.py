@@ -27,6 +27,7 @@ from attnlens.store.places import Folder
 from attnlens.store.queue import ByteQueue
 from attnlens.store.replacement import Mode, folder_for, has_batches, is_finished, mode_of
 from attnlens.store.root import check_free, is_free, new_root, next_ids, read_root, root_entries, write_root
+from attnlens.store.special import followed
 from attnlens.store.target import Target
 from attnlens.store.tidy import tidy
 
@@ -56,8 +57,7 @@ class StoreWriter:
             InputError: something is at `path` and neither was asked for, or it is not an attnlens store.
             StoreError: the store to append to has another format version or is damaged.
         """
-        target = Path(path)
-        target = target.resolve() if target.is_symlink() else target
+        target = followed(Path(path))
         if append and target.is_file():
             raise InputError(f"{path} is packed: unpack it by `lens unpack`, then add to that")
         refuse_busy(target)

@@ -17,9 +17,11 @@ import pytest
 
 from attnlens import cli
 from attnlens.schemas.errors import InputError, StoreError
+from attnlens.store.batch import open_batch
 from attnlens.store.places import open_place
 from attnlens.store.tools.pack import pack
 from attnlens.store.verify import verify
+from attnlens.store.writer import StoreWriter
 from store_sample import Sample
 
 Lens = Callable[..., str]
@@ -243,3 +245,15 @@ def test_a_plain_script_runs_once_whatever_helpers_it_starts(folder: Path) -> No
     assert done.stderr == ""
     assert done.stdout.split() == ["began", "ended", str(len(list((folder / "pictures").glob("*.png"))))]
     assert verify("again.zarr").passed
+
+
+def test_a_capture_is_not_begun_at_a_url_or_a_link_in_a_circle(tmp_path: Path) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(InputError, match="looks like a URL"):
+        StoreWriter.create(Path("s3://bucket/run.zarr"))
+    with pytest.raises(InputError, match="looks like a URL"):
+        open_batch("hf://a/b/run.zarr", [], {}, mode="new", run="r", shared=False)
+    for place in ("loop", "loop/x", "x" * 300):
+        with pytest.raises((InputError, StoreError), match=place[:100]):
+            Sample().write(tmp_path / place)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["loop"]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from attnlens.schemas.errors import InputError
 from attnlens.store.leftovers import sweep
-from attnlens.store.special import URL, refuse_special
+from attnlens.store.special import refuse_special, refuse_url
 from attnlens.store.workplace import try_out, write_whole
 
 
@@ -17,8 +17,7 @@ def prepare(folder: Path) -> None:
         InputError: it is a file, or cannot be made or written.
     """
     try:
-        if URL.match(str(folder)):
-            refuse_special(folder)
+        refuse_url(folder)
         if folder.exists() and not folder.is_dir():
             raise InputError(f"{folder} is a file: pictures need a folder, choose another -o")
         folder.mkdir(parents=True, exist_ok=True)
