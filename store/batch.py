@@ -30,10 +30,21 @@ from attnlens.store.heads import HeadShare
 from attnlens.store.layout import MIB
 from attnlens.store.lists import batches_of, with_batches, with_index
 from attnlens.store.lock import refuse_busy
+from attnlens.store.notices import tell
 from attnlens.store.places import Folder
 from attnlens.store.places.place import GROUP_DOCUMENT
 from attnlens.store.replacement import MARK, Mode, folder_for, is_finished
-from attnlens.store.root import OTHERWISE, current_entries, indexed, is_free, new_root, next_ids, read_root, write_root
+from attnlens.store.root import (
+    OTHERWISE,
+    current_entries,
+    indexed,
+    is_free,
+    new_root,
+    next_ids,
+    read_root,
+    write_root,
+)
+from attnlens.store.special import followed
 from attnlens.store.target import Target
 from attnlens.store.writer import CaptureWriter
 
@@ -267,7 +278,8 @@ def open_batch(
                 batch = _existing(folder, wanted, settings, mode=mode, run=run)
                 metadata = new_root() if _is_new(folder) else read_root(Folder(folder))
                 batch, waste = _prepare(folder, metadata, batch, wanted, settings, run)
-                for half in folder.glob(f"{Path(GROUP_DOCUMENT).stem}.*{PARTIAL}"):  # a run was killed as it wrote it
+                for half in folder.glob(f"{Path(GROUP_DOCUMENT).stem}.*{PARTIAL}"):
+                    tell(f"removed {half}, which a run that was killed had left")
                     half.unlink(missing_ok=True)
                 if shared:
                     target.share()
@@ -291,8 +303,7 @@ def _is_new(folder: Path) -> bool:
 
 
 def _target(path: str | PathLike[str]) -> Path:
-    target = Path(path)
-    return target.resolve() if target.is_symlink() else target
+    return followed(Path(path))
 
 
 def _existing(path: Path, wanted: Wanted, settings: Mapping[str, Any], *, mode: Mode, run: str) -> Batch | None:
@@ -396,6 +407,8 @@ def _prepare(
     before = batches_of(Folder(path), metadata)
     again: set[str] = set()
     waste = [entry for entry in path.iterdir() if entry.is_dir() and entry.name.endswith(PARTIAL)]
+    for entry in waste:
+        tell(f"removing {entry}, which a run that was killed had left")
     if batch is None:
         taken = [*metadata.planned, *(entry.name for entry in path.iterdir() if CAPTURE_NAME.fullmatch(entry.name))]
         names = next_ids(taken, len(wanted))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Container, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -28,13 +29,15 @@ CONSOLIDATED_BYTES = 1 << 17
 """The most that is copied into the store's zarr.json, which every reader fetches whole: some three captures."""
 
 
+BEGUN = re.compile(rf"{re.escape(LOCK_NAME)}|zarr\.[0-9a-f]{{16}}\.partial")
+"""The lock, and a zarr.json that is being written."""
 OTHERWISE = (Setting("append=True", "--append"), " to add to it, or ", Setting("overwrite=True", "--overwrite"))
 """What else may be done about a store that is there."""
 
 
 def is_free(path: Path) -> bool:
-    """Whether nothing is at `path`, or a folder with nothing in it but the lock of a writer."""
-    return not path.exists() or (path.is_dir() and all(entry.name == LOCK_NAME for entry in path.iterdir()))
+    """Whether nothing is at `path`, or a folder in which a writer has not come as far as its first zarr.json."""
+    return not path.exists() or (path.is_dir() and all(BEGUN.fullmatch(entry.name) for entry in path.iterdir()))
 
 
 def check_free(path: Path) -> None:

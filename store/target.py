@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+from attnlens.store.leftovers import sweep
 from attnlens.store.lock import LOCK_NAME, WriterLock, lock_run, lock_store
 from attnlens.store.notices import tell
 from attnlens.store.replacement import MARK, Mode, begin, folder_for, give_back, publish, settle, standing, unfinished
@@ -38,6 +39,7 @@ class Target:
             StoreError: several processes, and a file system without locks.
             OSError: the folder cannot be made.
         """
+        sweep(place.parent)
         give_back(place)
         self.place = self.path = place
         self._run = run

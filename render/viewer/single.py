@@ -17,6 +17,7 @@ from attnlens.render.viewer.assets import asset, digest
 from attnlens.render.viewer.contract import READS
 from attnlens.schemas.errors import InputError, StoreError
 from attnlens.schemas.version import NAMESPACE
+from attnlens.store.leftovers import sweep
 from attnlens.store.lists import entry_of
 from attnlens.store.manifest import has_digest
 from attnlens.store.places import Place, stem_of
@@ -48,6 +49,7 @@ def export_html(store: str | PathLike[str], path: Path, captures: Sequence[str] 
     if not chosen:
         raise InputError(f"{store} holds no capture yet, there is nothing to export")
     text = page(opened.place, chosen)
+    sweep(path.parent)
     write(path, text)
     return Single(path=path, bytes=len(text), captures=tuple(capture.id for capture in chosen))
 

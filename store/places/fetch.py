@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import random
+import re
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -24,6 +25,11 @@ TIMEOUT = 30.0
 """Seconds in which an answer has to be there whole."""
 LARGEST = 1 << 31
 """Bytes of the largest answer that is taken when a server cannot give a part."""
+
+_UNFIT = re.compile(r"[\s\\%\x00-\x1f\x7f\ud800-\udfff]")
+"""What no name of a host or bucket has in it."""
+_CONTROL = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
+"""What no path of a file far away has in it."""
 
 T = TypeVar("T")
 
@@ -182,12 +188,12 @@ class Remote:
                 raise FileNotFoundError(errno.ENOENT, "is not there", path) from None
             except exceptions.NotSupportedError:
                 raise
-            except (exceptions.BaseError, OSError) as error:
+            except (exceptions.BaseError, OSError, ValueError) as error:  # ValueError: no path that it takes
                 if isinstance(error, OSError) and error.errno == errno.ESTALE:
                     raise
                 if self._hub is not None and (code := _refusal(error)):
                     raise OSError(errno.EACCES, self._hub.refused(code), path) from None
-                if isinstance(error, final) or attempt == ATTEMPTS - 1 or _is_final(error):
+                if isinstance(error, (*final, ValueError)) or attempt == ATTEMPTS - 1 or _is_final(error):
                     raise OSError(errno.EIO, _short(error), path) from error
             time.sleep(min(LONGEST_WAIT, FIRST_WAIT * 2**attempt) * random.uniform(0.5, 1))
         raise AssertionError
@@ -223,13 +229,19 @@ def _short(error: BaseException) -> str:
 
 def _split(url: str) -> tuple[str, str]:
     """What the client is made for (scheme and host, or bucket), and the path below it."""
-    parts = urlsplit(url)
+    shown = re.sub(r"(//)[^/]*@", r"\1…@", url)  # a password is not told to the terminal
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError as error:  # brackets that do not match, a port that is none
+        raise InputError(f"{shown} is not understood ({error}): expected SCHEME://HOST[:PORT]/PATH") from None
+    if parts.username is not None or parts.password is not None:
+        raise InputError(f"{shown}: leave name and password out of the URL")
     if parts.query or parts.fragment:
         raise InputError(f"{url}: a store's URL has no query and no fragment; download the file instead")
-    if parts.username or parts.password:
-        raise InputError(f"{parts.scheme}://…{parts.hostname}: leave name and password out of the URL")
     path = unquote(parts.path).strip("/")
-    if not parts.netloc:
+    odd = _CONTROL.search(path) or {".", ".."} & set(path.split("/"))
+    if not parts.hostname or port == 0 or _UNFIT.search(parts.netloc) or odd:
         raise InputError(f"{url} is not understood: expected {parts.scheme}://HOST/PATH")
     return f"{parts.scheme}://{parts.netloc}", path
 

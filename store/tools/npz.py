@@ -66,7 +66,7 @@ def export_npz(
         for capture in there:
             _write_text(archive, f"{capture.id}/{DOCUMENT}", document(capture.metadata))
             for array in known_arrays(capture):
-                _write_array(archive, f"{capture.id}/{array.name}", array, path.parent)
+                _write_array(archive, f"{capture.id}/{array.name}", array, temporary.parent)
                 progress.advance()
     progress.end()
     return report_of(path, there)
