@@ -190,8 +190,8 @@ def _array_problems(
             bound = "at least " if growing and timeline else ""
             problems.append(f"axis {axis} has {size} entries, expected {bound}{least}")
             continue
-        if axis in ("entry", "byte") and growing:
-            continue  # columns are made longer one after the other while a capture runs
+        if growing and (timeline or axis in ("entry", "byte")):
+            continue  # arrays are made longer, and cut at the end, one after the other
         if axis == "byte":
             continue
         first = seen.setdefault(axis, (size, spec.name))

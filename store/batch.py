@@ -33,7 +33,7 @@ from attnlens.store.lock import refuse_busy
 from attnlens.store.notices import tell
 from attnlens.store.places import Folder
 from attnlens.store.places.place import GROUP_DOCUMENT
-from attnlens.store.replacement import MARK, Mode, folder_for, is_finished
+from attnlens.store.replacement import MARK, Mode, folder_for, is_finished, unfinished
 from attnlens.store.root import (
     OTHERWISE,
     current_entries,
@@ -186,7 +186,7 @@ class BatchWriter:
         except BaseException:
             self._target.release()
             raise
-        if not self._target.lock.last():
+        if not self._target.last():
             self._counts = self.finished()
             return False
         try:
@@ -235,7 +235,11 @@ def check_batch(
     """
     target = _target(path)
     refuse_busy(target, run)
-    if _joined(target, wanted, run) is None and not (mode == "replace" and is_finished(target)):
+    begun = unfinished(target)
+    if begun is not None and _joined(begun, wanted, run) is not None:  # by another process of this run
+        target = begun
+        refuse_busy(target, run)
+    elif _joined(target, wanted, run) is None and not (mode == "replace" and is_finished(target)):
         target = folder_for(target, mode)
         refuse_busy(target, run)
     batch = _existing(target, wanted, settings, mode=mode, run=run)
