@@ -94,7 +94,7 @@ def test_one_row_reads_less_than_three_times_its_bytes(tmp_path: Path, monkeypat
     np.testing.assert_array_equal(far, rows)
 
 
-LAYERS, HEADS, LENGTH = 8, 9, 4096
+LAYERS, HEADS, LENGTH = 2, 9, 4096
 
 
 def long_store(path: Path) -> Path:
