@@ -469,3 +469,10 @@ def test_captures_are_named_by_an_index_in_arrays(
         with pytest.raises(Exception, match="its index cannot be read"):
             page.js("async () => { attnlens.stores.forget(); await attnlens.stores.list(); }")
         page.close()
+    folder = tmp_path / "run.zarr" / about["lists"]["index"]["folder"]
+    (folder / "prompt/c/0").write_bytes((folder / "model/c/0").read_bytes())  # texts as well, but others
+    with static_host(tmp_path, True) as home:
+        page = Page(browser, f"{home}viewer/index.html?store=/run.zarr")
+        with pytest.raises(Exception, match="prompt/c/0 is not the file that was written"):
+            page.js("async () => { attnlens.stores.forget(); await attnlens.stores.list(); }")
+        page.close()

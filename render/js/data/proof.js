@@ -9,7 +9,8 @@ const LISTS = ["manifest_file", "manifest_sha256"];
 const OWN = new Set(["zarr.json", ...LISTS]); // the metadata vouch for the lists, and nothing for the metadata
 const ENTRY = 16, CRC = 4, ABSENT = 2n ** 64n - 1n;
 
-const hex = (bytes) => Array.from(bytes, (byte) => byte.toString(16).padStart(2, "0")).join("");
+/** A digest as text. */
+export const hex = (bytes) => Array.from(bytes, (byte) => byte.toString(16).padStart(2, "0")).join("");
 const product = (sizes) => sizes.reduce((a, b) => a * b, 1);
 
 export class DamagedError extends Error {}

@@ -1,5 +1,6 @@
 // A store and its captures, as docs/format.md tells. Nothing here believes the file: names, types and axes are checked.
 
+import { sha256 } from "@noble/hashes/sha2.js";
 import * as zarr from "zarrita";
 import { ARRAYS, FORMAT, VERSION } from "../contract.js";
 import { bfloats, WHOLE } from "./bfloat.js";
@@ -7,7 +8,7 @@ import { Bytes, ChangedError } from "./bytes.js";
 import "./codecs.js";
 import { floats } from "./half.js";
 import { modelName } from "./naming.js";
-import { DamagedError, Proof } from "./proof.js";
+import { DamagedError, hex, Proof } from "./proof.js";
 
 const ID = /^\d{4,12}$/;
 const INDEX = /^index-[0-9a-f]{16}$/; // the group of an index that is too long for the store's own metadata
@@ -55,12 +56,20 @@ export class Store {
       const [ids, prompts, completions] = await Promise.all(["id", "prompt", "completion"].map(async (name) => {
         const array = await zarr.open.v3(zarr.root(this.bytes).resolve(`${folder}/${name}`), { kind: "array" });
         if (!array.is("string") || array.shape.length !== 1 || array.shape[0] > this.ids.length) throw new Error(`${name} is no list of texts`);
+        const chunks = Array.from({ length: Math.ceil(array.shape[0] / array.chunks[0]) }, (_, place) => `${name}/c/${place}`);
+        await Promise.all([`${name}/zarr.json`, ...chunks].map((file) => this.#compare(folder, file)));
         return (await zarr.get(array)).data;
       }));
       return new Map(Array.from(ids, (id, place) => [id, { id, prompt: prompts[place], completion: completions[place] }]));
     } catch (error) {
       throw new StoreError(`${this.name}: its index cannot be read. ${error.message}. Run lens verify.`);
     }
+  }
+
+  /** See that a file of the index is the one that the store's metadata name. */
+  async #compare(folder, file) {
+    const bytes = await this.bytes.get(`/${folder}/${file}`);
+    if (!bytes || hex(sha256(bytes)) !== this.about.lists.index.files?.[file]) throw new Error(`${file} is not the file that was written`);
   }
 
   /** The copy of a capture's metadata in the store's own, undefined where there is none or the index tells of another. */
