@@ -14,6 +14,7 @@ from attnlens.store.leftovers import sweep
 from attnlens.store.lock import refuse_busy
 from attnlens.store.places import LocalArchive
 from attnlens.store.root import is_free, read_root, replaceable
+from attnlens.store.special import refuse_special
 from attnlens.store.workplace import workplace
 
 
@@ -25,9 +26,11 @@ def new_store(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
         InputError: something is at `path`, and it is not to be replaced or is no store.
         StoreError: the disk refuses.
     """
-    sweep(path.parent)
-    if not is_free(path):
-        _may_replace(path, overwrite)
+    with refused(path):
+        sweep(path.parent)
+        refuse_special(path)
+        if not is_free(path):
+            _may_replace(path, overwrite)
     with _beside(path) as temporary:
         yield temporary
 
@@ -35,13 +38,11 @@ def new_store(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
 @contextmanager
 def _beside(path: Path) -> Iterator[Path]:
     """A name to write to, which takes the place of `path` when the block ends well and is gone when it does not."""
-    try:
+    with refused(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         with workplace(path) as temporary:
             yield temporary
             _put(temporary, path)
-    except OSError as error:
-        raise _refused(error, path) from error
 
 
 @contextmanager
@@ -52,9 +53,11 @@ def new_file(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
         InputError: something is at `path`, and it is not to be replaced.
         StoreError: the disk refuses.
     """
-    sweep(path.parent)
-    if path.is_dir() or (path.exists() and not overwrite):
-        raise InputError(f"{path} {'is a folder' if path.is_dir() else 'exists'}: give another -o, or --overwrite")
+    with refused(path):
+        sweep(path.parent)
+        refuse_special(path)
+        if path.is_dir() or (path.exists() and not overwrite):
+            raise InputError(f"{path} {'is a folder' if path.is_dir() else 'exists'}: give another -o, or --overwrite")
     with _beside(path) as temporary:
         yield temporary
 
@@ -80,6 +83,15 @@ def _put(temporary: Path, path: Path) -> None:
         flush_way(path)
         return
     take_place(temporary, path, temporary.parent / BEFORE / path.name)
+
+
+@contextmanager
+def refused(path: Path) -> Iterator[None]:
+    """What the system refuses while `path` is looked at or written becomes one line about it: StoreError."""
+    try:
+        yield
+    except OSError as error:
+        raise _refused(error, path) from error
 
 
 def _refused(error: OSError, path: Path) -> StoreError:
