@@ -30,7 +30,7 @@ demo: $(READY)
 	@$(BIN)/lens demo -o demo
 
 test: $(READY)
-	@$(BIN)/python -m pytest -q -n 2 --dist loadfile
+	@$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
 
 nightly: $(READY)
 	@ATTNLENS_KILLS=20 $(BIN)/python -m pytest -q -n 2 --dist loadfile -m '(nightly or slow) and not gpu'

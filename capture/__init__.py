@@ -17,15 +17,16 @@ if TYPE_CHECKING:
     from attnlens.capture.engine import CaptureReport, capture
     from attnlens.capture.settings import Settings
 
+require_capture_extra()
+
 __all__ = ["CaptureReport", "ManyReport", "Settings", "capture", "capture_many"]
 
 _HOMES = {"CaptureReport": "engine", "capture": "engine", "Settings": "settings"}
 
 
 def __getattr__(name: str) -> Any:
-    # Lazy, so that the parts that need no torch (capture.extra) can be imported without it.
+    # Lazy, so that `attnlens.capture.extra` and the like cost no import of torch.
     if name in __all__:
-        require_capture_extra()
         home = import_module(f"attnlens.capture.{_HOMES.get(name, 'batch.many')}")
         return getattr(home, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from attnlens.schemas.version import NAMESPACE
+from attnlens.store.descriptions import ours
 from attnlens.store.digests import DIGESTS
 from attnlens.store.files import PARTIAL, walk
 from attnlens.store.places import Place
@@ -72,6 +73,5 @@ def document_digest(document: Mapping[str, Any]) -> str:
 
 def has_digest(document: Mapping[str, Any]) -> bool:
     """Whether a zarr.json of ours has the digest that it states, or states none."""
-    attributes = document.get("attributes")
-    stated = attributes[NAMESPACE].get("digest") if isinstance(attributes, Mapping) and NAMESPACE in attributes else None
+    stated = ours(document.get("attributes")).get("digest")
     return stated is None or stated == document_digest(document)

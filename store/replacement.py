@@ -67,7 +67,8 @@ def standing(folder: Path) -> str:
 def has_batches(folder: Path) -> bool:
     """Whether a replacement was begun with many prompts."""
     try:
-        return bool(read_document(folder)["attributes"][NAMESPACE].get("batches"))
+        about = read_document(folder)["attributes"][NAMESPACE]
+        return bool(about.get("batches") or (about.get("lists") or {}).get("batches"))
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
         return False
 

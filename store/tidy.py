@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from attnlens.schemas.version import NAMESPACE
+from attnlens.store.adopt import adopt
 from attnlens.store.durable import flush
 from attnlens.store.exchange import put_back
 from attnlens.store.files import PARTIAL, read_document, walk
@@ -45,11 +46,15 @@ def _at_the_top(store: Path) -> list[Path]:
 
 
 def _in_the_last_capture(store: Path) -> list[Path]:
-    """Half-written files of the capture that was running. Of those before it none are left: this was done then."""
+    """Half-written files of the capture that was running. Of those before it none are left: this was done then.
+
+    One that was finished and lacks only its zarr.json gets that.
+    """
     try:
-        name = read_document(store)["attributes"][NAMESPACE]["planned"][-1]
-        if read_document(store / name)["attributes"][NAMESPACE]["status"] == "complete":
+        folder = store / read_document(store)["attributes"][NAMESPACE]["planned"][-1]
+        if read_document(folder)["attributes"][NAMESPACE]["status"] == "complete":
             return []
     except (OSError, ValueError, LookupError, TypeError):
         return []
-    return [path for _, path in walk(store / name) if path.name.endswith(PARTIAL)]
+    adopt([folder])
+    return [path for _, path in walk(folder) if path.name.endswith(PARTIAL)]

@@ -26,7 +26,7 @@ from attnlens.store.lock import refuse_busy
 from attnlens.store.places import Folder
 from attnlens.store.queue import ByteQueue
 from attnlens.store.replacement import Mode, folder_for, has_batches, is_finished, mode_of
-from attnlens.store.root import check_free, is_free, new_root, next_ids, read_root, root_entries, write_root
+from attnlens.store.root import check_free, indexed, is_free, new_root, next_ids, read_root, write_root
 from attnlens.store.special import followed
 from attnlens.store.target import Target
 from attnlens.store.tidy import tidy
@@ -138,8 +138,7 @@ class StoreWriter:
 
     def _index(self, target: Target, file: CaptureFile) -> None:
         """Bring the list of captures in the store's zarr.json up to date; a complete store takes its place."""
-        entries = root_entries(Folder(self.path), self._metadata.planned)
-        self._metadata = write_root(self.path, self._metadata.model_copy(update={"index": entries}), running=False)
+        self._metadata = write_root(self.path, indexed(self.path, self._metadata), running=False)
         flush_way(self.path)
         if target.replaces and file.metadata.status == "complete":
             target.publish()

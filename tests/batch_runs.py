@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +11,13 @@ import zarr
 import attnlens
 from attnlens.capture.batch.many import ManyReport, capture_many
 from families import byte_tokenizer, tiny_model
+from forks import Forked
 
 WORDS = ["the", "quick", "brown", "fox", "jumps", "over", "a", "lazy", "dog", "and", "is", "not", "amused", "at", "all"]
 OPTIONS: dict[str, Any] = {"raw": True, "temperature": 1.5, "top_p": 1.0, "max_new_tokens": 12, "seed": 5}
 
-CHILD = f"""
+CHILD = """
 import sys, time
-sys.path.insert(0, {str(Path(__file__).parent)!r})
-import torch
-torch.set_num_threads(1)
 from batch_runs import prompts, run
 
 class Slow:
@@ -34,7 +29,8 @@ class Slow:
     def end(self): pass
 
 print("ready", flush=True)
-report = run(sys.argv[1], prompts(int(sys.argv[2])), resume="resume" in sys.argv, progress=Slow())
+mode = dict.fromkeys(sys.argv[4:], True)
+report = run(sys.argv[1], prompts(int(sys.argv[2])), progress=Slow(), **mode)
 print("done", len(report.captures), len(report.failures), report.left, flush=True)
 """
 
@@ -58,16 +54,13 @@ def run(path: Path | str, asked: list[Any], *, family: str = "llama", **options:
     return capture_many(model(family), byte_tokenizer(), asked, path, **{**OPTIONS, **options})
 
 
-def child(path: Path, count: int, *, pause: float, rank: int = 0, world: int = 1, resume: bool = False) -> Any:
-    """A process that captures `count` prompts, resting between tokens."""
-    environment = dict(os.environ)
+def child(path: Path, count: int, *mode: str, pause: float, rank: int = 0, world: int = 1) -> Forked:
+    """A process that captures `count` prompts, resting between tokens. `mode`: "resume", "overwrite"."""
+    environment = {}
     if world > 1:
-        environment |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world)}
+        environment = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world)}
         environment |= {"MASTER_ADDR": "localhost", "MASTER_PORT": "1"}
-    command = [sys.executable, "-c", CHILD, str(path), str(count), str(pause), *(["resume"] if resume else [])]
-    return subprocess.Popen(
-        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=path.parent
-    )
+    return Forked(CHILD, path, count, pause, *mode, cwd=path.parent, **environment)
 
 
 def arrays(path: Path, name: str) -> dict[str, Any]:

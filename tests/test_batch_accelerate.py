@@ -21,7 +21,7 @@ from tiny import write_hf
 COUNT = 6
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_processes_of_accelerate_share_the_prompts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     write_hf(Path("model"))

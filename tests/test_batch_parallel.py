@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import socket
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +19,7 @@ from attnlens.store import layout
 from attnlens.store.verify import verify
 from batch_runs import arrays
 from families import byte_tokenizer, tiny_model
+from forks import Forked
 
 FAMILIES = ("llama", "gemma2")
 REFUSED = "phi3"
@@ -32,11 +30,8 @@ PROMPTS: list[Any] = [
 ]
 OPTIONS: dict[str, Any] = {"raw": True, "temperature": 0, "max_new_tokens": 12}
 
-CHILD = f"""
-import sys
-sys.path.insert(0, {str(Path(__file__).parent)!r})
+CHILD = """
 import torch
-torch.set_num_threads(1)
 from attnlens.capture import capture, capture_many
 from attnlens.capture.models import load
 from attnlens.schemas.errors import AttnlensError
@@ -72,18 +67,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = str(free.getsockname()[1])
-    shared = {**os.environ, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": port}
-    pair = [
-        subprocess.Popen(
-            [sys.executable, "-c", CHILD],
-            env={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            cwd=folder,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
+    shared = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": port}
+    pair = [Forked(CHILD, cwd=folder, RANK=str(rank), LOCAL_RANK=str(rank), **shared) for rank in range(2)]
     for rank, process in enumerate(pair):
         out, err = process.communicate(timeout=300)
         assert process.returncode == 0, err

@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -20,15 +18,15 @@ from attnlens.schemas.errors import InputError
 from attnlens.store.verify import verify
 from attnlens.store.writer import StoreWriter
 from batch_runs import assert_same, prompts, run
+from forks import Forked
 from store_sample import Sample, tree_hash
 
 KILLS = int(os.environ.get("ATTNLENS_KILLS", "2"))
 """How often to kill each command; 25 is the acceptance run."""
 
 CHILD = """
-import os, random, signal, sys, time, threading
-sys.path.insert(0, sys.argv[2])
-path, moment = sys.argv[1], sys.argv[3]
+import os, signal, sys, time
+path, moment = sys.argv[1:3]
 if moment.startswith("at"):  # before the numbered step of putting the new store in its place
     from attnlens.store import exchange, replacement
     steps = [0]
@@ -65,8 +63,6 @@ print("done", flush=True)
 MANY = (
     CHILD
     + """
-import torch
-torch.set_num_threads(1)
 from batch_runs import prompts, run
 class Told:
     def stage(self, name, total=None, unit=""): print(name, flush=True)
@@ -78,14 +74,8 @@ print("done", flush=True)
 )
 
 
-def start(code: str, path: Path, moment: str, *flags: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-c", code, str(path), str(Path(__file__).parent), moment, *flags]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-
 def kill(code: str, path: Path, moment: str, chance: random.Random, lines: int, *flags: str) -> None:
-    with start(code, path, moment, *flags) as child:
-        assert child.stdout is not None
+    with Forked(code, path, moment, *flags) as child:
         if moment == "random":
             for _ in range(chance.randint(1, lines)):
                 child.stdout.readline()
@@ -128,7 +118,7 @@ def test_a_killed_overwrite_leaves_the_old_store_or_the_new(tmp_path: Path) -> N
         beside = path.with_name("run.new.zarr")
         if beside.exists() and attnlens.open(beside).ids:  # it can be opened under its own name
             assert attnlens.open(beside)[0].status in ("planned", "partial", "complete")
-        with start(ONE, path, "never", "fresh", "resume") as again:
+        with Forked(ONE, path, "never", "fresh", "resume") as again:
             out, err = again.communicate(timeout=60)
         assert "done" in out, err
         now = arrays(path)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +17,7 @@ from attnlens.progress import Silent
 from attnlens.schemas.errors import InputError
 from attnlens.store.tools.pack import pack
 from attnlens.store.verify import verify
+from forks import Forked
 from test_capture_evidence import write_tuned
 from test_relens import write_store
 from tiny import write_hf
@@ -29,13 +28,11 @@ KILLS = int(os.environ.get("ATTNLENS_KILLS", "1"))
 CHILD = """
 import os, random, shutil, signal, sys
 from pathlib import Path
-import torch
 from attnlens.capture.relens import RelensOptions, relens
 from attnlens.progress import Silent
 from attnlens.store import exchange
 
 folder, kept, count = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
-torch.set_num_threads(1)
 
 def run(store, step, told):
     steps = []
@@ -117,10 +114,10 @@ def is_the_same(store: Path, expected: Path, name: str) -> bool:
 
 
 def test_a_killed_relens(folder: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-c", CHILD, str(folder), str(tmp_path), str(KILLS)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=3600, check=False)
-    assert done.returncode == 0, done.stderr
-    print(done.stdout)
+    with Forked(CHILD, folder, tmp_path, KILLS) as done:
+        said, errors = done.communicate(timeout=3600)
+    assert done.returncode == 0, errors
+    print(said)
     seen = set()
     for store in sorted(tmp_path.glob("*.zarr")):
         names = attnlens.open(store).ids

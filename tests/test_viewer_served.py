@@ -6,7 +6,6 @@ import http.client
 import json
 import shutil
 import struct
-import zipfile
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from attnlens.render.viewer.server import ViewServer
 from attnlens.store.manifest import place_hash
 from attnlens.store.places import Place
 from render_store import make
+from store_sample import plain_zip
 from viewer_page import Page, _Static, chromium, running, serving
 
 
@@ -88,10 +88,7 @@ def test_a_packed_store_is_compared_as_well(tmp_path: Path) -> None:
     make(store)
     one, _ = swap(store)
     key = one.relative_to(store).as_posix()
-    with zipfile.ZipFile(tmp_path / "run.zarr.zip", "w") as archive:  # `lens pack` refuses such a store
-        for path in sorted(store.rglob("*")):
-            archive.write(path, path.relative_to(store).as_posix())
-    with serving(tmp_path / "run.zarr.zip") as server:
+    with serving(plain_zip(store, tmp_path / "run.zarr.zip")) as server:  # `lens pack` refuses such a store
         assert get(server, key)[0] == 500
         assert get(server, "0000/token_text/c/0")[0] == 200
 

@@ -11,17 +11,15 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-import pytest
-
 from attnlens.render.viewer.assets import FOLDER
 from attnlens.render.viewer.serve import open_server
 from attnlens.render.viewer.server import ViewServer
-from browser import CHROMIUM, FLAGS
+from browser import chromium as chromium
 
 READY = """async () => {
   for (let i = 0; i < 500 && !window.attnlens; i++) await new Promise((done) => setTimeout(done, 10));
   await attnlens.ready;
-  await attnlens.side?.lens.refined;
+  await attnlens.side?.lens.refined.catch(() => {});  // the page tells
   await attnlens.ready;
 }"""
 
@@ -98,18 +96,6 @@ def running(handler: Any) -> Iterator[tuple[str, Callable[[], None]]]:
         yield f"http://127.0.0.1:{server.server_address[1]}/", end
     finally:
         end()
-
-
-@contextmanager
-def chromium() -> Iterator[Any]:
-    """A browser."""
-    playwright = pytest.importorskip("playwright.sync_api")
-    if not CHROMIUM.exists():
-        pytest.skip(f"there is no {CHROMIUM}: apt-get install chromium, or set CHROMIUM")
-    with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=str(CHROMIUM), args=FLAGS)
-        yield browser
-        browser.close()
 
 
 class Page:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from importlib.metadata import version
 from typing import Any
 
@@ -47,8 +48,9 @@ def settle(model: Any) -> None:
     no multiple of 32 fail.
     """
     if any(type(module).__module__.startswith("bitsandbytes.") for module in model.modules()):
-        # It repeats one line at every product, long after loading.
+        # It repeats one line at every product, long after loading; up to some 0.49 as a warning.
         logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+        warnings.filterwarnings("ignore", "MatMul8bitLt: inputs will be cast", UserWarning)
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False

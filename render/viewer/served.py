@@ -17,8 +17,10 @@ from os import PathLike
 
 from attnlens.render.viewer.wire import Refusal
 from attnlens.schemas.errors import AttnlensError, StoreError
+from attnlens.store.lists import listed
 from attnlens.store.manifest import MANIFEST_ARRAYS, place_hash
 from attnlens.store.places import Place, file_version
+from attnlens.store.places.checked import Checked
 from attnlens.store.places.place import FRONT, GROUP_DOCUMENT, WHOLE, join
 from attnlens.store.reader import Capture, open_store
 
@@ -149,6 +151,9 @@ class Served:
         """The capture that a file belongs to, opened again when its metadata changed."""
         name = key.partition("/")[0]
         plain = Guard(self._store.place, None, None)
+        for one in listed(self._store.metadata):
+            if one.folder == name:
+                return Guard(Checked(self._store.place, name, one.files, (), None), one.files, None)
         if not CAPTURE.fullmatch(name) or name == key:
             return plain
         document = join(name, GROUP_DOCUMENT)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from os import PathLike
@@ -18,6 +18,7 @@ from attnlens.render.viewer.contract import READS
 from attnlens.schemas.errors import InputError, StoreError
 from attnlens.schemas.version import NAMESPACE
 from attnlens.store.leftovers import sweep
+from attnlens.store.lists import entry_of
 from attnlens.store.manifest import has_digest
 from attnlens.store.places import Place, stem_of
 from attnlens.store.reader import Capture, open_store
@@ -141,18 +142,18 @@ def _told(capture: Capture, key: str) -> Iterator[None]:
     except FileNotFoundError:
         raise StoreError(f"{capture.place}: {key} is missing; run `lens verify`") from None
     except OSError as error:
-        raise StoreError(f"{capture.place}: {key} cannot be read ({error.strerror or error}); run `lens verify`") from None
+        why = error.strerror or error
+        raise StoreError(f"{capture.place}: {key} cannot be read ({why}); run `lens verify`") from None
 
 
-def _root(place: Place, captures: Iterable[Capture]) -> dict[str, Any]:
+def _root(place: Place, captures: Sequence[Capture]) -> dict[str, Any]:
     """The store's zarr.json with the metadata of these captures in it, so that it is the only one."""
     root = place.document()
     if not has_digest(root):
         raise StoreError(f"{place}: zarr.json was changed after it was written; run `lens verify`")
-    about = dict(root["attributes"][NAMESPACE])
-    ids = [capture.id for capture in captures]
-    about["planned"] = ids
-    about["index"] = [entry for entry in about.get("index") or [] if entry.get("id") in ids]
+    about = {key: value for key, value in root["attributes"][NAMESPACE].items() if key not in ("batches", "lists")}
+    about["planned"] = [capture.id for capture in captures]
+    about["index"] = [entry_of(capture.metadata).model_dump(mode="json") for capture in captures]
     documents: dict[str, Any] = {}
     for capture in captures:
         group = {key: value for key, value in capture.document.items() if key != "consolidated_metadata"}

@@ -8,7 +8,7 @@ import random
 import re
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 from urllib.parse import unquote, urlsplit
@@ -67,6 +67,7 @@ class Remote:
         self._store = _client(self._base, {} if self._hub is None else hub.headers())
         self._ranges = True
         self._whole: dict[str, bytes] = {}
+        self._seen: dict[str, tuple[Any, ...]] = {}
 
     def whole(self, path: str = "") -> bytes:
         """All bytes of a file.
@@ -87,13 +88,16 @@ class Remote:
         def get(key: str) -> bytes:
             import obstore
 
-            data = bytes(obstore.get_range(self._store, key, start=start, end=stop))
-            return self._count(data, stop - start, path)
+            answer = obstore.get(self._store, key, options={"range": (start, stop)})
+            self._check_same(path, answer.meta)
+            return self._count(bytes(answer.bytes()), stop - start, path)
 
         return self._ranged(path, get, lambda: self._held(path)[start:stop])
 
     def tail(self, path: str, count: int) -> tuple[bytes, int, str | None]:
-        """The last `count` bytes of a file, its size, and what identifies its content. Raises as `whole`."""
+        """The last `count` bytes of a file, its size, and the entity tag that names its content; "" if it has none, and
+        None if the server gives no parts. Raises as `whole`.
+        """
 
         def get(key: str) -> tuple[bytes, int, str | None]:
             import obstore
@@ -101,14 +105,24 @@ class Remote:
             answer = obstore.get(self._store, key, options={"range": {"suffix": count}})
             size = int(answer.meta["size"])
             data = self._count(bytes(answer.bytes()), min(count, size), path)
-            changed = answer.meta.get("e_tag") or str(answer.meta.get("last_modified") or "") or None
-            return data, size, changed
+            self._check_same(path, answer.meta)
+            return data, size, _strong(answer.meta.get("e_tag"))
 
         def cut() -> tuple[bytes, int, str | None]:
             data = self._held(path)
             return data[-count:], len(data), None
 
         return self._ranged(path, get, cut) if self._ranges else cut()
+
+    def _check_same(self, path: str, about: Mapping[str, Any]) -> None:
+        """Refuse parts of a file that took the place of the one that the first part was of.
+
+        Raises:
+            OSError: ESTALE.
+        """
+        now = int(about["size"]), about.get("e_tag") or about.get("last_modified")
+        if self._seen.setdefault(path, now) != now:
+            raise OSError(errno.ESTALE, "was replaced by another file while it was read: open it again", path)
 
     def names(self, under: str) -> dict[str, int]:
         """Files below a folder with their sizes, where the service can list them.
@@ -175,12 +189,21 @@ class Remote:
             except exceptions.NotSupportedError:
                 raise
             except (exceptions.BaseError, OSError, ValueError) as error:  # ValueError: no path that it takes
+                if isinstance(error, OSError) and error.errno == errno.ESTALE:
+                    raise
                 if self._hub is not None and (code := _refusal(error)):
                     raise OSError(errno.EACCES, self._hub.refused(code), path) from None
                 if isinstance(error, (*final, ValueError)) or attempt == ATTEMPTS - 1 or _is_final(error):
                     raise OSError(errno.EIO, _short(error), path) from error
             time.sleep(min(LONGEST_WAIT, FIRST_WAIT * 2**attempt) * random.uniform(0.5, 1))
         raise AssertionError
+
+
+def _strong(tag: object) -> str:
+    """An entity tag if it names content byte for byte. A weak one only says that the content means the same, and a time
+    and a size say nothing: a file may be replaced by one of the same size within a second.
+    """
+    return tag if isinstance(tag, str) and not tag.startswith(("W/", "w/")) else ""
 
 
 def _refusal(error: BaseException) -> int | None:

@@ -177,4 +177,5 @@ def checked_pieces(place: Place, name: str, wanted: str | None = None) -> Iterat
     if packed is not None and crc != packed:
         raise StoreError(f"{place}: {name} is damaged, its bytes are not those that were packed; run `lens verify`")
     if wanted is not None and digest.hexdigest() != wanted:
-        raise StoreError(f"{place}: {name} is not the file that was written; run `lens verify`, or fetch the store again")
+        advice = "run `lens verify`, or fetch the store again"
+        raise StoreError(f"{place}: {name} is not the file that was written; {advice}")

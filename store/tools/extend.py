@@ -38,6 +38,7 @@ from attnlens.store.files import (
 )
 from attnlens.store.front import write_front
 from attnlens.store.layout import ChunkLayout, list_layout
+from attnlens.store.lists import with_index
 from attnlens.store.lock import lock_store
 from attnlens.store.manifest import MANIFEST_ARRAYS, PROOF_ARRAYS, covered, document_digest, file_hash, manifest_hash
 from attnlens.store.places import Folder
@@ -45,7 +46,7 @@ from attnlens.store.places.place import GROUP_DOCUMENT
 from attnlens.store.planned import planned_arrays
 from attnlens.store.reader import Capture
 from attnlens.store.replacement import settle
-from attnlens.store.root import read_root, root_entries, write_root
+from attnlens.store.root import current_entries, indexed, read_root, write_root
 from attnlens.store.tidy import tidy
 
 
@@ -204,16 +205,17 @@ def _describe(old: Path, new: Path, metadata: CaptureMetadata, proof: Mapping[st
 def _change_places(store: Path, name: str, aside: Path) -> None:
     """Put the new capture where the old one is, and into the store's index; as before if that fails.
 
-    Meanwhile the store has no index, as while a capture runs: none ever speaks of another capture than is there.
+    Meanwhile the store has no index: none ever speaks of another capture than is there. It is made of the one before.
     """
     places = aside / name, store / name, aside / BEFORE / name
     before, taken = (store / GROUP_DOCUMENT).read_bytes(), False
     root = read_root(Folder(store))
+    others = current_entries(Folder(store), root, changed={name})
     try:
-        write_root(store, root.model_copy(update={"index": None}), running=True)
+        write_root(store, with_index(root, None), running=True, keep=True)
         take_place(*places)
         taken = True
-        _write_index(store)
+        write_root(store, indexed(store, with_index(root, others)), running=False)
     except BaseException:
         if taken:
             take_place(*places)
@@ -222,7 +224,5 @@ def _change_places(store: Path, name: str, aside: Path) -> None:
 
 
 def _write_index(store: Path) -> None:
-    """Write the store's index, if it has none."""
-    root = read_root(Folder(store))
-    if root.index is None:
-        write_root(store, root.model_copy(update={"index": root_entries(Folder(store), root.planned)}), running=False)
+    """Bring the store's index up to date."""
+    write_root(store, indexed(store, read_root(Folder(store))), running=False)

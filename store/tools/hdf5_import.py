@@ -138,7 +138,7 @@ def _import_all(file: h5py.File, root: Path, limits: Limits) -> list[str]:
             raise _RefusedError(f"{name!r} is no capture of the store")
     for name, group in sorted(groups.items()):
         _import_capture(group, root, name, limits)
-    seal_store(root, about)
+    seal_store(root, about.model_copy(update={"lists": None}))  # a store's own, which the file does not have
     return sorted(groups)
 
 

@@ -54,7 +54,7 @@ def place_raw(array: NamedArray, dtype: str, file: BinaryIO, start: int) -> None
     for region, values in blocks(array):
         # Mapped anew for each block, so that what was written does not stay in the process.
         cells = np.memmap(file, dtype, "r+", start, array.shape)
-        cells[region] = encode(values) if array.dtype == BFLOAT16 and cells.dtype == np.uint16 else values
+        cells[region] = encode(values) if array.kind == BFLOAT16 and cells.dtype == np.uint16 else values
         del cells
 
 

@@ -62,7 +62,7 @@ def rewrite(
         shards = None if shards is None else (*shards[:-1], ranks)
     attributes: dict[str, Any] = dict(old.attrs.asdict())
     attributes[NAMESPACE] = {**ours(attributes), **(about or {})}
-    text = array.dtype == "string"
+    text = array.kind == "string"
     kind: Any = str if text else dtype or old.dtype
     fill = 255 if dtype == "uint8" and old.dtype != np.uint8 else old.fill_value
     name = "string" if text else np.dtype(kind).name
