@@ -124,11 +124,12 @@ def test_stores_of_zstd_alone_are_read_as_well(tmp_path: Path, dtype: str) -> No
         if attributes["attnlens"].pop("encoding", None):
             fill = 0x7FC0
         shutil.rmtree(path / "0000" / name)
-        zarr.create_array(
-            path, name=f"0000/{name}", data=values, chunks=old.chunk, shards=old.shard, filters=None,
-            compressors=[ZstdCodec(level=1), Crc32cCodec()], fill_value=fill, attributes=attributes,
+        written: Any = zarr.create_array(
+            path, name=f"0000/{name}", shape=values.shape, dtype=values.dtype, chunks=old.chunk, shards=old.shard,
+            filters=None, compressors=[ZstdCodec(level=1), Crc32cCodec()], fill_value=fill, attributes=attributes,
             dimension_names=array.metadata.dimension_names,
         )  # fmt: skip
+        written[:] = values  # zarr 3.1.1 writes other numbers if it is given them at once
     document = json.loads((path / "0000/zarr.json").read_bytes())
     document["attributes"]["attnlens"] |= {"status": "partial", "manifest": None, "digest": None}
     del document["consolidated_metadata"]
