@@ -121,6 +121,12 @@ def main() -> None:
             said = one_line(said)
         print(f"lens: {said}", file=sys.stderr)  # noqa: T201
         sys.exit(error.exit_code)
+    except OSError as error:  # what the system refuses to a command that does not say itself what it was about
+        from attnlens.console import one_line
+
+        what = "" if error.filename is None else f"{error.filename}: "
+        print(f"lens: {one_line(f'{what}{error.strerror or error}')}", file=sys.stderr)  # noqa: T201
+        sys.exit(AttnlensError.exit_code)
 
 
 def _print_version(wanted: bool) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from attnlens.capture.byte_level import to_bytes
+from attnlens.store.spelling import spelled
 
 BYTE_PIECE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
@@ -90,15 +91,6 @@ class Vocabulary:
     def _decode(self, token: int) -> str:
         options = {"skip_special_tokens": False, "clean_up_tokenization_spaces": False}
         return str(self._tokenizer.decode([token], **options))
-
-
-def spelled(raw: builtins.bytes) -> str:
-    """Bytes as text; those that are no UTF-8 (parts of a character) as `<E2>`, so that they can be read.
-
-    `token_bytes` of the store keeps the difference between such a byte and a text that looks like one.
-    """
-    text = raw.decode("utf-8", errors="surrogateescape")
-    return "".join(f"<{ord(c) - 0xDC00:02X}>" if 0xDC80 <= ord(c) <= 0xDCFF else c for c in text)
 
 
 def _pieces(tokenizer: Any, size: int) -> dict[int, str]:

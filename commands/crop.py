@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from attnlens.commands.lines import say_notes
 from attnlens.commands.options import LIST, Json, Overwrite, Quiet, Store
 
 WHAT, HOW = "What stays", "How it is kept"
@@ -85,6 +86,7 @@ def crop(
         )
     sizes = f"{human_bytes(report.bytes)} of {human_bytes(report.bytes_before)}"
     typer.echo(to_json(report) if json else f"{report.path}: {', '.join(report.captures)}, {sizes}")
+    say_notes(report.notes)
 
 
 def _listed(text: str | None) -> list[str]:

@@ -35,7 +35,10 @@ def demo(
         progress.stage("loading")
         from attnlens.capture.run import CaptureOptions, run
 
-        options = CaptureOptions(model=DEMO_MODEL, prompt=DEMO_PROMPT, output=store, overwrite=True, temperature=0.0)
+        # With `resume` what a demo that was killed has left beside the store is no obstacle: it is captured again.
+        options = CaptureOptions(
+            model=DEMO_MODEL, prompt=DEMO_PROMPT, output=store, overwrite=True, resume=True, temperature=0.0
+        )
         captured = run(options, progress)
         drawn = render(store, pictures, options=RenderOptions(), progress=progress, gallery=True)
     typer.echo(f"""

@@ -229,8 +229,8 @@ def ready_plans(
 ) -> tuple[list[Plan], tuple[str, ...]]:
     """`make_plans` of a store, with every option checked before the first folder is made."""
     plans, notes = make_plans(attnlens.open(store_path), Path(out_dir), options)
-    for plan in plans:
-        files.prepare(plan.folder)
+    for place in (*(plan.folder for plan in plans), Path(out_dir)):
+        files.prepare(place)
     return plans, notes
 
 

@@ -17,6 +17,8 @@ Mode = Literal["dense", "qk"]
 ModelDType = Literal["float32", "float16", "bfloat16"]
 LABEL_LIMIT = 200
 """Characters of the longest label."""
+BEGINNING = 256
+"""Characters of a text that the store's index has."""
 
 
 class Record(BaseModel):
@@ -226,7 +228,12 @@ class CaptureMetadata(Record):
 
 
 class IndexEntry(Record):
-    """One line of the store's derived index, so that a list of captures costs one read."""
+    """One line of the store's derived index, so that a list of captures costs one read.
+
+    `prompt` and `completion`: the first `BEGINNING` characters, the last one `…` where there are more. `model`: its id,
+    None in an entry of an earlier writer, which said nothing of `label` and `changes` either. `changes`: what changed
+    the model, as its name says it.
+    """
 
     id: str
     prompt_id: str | None = None
@@ -236,6 +243,9 @@ class IndexEntry(Record):
     prompt: str
     completion: str = ""
     digest: str | None = None
+    model: str | None = None
+    label: str | None = None
+    changes: str = ""
 
 
 class BatchPrompt(Record):
@@ -254,8 +264,25 @@ class Batch(Record):
     run: str | None = None
 
 
+class ListFiles(Record):
+    """A list that is kept in arrays. `folder`: the name of their group; `files`: path in it → sha256, of every file."""
+
+    folder: str
+    files: dict[str, str]
+
+
+class StoreLists(Record):
+    """The lists of a store that are too long for its zarr.json."""
+
+    index: ListFiles | None = None
+    batches: ListFiles | None = None
+
+
 class StoreMetadata(Record):
-    """The store itself."""
+    """The store itself. Each of its lists is here, or in arrays that `lists` names.
+
+    An index without an entry of a capture says nothing of it.
+    """
 
     format: Literal["attnlens"] = "attnlens"
     version: int = FORMAT_VERSION
@@ -264,4 +291,5 @@ class StoreMetadata(Record):
     planned: list[str]
     batches: list[Batch] = Field(default_factory=list)
     index: list[IndexEntry] | None = None
+    lists: StoreLists | None = None
     digest: str | None = None

@@ -7,14 +7,14 @@ contract does not know are allowed.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
 from attnlens.schemas.arrays import ARRAY, MODEL_DTYPES, TIMELINE, ArraySpec, specs, wanted
-from attnlens.schemas.metadata import LABEL_LIMIT, CaptureMetadata, StoreMetadata
+from attnlens.schemas.metadata import LABEL_LIMIT, BatchPrompt, CaptureMetadata, ListFiles, StoreMetadata
 from attnlens.schemas.problems import Kind, Problem
 from attnlens.schemas.qk import qk_problems, vector_shape
 from attnlens.schemas.version import FORMAT, FORMAT_VERSION, NAMESPACE
@@ -25,6 +25,13 @@ LENS_NAME = re.compile(r"[a-z][a-z0-9_]{0,39}")
 """Name of a further lens, which its arrays have behind theirs."""
 DIGEST = re.compile(r"[0-9a-f]{64}")
 """A sha256."""
+LIST_FOLDER = re.compile(r"(index|batches)-[0-9a-f]{16}")
+"""Name of the group in which a list of the store is kept."""
+LIST_FILE = re.compile(r"zarr\.json|[a-z][a-z0-9_]{0,39}/(zarr\.json|c/[0-9]{1,9})")
+"""Path of a file in such a group."""
+
+
+AnyModel = TypeVar("AnyModel", bound=BaseModel)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,10 +69,15 @@ def version_problem(attributes: Mapping[str, Any]) -> Problem | None:
 
 def validate_store(attributes: Mapping[str, Any]) -> list[Problem]:
     """Problems of the attributes of the store's group. A foreign or other version is the only problem reported."""
+    return read_store(attributes)[1]
+
+
+def read_store(attributes: Mapping[str, Any]) -> tuple[StoreMetadata | None, list[Problem]]:
+    """The metadata of a store, looked at once since they may be long, and their problems; None where there are some."""
     other = version_problem(attributes)
     if other is not None:
-        return [other]
-    problems = _model_problems(StoreMetadata, attributes[NAMESPACE], "")
+        return None, [other]
+    about, problems = _read(StoreMetadata, attributes[NAMESPACE], "")
     planned = attributes[NAMESPACE].get("planned")
     names = [name for name in planned if isinstance(name, str)] if isinstance(planned, list) else []
     if len(set(names)) != len(names):
@@ -75,15 +87,31 @@ def validate_store(attributes: Mapping[str, Any]) -> list[Problem]:
             problems.append(
                 _at("", "metadata", f"planned: {_short(name)} is no capture name, expected 4 or more digits")
             )
-    if not problems:
-        problems += [_at("", "metadata", message) for message in _batch_problems(attributes[NAMESPACE], set(names))]
-    return problems
+    if about is not None and not problems:
+        prompts = [prompt for batch in about.batches for prompt in batch.prompts]
+        messages = batch_problems(prompts, set(names))
+        if about.lists is not None:
+            messages += _list_problems("index", about.lists.index) + _list_problems("batches", about.lists.batches)
+        problems += [_at("", "metadata", message) for message in messages]
+    return (None if problems else about), problems
 
 
-def _batch_problems(ours: Mapping[str, Any], planned: set[str]) -> list[str]:
+def _list_problems(kind: str, about: ListFiles | None) -> list[str]:
+    """What is wrong with the names of the arrays of a list: they become paths, so nothing else is let through."""
+    if about is None:
+        return []
+    found = LIST_FOLDER.fullmatch(about.folder)
+    if found is None or found[1] != kind:
+        return [f"lists.{kind}: {_short(about.folder)} is no folder of it, expected {kind}- and 16 hexadecimal digits"]
+    names = [name for name in about.files if not LIST_FILE.fullmatch(name)]
+    names += [name for name, digest in about.files.items() if not DIGEST.fullmatch(digest)]
+    return [f"lists.{kind}: {_short(names[0])} is no file of an array with its sha256"] if names else []
+
+
+def batch_problems(prompts: Iterable[BatchPrompt], planned: set[str]) -> list[str]:
     """What contradicts the list of captures in the record of prompts that were given together."""
     problems, taken = [], set()
-    for prompt in [prompt for batch in StoreMetadata.model_validate(dict(ours)).batches for prompt in batch.prompts]:
+    for prompt in prompts:
         if prompt.capture not in planned:
             problems.append(f"batches: capture {_short(prompt.capture)} is not planned")
         if prompt.capture in taken:
@@ -105,10 +133,9 @@ def validate_capture(
     ours = attributes.get(NAMESPACE)
     if not isinstance(ours, Mapping):
         return [Problem(where=where, kind="metadata", message=f"no attribute {NAMESPACE!r}")]
-    problems = _model_problems(CaptureMetadata, ours, where)
-    if problems:
+    about, problems = _read(CaptureMetadata, ours, where)
+    if about is None:
         return problems
-    about = CaptureMetadata.model_validate(ours)
     problems += [_at(where, "metadata", message) for message in _disagreements(about, where)]
     sizes = _expected_sizes(about)
     seen: dict[str, tuple[int, str]] = {}
@@ -163,8 +190,8 @@ def _array_problems(
             bound = "at least " if growing and timeline else ""
             problems.append(f"axis {axis} has {size} entries, expected {bound}{least}")
             continue
-        if axis in ("entry", "byte") and growing:
-            continue  # columns are made longer one after the other while a capture runs
+        if growing and (timeline or axis in ("entry", "byte")):
+            continue  # arrays are made longer, and cut at the end, one after the other
         if axis == "byte":
             continue
         first = seen.setdefault(axis, (size, spec.name))
@@ -279,15 +306,14 @@ def _shown(indices: list[int]) -> str:
     return str(indices) if len(indices) <= 8 else f"[{indices[0]}, … {len(indices)} of them]"
 
 
-def _model_problems(model: type[BaseModel], values: Mapping[str, Any], where: str) -> list[Problem]:
+def _read(model: type[AnyModel], values: Mapping[str, Any], where: str) -> tuple[AnyModel | None, list[Problem]]:
     try:
-        model.model_validate(dict(values))
+        return model.model_validate(dict(values)), []
     except ValidationError as error:
-        return [
+        return None, [
             _at(where, "metadata", f"{'.'.join(map(str, item['loc']))}: {item['msg']}, found {_short(item['input'])}")
             for item in error.errors()
         ]
-    return []
 
 
 def _short(value: object) -> str:

@@ -2,24 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from attnlens.schemas.errors import AbsentError, InputError
+from attnlens.store.positions import Positions, check_kept, listed, positions
 from attnlens.store.replay import Replay
 
 if TYPE_CHECKING:
+    from attnlens.store.named import NamedArray
     from attnlens.store.reader import Capture
 
 Reduction = Literal["max", "mean"]
-Positions = int | slice | Sequence[int] | NDArray[np.integer[Any]]
+__all__ = ["Attention", "Positions", "Reduction", "ReplayedAttention", "attention_of"]
 
 
 class Attention:
-    """Where tokens looked, as every weight that was stored. Rows of layers without attention are NaN."""
+    """Where tokens looked, as every weight that was stored.
+
+    Layers, heads and queries are given as numbers, slices, masks, or lists as text (`3,5-7`); negative numbers count
+    from the end of the axis, numbers may repeat, and their order is that of the result. What was cropped away, or never
+    committed, is an error and never NaN. So is a layer without attention that is named; inside a slice, a mask or all
+    layers its rows are NaN.
+    """
 
     def __init__(self, capture: Capture) -> None:
         self._capture = capture
@@ -29,25 +37,46 @@ class Attention:
     ) -> NDArray[np.float32]:
         """Attention (layer, head, query, key), float32 of the float16 stored, keys 0 … n_token - 1.
 
+        Keys that were cropped away are NaN.
+
         Args:
             queries: Timeline positions of the tokens that look; one read covers neighbours.
             layers: Layers, all if None.
             heads: Heads, all if None.
 
         Raises:
-            AbsentError: a query was not fed or not committed, or the store keeps no attention of every head.
-            InputError: a position outside the timeline, the layers or the heads.
+            AbsentError: a query was not fed or not committed, a query, layer or head was cropped away, a layer that
+                was named has no attention, or the store keeps no attention of every head.
+            InputError: a position outside the timeline, the layers or the heads; or none is left.
             StoreError: a chunk is damaged.
         """
         weight = self._capture["attention_weight"]
-        layer, head, query, _ = (_listed(part, size) for part, size in
-                                 zip((layers, heads, queries, None), weight.shape, strict=True))  # fmt: skip
-        if len(query) == 0:
-            raise InputError("attention rows: no query was named")
-        _check_kept(self._capture, layer=layer, head=head)
-        parts = [weight[layer, head, run] for run in _runs(query)]
-        rows = parts[0] if len(parts) == 1 else np.concatenate(parts, axis=2)
-        return rows.astype(np.float32)
+        return self._weights(weight, *self._chosen(queries, layers, heads))
+
+    def _chosen(
+        self, queries: Positions, layers: Positions | None, heads: Positions | None
+    ) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.intp]]:
+        """Positions of layers, heads and queries, all of which there are."""
+        capture, model = self._capture, self._capture.metadata.model
+        layer = _some(layers, model.n_layer, "layer")
+        head = _some(heads, model.n_head, "head")
+        query = _some(queries, capture.n_token, "query")
+        for axis, cells in (("layer", layer), ("head", head)):
+            check_kept(capture, axis, cells, "attention")
+        self._check_attends(layers, layer)
+        return layer, head, query
+
+    def _check_attends(self, asked: Positions | None, layers: NDArray[np.intp]) -> None:
+        """Refuse layers without attention that were named; a slice or a mask may run over them."""
+        if asked is None or isinstance(asked, slice) or np.asarray(asked).dtype.kind == "b":
+            return
+        without = layers[~self._capture.attention_layers[layers]]
+        if len(without):
+            there = np.flatnonzero(self._capture.attention_layers)
+            raise AbsentError(
+                f"capture {self._capture.id}: layer {int(without[0])} has no attention; layers with attention: "
+                f"{listed(there)}"
+            )
 
     def rounded(
         self, queries: Positions, layers: Positions | None = None, heads: Positions | None = None
@@ -62,8 +91,9 @@ class Attention:
         from the rows of all heads.
 
         Raises:
-            AbsentError: a query was not fed or not committed.
-            InputError: a name or position that does not exist.
+            AbsentError: a query was not fed or not committed; a query or layer was cropped away; a layer that was named
+                has no attention.
+            InputError: a name or position that does not exist, or none is left.
             StoreError: a chunk is damaged.
         """
         if name not in ("max", "mean"):
@@ -71,9 +101,10 @@ class Attention:
         capture = self._capture
         stored = capture[f"attention_{name}"]
         origin = capture.n_prompt - 1
-        query, layer = _listed(queries, capture.n_token), _listed(layers, capture.metadata.model.n_layer)
-        if len(query) == 0:
-            raise InputError("attention rows: no query was named")
+        layer = _some(layers, capture.metadata.model.n_layer, "layer")
+        query = _some(queries, capture.n_token, "query")
+        check_kept(capture, "layer", layer, stored.name)
+        self._check_attends(layers, layer)
         if int(query.min()) >= origin:
             parts = [stored[run - origin, layer] for run in _runs(query)]
             rows = parts[0] if len(parts) == 1 else np.concatenate(parts, axis=0)
@@ -82,7 +113,19 @@ class Attention:
 
     def _reduce(self, name: Reduction, query: NDArray[np.intp], layer: NDArray[np.intp]) -> NDArray[np.float32]:
         """A reduction of all heads that was not stored."""
-        return _over_heads(name, self.rows(query, layer))
+        weight = self._capture["attention_weight"]
+        head = np.arange(self._capture.metadata.model.n_head)
+        check_kept(self._capture, "head", head, "attention")
+        return _over_heads(name, self._weights(weight, layer, head, query))
+
+    @staticmethod
+    def _weights(
+        weight: NamedArray, layer: NDArray[np.intp], head: NDArray[np.intp], query: NDArray[np.intp]
+    ) -> NDArray[np.float32]:
+        """Stored weights (layer, head, query, key), by positions that there are."""
+        parts = [weight[layer, head, run] for run in _runs(query)]
+        rows = parts[0] if len(parts) == 1 else np.concatenate(parts, axis=2)
+        return rows.astype(np.float32)
 
 
 class ReplayedAttention(Attention):
@@ -97,24 +140,21 @@ class ReplayedAttention(Attention):
     ) -> NDArray[np.float32]:
         """Attention (layer, head, query, key), float32 and not rounded, keys 0 … n_token - 1.
 
+        Keys that were cropped away are NaN.
+
         Args:
             queries: Timeline positions of the tokens that look.
             layers: Layers, all if None.
             heads: Heads, all if None.
 
         Raises:
-            AbsentError: a query was not fed or not committed.
-            InputError: a position outside the timeline, the layers or the heads.
+            AbsentError: a query was not fed or not committed; a query, layer or head was cropped away; a layer that was
+                named has no attention.
+            InputError: a position outside the timeline, the layers or the heads; or none is left.
             StoreError: a chunk is damaged, or its numbers are none that attention can be made of.
         """
-        model = self._capture.metadata.model
-        query = _within(_listed(queries, self._capture.n_token), self._capture.n_token, "query")
-        layer = _within(_listed(layers, model.n_layer), model.n_layer, "layer")
-        head = _within(_listed(heads, model.n_head), model.n_head, "head")
-        if len(query) == 0:
-            raise InputError("attention rows: no query was named")
-        _check_kept(self._capture, layer=layer, head=head)
-        return self._replayed.rows(query, layer, head)
+        layer, head, query = self._chosen(queries, layers, heads)
+        return self._kept_keys(self._replayed.rows(query, layer, head))
 
     def rounded(
         self, queries: Positions, layers: Positions | None = None, heads: Positions | None = None
@@ -133,12 +173,17 @@ class ReplayedAttention(Attention):
         return self._replayed.blocks(queries, layers)
 
     def _reduce(self, name: Reduction, query: NDArray[np.intp], layer: NDArray[np.intp]) -> NDArray[np.float32]:
-        n_token, model = self._capture.n_token, self._capture.metadata.model
-        query, layer = _within(query, n_token, "query"), _within(layer, model.n_layer, "layer")
-        found = np.empty((len(layer), len(query), n_token), np.float32)
+        found = np.empty((len(layer), len(query), self._capture.n_token), np.float32)
         for lanes, places, weights in self._replayed.blocks(query, layer):
             found[np.ix_(lanes, places)] = _over_heads(name, weights.astype(np.float16).astype(np.float32))
-        return found
+        return self._kept_keys(found)
+
+    def _kept_keys(self, rows: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Rows whose last axis is the key, NaN at keys that a crop took away, as stored weights have it."""
+        kept = self._capture.kept.get("key")
+        if kept is not None:
+            rows[..., ~kept] = np.nan
+        return rows
 
     @property
     def _replayed(self) -> Replay:
@@ -160,18 +205,6 @@ def _over_heads(name: Reduction, weights: NDArray[np.float32]) -> NDArray[np.flo
     return rounded
 
 
-def _check_kept(capture: Capture, **asked: NDArray[np.intp]) -> None:
-    """Refuse layers and heads that a crop took away."""
-    for axis, positions in asked.items():
-        kept = capture.kept.get(axis)
-        inside = positions[(positions >= 0) & (positions < len(kept))] if kept is not None else positions[:0]
-        if kept is not None and not kept[inside].all():
-            there = ", ".join(map(str, np.flatnonzero(kept)[:20].tolist()))
-            raise AbsentError(
-                f"capture {capture.id}: {axis} {int(inside[~kept[inside]][0])} was cropped away; there are {there}"
-            )
-
-
 def attention_of(capture: Capture) -> Attention:
     """The attention of `capture`.
 
@@ -183,21 +216,12 @@ def attention_of(capture: Capture) -> Attention:
     return ReplayedAttention(capture) if capture.metadata.attention == "qk" else Attention(capture)
 
 
-def _listed(part: Positions | None, size: int) -> NDArray[np.intp]:
-    """Positions as a list; negative ones are counted from the end by slices only."""
-    if part is None:
-        return np.arange(size)
-    if isinstance(part, slice):
-        return np.arange(size)[part]
-    return np.atleast_1d(np.asarray(part)).astype(np.intp)
-
-
-def _within(positions: NDArray[np.intp], size: int, axis: str) -> NDArray[np.intp]:
-    """`positions`, all of which the axis has; negative ones are counted from its end."""
-    wrong = positions[(positions < -size) | (positions >= size)]
-    if len(wrong):
-        raise InputError(f"attention rows: {axis} {int(wrong[0])} is outside 0 … {size - 1}")
-    return np.where(positions < 0, positions + size, positions)
+def _some(part: Positions | None, size: int, axis: str) -> NDArray[np.intp]:
+    """Positions along an axis, at least one."""
+    found = positions(part, size, axis=axis, where="attention rows")
+    if not len(found):
+        raise InputError(f"attention rows: no {axis} was named")
+    return found
 
 
 def _runs(positions: NDArray[np.intp]) -> list[NDArray[np.intp]]:

@@ -28,11 +28,23 @@ from attnlens.store.files import PARTIAL, clean, group_document, read_document, 
 from attnlens.store.group import Group
 from attnlens.store.heads import HeadShare
 from attnlens.store.layout import MIB
+from attnlens.store.lists import batches_of, with_batches, with_index
 from attnlens.store.lock import refuse_busy
+from attnlens.store.notices import tell
 from attnlens.store.places import Folder
 from attnlens.store.places.place import GROUP_DOCUMENT
-from attnlens.store.replacement import MARK, Mode, folder_for, is_finished
-from attnlens.store.root import OTHERWISE, is_free, new_root, next_ids, read_root, root_entries, write_root
+from attnlens.store.replacement import MARK, Mode, folder_for, is_finished, unfinished
+from attnlens.store.root import (
+    OTHERWISE,
+    current_entries,
+    indexed,
+    is_free,
+    new_root,
+    next_ids,
+    read_root,
+    write_root,
+)
+from attnlens.store.special import followed
 from attnlens.store.target import Target
 from attnlens.store.writer import CaptureWriter
 
@@ -174,7 +186,7 @@ class BatchWriter:
         except BaseException:
             self._target.release()
             raise
-        if not self._target.lock.last():
+        if not self._target.last():
             self._counts = self.finished()
             return False
         try:
@@ -182,9 +194,7 @@ class BatchWriter:
             adopt(self.path / prompt.capture for prompt in self.batch.prompts if prompt.capture not in self._finished)
             flush(self.path)  # the records of prompts that failed, too
             flush_way(self.path)
-            metadata = read_root(Folder(self.path))
-            entries = root_entries(Folder(self.path), metadata.planned)
-            write_root(self.path, metadata.model_copy(update={"index": entries}), running=False)
+            write_root(self.path, indexed(self.path, read_root(Folder(self.path))), running=False)
             self._counts = self.finished()
             complete, wanted = self._counts[0], len(self.batch.prompts)
             if complete < wanted:
@@ -225,7 +235,11 @@ def check_batch(
     """
     target = _target(path)
     refuse_busy(target, run)
-    if _joined(target, wanted, run) is None and not (mode == "replace" and is_finished(target)):
+    begun = unfinished(target)
+    if begun is not None and _joined(begun, wanted, run) is not None:  # by another process of this run
+        target = begun
+        refuse_busy(target, run)
+    elif _joined(target, wanted, run) is None and not (mode == "replace" and is_finished(target)):
         target = folder_for(target, mode)
         refuse_busy(target, run)
     batch = _existing(target, wanted, settings, mode=mode, run=run)
@@ -268,7 +282,8 @@ def open_batch(
                 batch = _existing(folder, wanted, settings, mode=mode, run=run)
                 metadata = new_root() if _is_new(folder) else read_root(Folder(folder))
                 batch, waste = _prepare(folder, metadata, batch, wanted, settings, run)
-                for half in folder.glob(f"{Path(GROUP_DOCUMENT).stem}.*{PARTIAL}"):  # a run was killed as it wrote it
+                for half in folder.glob(f"{Path(GROUP_DOCUMENT).stem}.*{PARTIAL}"):
+                    tell(f"removed {half}, which a run that was killed had left")
                     half.unlink(missing_ok=True)
                 if shared:
                     target.share()
@@ -292,8 +307,7 @@ def _is_new(folder: Path) -> bool:
 
 
 def _target(path: str | PathLike[str]) -> Path:
-    target = Path(path)
-    return target.resolve() if target.is_symlink() else target
+    return followed(Path(path))
 
 
 def _existing(path: Path, wanted: Wanted, settings: Mapping[str, Any], *, mode: Mode, run: str) -> Batch | None:
@@ -319,17 +333,21 @@ def _existing(path: Path, wanted: Wanted, settings: Mapping[str, Any], *, mode: 
         case _ if not (path / GROUP_DOCUMENT).exists() and (path / MARK).exists():  # a replacement, just begun
             return None
         case _:
-            return _same(path, read_root(Folder(path)).batches, wanted, settings)
+            return _same(path, _batches(path), wanted, settings)
 
 
 def _joined(path: Path, wanted: Wanted, run: str) -> Batch | None:
     """The batch that another process of this run has put in place."""
     if is_free(path) or not (path / "zarr.json").exists():
         return None
-    for batch in read_root(Folder(path)).batches:
+    for batch in _batches(path):
         if batch.run == run and _hashes(batch) == list(wanted):
             return batch
     return None
+
+
+def _batches(path: Path) -> list[Batch]:
+    return batches_of(Folder(path), read_root(Folder(path)))
 
 
 def _required(path: Path, wanted: Wanted, run: str) -> Batch:
@@ -390,7 +408,11 @@ def _prepare(
     Nobody else writes, so what is not complete never will be.
     """
     put_back(path)
+    before = batches_of(Folder(path), metadata)
+    again: set[str] = set()
     waste = [entry for entry in path.iterdir() if entry.is_dir() and entry.name.endswith(PARTIAL)]
+    for entry in waste:
+        tell(f"removing {entry}, which a run that was killed had left")
     if batch is None:
         taken = [*metadata.planned, *(entry.name for entry in path.iterdir() if CAPTURE_NAME.fullmatch(entry.name))]
         names = next_ids(taken, len(wanted))
@@ -399,19 +421,23 @@ def _prepare(
             for name, (prompt_id, digest) in zip(names, wanted, strict=True)
         ]
         changed = Batch(settings=dict(settings), prompts=prompts, run=run)
-        batches = [*metadata.batches, changed]
+        batches = [*before, changed]
         metadata = metadata.model_copy(update={"planned": [*metadata.planned, *names]})
     else:
         changed = batch.model_copy(update={"run": run})
-        batches = [changed if other is batch or other == batch else other for other in metadata.batches]
+        batches = [changed if other is batch or other == batch else other for other in before]
         folders = [path / prompt.capture for prompt in batch.prompts]
         adopt(folder for folder in folders if _state(folder) == ABANDONED)
         for prompt in batch.prompts:
             status, error = _state(path / prompt.capture)
             kept = status == "complete" or (batch.run == run and error is not None)
-            if not kept and (path / prompt.capture).exists():
+            if kept:
+                continue
+            again.add(prompt.capture)
+            if (path / prompt.capture).exists():
                 waste.append(_away(path / prompt.capture))
-    write_root(path, metadata.model_copy(update={"batches": batches, "index": None}), running=True)
+    metadata = with_index(metadata, current_entries(Folder(path), metadata, changed=again) or None)
+    write_root(path, with_batches(metadata, batches), running=True)
     return changed, waste
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -11,15 +12,14 @@ import zarr
 
 from attnlens.progress import Progress
 from attnlens.schemas.errors import AttnlensError
-from attnlens.schemas.metadata import CaptureMetadata
 from attnlens.store.chunks import file_regions, grid
 from attnlens.store.descriptions import ours
-from attnlens.store.digests import DIGESTS, hash_shard, place_of
+from attnlens.store.digests import DIGESTS, Digests, hash_shard, place_of
 from attnlens.store.faults import DECODE_ERRORS
 from attnlens.store.files import PARTIAL
 from attnlens.store.findings import Findings
 from attnlens.store.front import FRONT_BYTES, decode
-from attnlens.store.manifest import MANIFEST_ARRAYS, covered, document_digest, manifest_hash, place_hash
+from attnlens.store.manifest import MANIFEST_ARRAYS, covered, has_digest, manifest_hash, place_hash
 from attnlens.store.places import Place
 from attnlens.store.places.place import FRONT, GROUP_DOCUMENT, join
 from attnlens.store.reader import Capture, arrays_of
@@ -27,11 +27,10 @@ from attnlens.store.reader import Capture, arrays_of
 
 def check_digest(document: Mapping[str, Any], where: str, findings: Findings) -> None:
     """Does the zarr.json still have the digest that it states?"""
-    stated = ours(document.get("attributes")).get("digest")
-    if stated is None:
+    if ours(document.get("attributes")).get("digest") is None:
         return
     findings.count("digests")
-    if stated != document_digest(document):
+    if not has_digest(document):
         findings.add(where, "manifest", "metadata were changed after they were written: they do not have their digest")
 
 
@@ -55,8 +54,8 @@ def check_consolidated(place: Place, capture: str, document: Mapping[str, Any], 
 
 
 def check_manifest(place: Place, capture: Capture, findings: Findings, progress: Progress) -> None:
-    """Is every file of a complete capture there, unchanged, and no other?"""
-    about: CaptureMetadata = capture.metadata
+    """Is every file of a sealed capture there, unchanged, and no other, and does each chunk have its digest?"""
+    about, known = capture.metadata, _digests(capture, findings)
     try:
         names, hashes = ([str(text) for text in capture[name][:]] for name in MANIFEST_ARRAYS)
     except AttnlensError as error:
@@ -80,7 +79,7 @@ def check_manifest(place: Place, capture: Capture, findings: Findings, progress:
             findings.add(f"{capture.id}/{name}", "manifest", "is missing")
             continue
         try:
-            found = place_hash(place, f"{capture.id}/{name}")
+            found = _hash(place, capture, name, known, findings)
         except OSError as error:
             findings.add(f"{capture.id}/{name}", "manifest", f"cannot be read ({error.strerror or error})")
             continue
@@ -88,29 +87,32 @@ def check_manifest(place: Place, capture: Capture, findings: Findings, progress:
             findings.add(f"{capture.id}/{name}", "manifest", "its bytes are not those that were written")
 
 
-def check_digests(place: Place, capture: Capture, findings: Findings) -> None:
-    """Does every chunk that `chunk_sha256` tells of have its digest there?"""
-    where = f"{capture.id}/{DIGESTS}"
+def _digests(capture: Capture, findings: Findings) -> Digests | None:
+    """The digests of chunks, None if there are none that can be used."""
     try:
-        known = capture.digests()
+        return capture.digests()
     except AttnlensError as error:
-        findings.add(where, "manifest", str(error))
-        return
-    for name, part in {} if known is None else known.parts.items():
-        assert known is not None
-        for path in place.files(f"{capture.id}/{name}/c"):
-            findings.count("files")
-            try:
-                found = hash_shard(place.read(path), math.prod(part.inside))
-                shard = place_of(path.removeprefix(f"{capture.id}/{name}/"))
-                stated = known.shard(name, shard, lambda file: place.read(f"{capture.id}/{file}"))
-            except (OSError, ValueError, RuntimeError) as error:
-                reason = getattr(error, "strerror", None) or error
-                findings.add(path, "manifest", f"cannot be compared with {DIGESTS} ({reason})")
-                continue
-            if (found != stated).any():
-                number = int(np.flatnonzero((found != stated).any(axis=1))[0])
-                findings.add(path, "manifest", f"its chunk {number} is not the one that {DIGESTS} tells of")
+        findings.add(f"{capture.id}/{DIGESTS}", "manifest", str(error))
+        return None
+
+
+def _hash(place: Place, capture: Capture, name: str, known: Digests | None, findings: Findings) -> str:
+    """Sha256 of a file of a capture, read once: has every chunk in it the digest that `chunk_sha256` tells of?"""
+    path, (array, _, key) = f"{capture.id}/{name}", name.partition("/")
+    if known is None or array not in known.parts or not key.startswith("c/"):
+        return place_hash(place, path)
+    data = place.read(path)
+    try:
+        found = hash_shard(data, math.prod(known.parts[array].inside))
+        stated = known.shard(array, place_of(key), lambda file: place.read(f"{capture.id}/{file}"))
+    except (OSError, ValueError, RuntimeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        findings.add(path, "manifest", f"cannot be compared with {DIGESTS} ({reason})")
+    else:
+        if (found != stated).any():
+            number = int(np.flatnonzero((found != stated).any(axis=1))[0])
+            findings.add(path, "manifest", f"its chunk {number} is not the one that {DIGESTS} tells of")
+    return hashlib.sha256(data).hexdigest()
 
 
 def _check_manifest_files(place: Place, capture: Capture, findings: Findings) -> None:

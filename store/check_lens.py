@@ -117,7 +117,7 @@ def _read(
 ) -> NDArray[Any]:
     """A block of a lens array (lane, token[, rank]); fill values where a crop left the array out."""
     if names[name] in capture or capture.metadata.crop is None:
-        return capture[names[name]][lanes, tokens]
+        return capture[names[name]].filled((lanes, tokens))
     ranks = capture[names["lens_token"]].shape[2]
     spec = ARRAY[name]
     return np.full((len(lanes), tokens.stop - tokens.start, ranks)[: len(spec.axes)], spec.fill, spec.dtype)

@@ -307,7 +307,8 @@ class CaptureFile:
             self._sinks.extend(self._lens.values())
             self._vocabulary_id = self._column("vocabulary_id")
             self._vocabulary_text = self._column("vocabulary_text")
-            self._columns += [self._vocabulary_id, self._vocabulary_text]
+            # Texts before ids: wherever the process dies, each id that is in a file has its text in one.
+            self._columns += [self._vocabulary_text, self._vocabulary_id]
         self._lanes = {spec.name: self._lane_sink(spec, layers) for spec in self._specs.values() if _in_lanes(spec)}
         self._sinks.extend(self._lanes.values())
         self._attention_sinks = [

@@ -45,6 +45,7 @@ def create_array(
     spec: ArraySpec | None = None,
     model_dtype: str | None = None,
     about: Mapping[str, Any] | None = None,
+    fill: int | None = None,
 ) -> zarr.Array[Any]:
     """Create array `name` of the table in `group`, filled with its fill value, and open it for writing.
 
@@ -57,6 +58,7 @@ def create_array(
         spec: Its row, where the table has none of that name (arrays of a further lens).
         model_dtype: What a row with the dtype "model" means here.
         about: Further attributes of ours.
+        fill: The fill value, where an encoding has its own.
     """
     spec = spec or ARRAY[name]
     bits = spec.dtype == "model" and model_dtype == BFLOAT16
@@ -74,7 +76,7 @@ def create_array(
         shards=layout.shard,
         filters=packing.filters(),
         compressors=packing.compressors(layout.chunk, itemsize),
-        fill_value=NAN if bits else spec.fill,
+        fill_value=NAN if bits else spec.fill if fill is None else fill,
         attributes={NAMESPACE: ours},
         dimension_names=spec.axes,
         # A committed row is stored even where it equals the fill value, so that a missing chunk is always damage.

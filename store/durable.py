@@ -17,10 +17,10 @@ import os
 import re
 import stat
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 
 FEW = 8
@@ -34,6 +34,9 @@ NO_SYNCFS = {errno.ENOSYS, errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP}
 SILENT_SYSTEMS = {0x65735546, 0x01021997}
 """FUSE and 9p, by the number that statfs gives: their syncfs returns before the server has written anything."""
 
+MOUNT_ESCAPE = re.compile(rb"\\([0-7]{3})")
+"""How Linux writes a space or a line feed in its list of what is mounted."""
+
 
 class FlushError(OSError):
     """The disk did not take what was written. The bytes may be lost although writing them gave no error."""
@@ -45,7 +48,8 @@ def flush(*paths: Path) -> None:
     Raises:
         FlushError: the disk refuses.
     """
-    _flush([entry for path in paths for entry in _below(path)], list(_parents(paths)))
+    folders = list(_parents(paths))
+    _flush(lambda: chain((entry for path in paths for entry in _below(path)), folders), folders, paths)
 
 
 def flush_names(*paths: Path) -> None:
@@ -54,7 +58,8 @@ def flush_names(*paths: Path) -> None:
     Raises:
         FlushError: the disk refuses.
     """
-    _flush([], list(_parents(paths)))
+    folders = list(_parents(paths))
+    _flush(lambda: iter(folders), folders, ())
 
 
 def flush_way(path: Path) -> None:
@@ -97,11 +102,20 @@ def _parents(paths: Iterable[Path]) -> dict[Path, None]:
     return {path.absolute().parent: None for path in paths}
 
 
-def _flush(contents: list[Path], folders: list[Path]) -> None:
-    wanted = [*contents, *folders]
-    if len(wanted) > FEW and _flush_systems(wanted):
-        return
+def _flush(entries: Callable[[], Iterator[Path]], folders: Sequence[Path], below: Sequence[Path]) -> None:
+    """Flush all `entries`: `folders`, and everything in the files and folders `below`.
+
+    Where there are many, one call for each file system does it, and what lies below is not gone through: a store may
+    have millions of files.
+    """
+    wanted = list(islice(entries(), FEW + 1))
     if len(wanted) > FEW:
+        mounts = _mounted(below)
+        if mounts is not None and _flush_systems([*folders, *below, *mounts]):
+            return
+        wanted = list(entries())
+        if mounts is None and _flush_systems(wanted):
+            return
         with ThreadPoolExecutor(THREADS) as pool:
             list(pool.map(_flush_one, wanted))
     else:
@@ -110,8 +124,19 @@ def _flush(contents: list[Path], folders: list[Path]) -> None:
     _empty_drive(wanted)
 
 
-def _flush_systems(paths: list[Path]) -> bool:
-    """Flush the file systems that `paths` are on, each once; False if one cannot be flushed as a whole."""
+def _mounted(paths: Sequence[Path]) -> list[Path] | None:
+    """Where other file systems are mounted in the folders `paths`, by Linux' list; None if there is none."""
+    try:
+        lines = Path("/proc/self/mountinfo").read_bytes().splitlines()
+        points = [MOUNT_ESCAPE.sub(lambda code: bytes([int(code[1], 8)]), line.split(b" ")[4]) for line in lines]
+    except (OSError, IndexError):
+        return None
+    tops = [os.fsencode(path.resolve()).rstrip(b"/") + b"/" for path in paths]
+    return [Path(os.fsdecode(point)) for point in points if point.startswith(tuple(tops))]
+
+
+def _flush_systems(paths: Iterable[Path]) -> bool:
+    """Flush the file systems that the folders among `paths` are on, each once; False if one cannot be as a whole."""
     found: dict[int, Path] = {}
     for path in paths:
         with contextlib.suppress(FileNotFoundError):

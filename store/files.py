@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import secrets
+import stat
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -81,7 +83,18 @@ def read_document(folder: Path) -> dict[str, Any]:
     """
     path = folder / GROUP_DOCUMENT
     check_bytes(path.stat().st_size)
-    return parse_object(path.read_bytes())
+    return parse_object(read_plain(path))
+
+
+def read_plain(path: Path) -> bytes:
+    """The bytes of a file that may be a stranger's.
+
+    Raises:
+        OSError: it is not there, cannot be read, or is no plain file: a pipe would be waited for, a device may not end.
+    """
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise OSError(errno.EINVAL, "is no plain file", str(path))
+    return path.read_bytes()
 
 
 def walk(folder: Path) -> Iterator[tuple[str, Path]]:

@@ -103,7 +103,7 @@ def describe(path: str | PathLike[str], capture: str | None = None) -> StoreDesc
     """
     store = open_store(path)
     wanted = store.ids if capture is None else [store.find(capture)]
-    captures = [_capture(store.place, store[name]) for name in wanted]
+    captures = [_capture(store.place, store.open(name)) for name in wanted]
     try:
         sizes = list(store.place.files().values())
     except StoreError:  # a folder on a server that cannot list files

@@ -32,7 +32,7 @@ class LazyArray(BackendArray):
         self.name = name
         self.axes = capture[name].axes
         self.shape = capture[name].shape
-        stored = capture[name].dtype
+        stored = capture[name].kind
         self.dtype = np.dtype(object if stored == "string" else "float32" if stored in FLOAT32 else stored)
         self._capture = capture
 
@@ -62,12 +62,12 @@ class LazyArray(BackendArray):
         array = self._capture[self.name]
         row = next((self.axes.index(axis) for axis in ROW_AXES if axis in self.axes), None)
         if row is None:
-            return array[places]
+            return array.filled(places)
         rows, back = np.unique(places[row], return_inverse=True)
         parts = []
         for run in np.split(rows, np.flatnonzero(np.diff(rows) > NEAR) + 1):  # slices, in which absent rows are masked
             region = slice(int(run[0]), int(run[-1]) + 1)
-            values = array[(*places[:row], region, *places[row + 1 :])]
+            values = array.filled((*places[:row], region, *places[row + 1 :]))
             parts.append(values.take(run - region.start, axis=row))
         return np.concatenate(parts, axis=row).take(back, axis=row)
 
@@ -100,9 +100,11 @@ class ReplayedWeights(LazyArray):
         return found
 
     def _known(self, axis: str, part: NDArray[np.intp]) -> NDArray[np.intp]:
-        """Which of some positions along an axis there are: committed, and not cropped away."""
+        """Which of some positions along an axis there are: committed, not cropped away, of layers with attention."""
         there = np.ones(self.shape[self.axes.index(axis)], np.bool_)
         there &= self._capture.kept.get(axis, True)
+        if axis == "layer":
+            there &= self._capture.attention_layers
         if axis == "query":
             there[self._capture.committed :] = False
         return np.flatnonzero(there[part])

@@ -44,7 +44,7 @@ class WriterLock:
         if self._descriptor is None:
             return
         self.exclusive = False
-        _flock(self._descriptor, exclusive=False, wait=True)
+        flock(self._descriptor, exclusive=False, wait=True)
         holder = _record(self._descriptor)
         if holder.get("run") != self._run:
             raise InputError(_busy(self._folder, holder))
@@ -54,13 +54,13 @@ class WriterLock:
         if self._descriptor is None or self.exclusive:
             return True
         _unlock(self._descriptor)
-        self.exclusive = _flock(self._descriptor, exclusive=True)
+        self.exclusive = flock(self._descriptor, exclusive=True)
         return self.exclusive
 
     def wait(self) -> None:
         """Return when no other process holds the lock."""
         if self._descriptor is not None and not self.exclusive:
-            self.exclusive = _flock(self._descriptor, exclusive=True, wait=True)
+            self.exclusive = flock(self._descriptor, exclusive=True, wait=True)
 
     def moved(self, folder: Path) -> None:
         """The locked folder is at `folder` now."""
@@ -119,13 +119,13 @@ def _take(folder: Path, run: str | None) -> WriterLock:
         except FileNotFoundError:  # the folder was moved away this moment
             continue
         try:
-            if _flock(descriptor, exclusive=True):
+            if flock(descriptor, exclusive=True):
                 if _is_at(descriptor, folder):
                     _write_record(descriptor, run)
                     return WriterLock(folder, descriptor, exclusive=True, run=run)
             elif (
                 run is not None
-                and _flock(descriptor, exclusive=False)
+                and flock(descriptor, exclusive=False)
                 and _is_at(descriptor, folder)
                 and _record(descriptor).get("run") == run
             ):
@@ -178,7 +178,7 @@ def _is_at(descriptor: int, folder: Path) -> bool:
         return False
 
 
-def _flock(descriptor: int, *, exclusive: bool, wait: bool = False) -> bool:
+def flock(descriptor: int, *, exclusive: bool, wait: bool = False) -> bool:
     """Take or convert a lock; False if another process is in the way and `wait` was not asked for."""
     try:
         import fcntl

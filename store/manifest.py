@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from attnlens.schemas.version import NAMESPACE
+from attnlens.store.descriptions import ours
 from attnlens.store.digests import DIGESTS
 from attnlens.store.files import PARTIAL, walk
 from attnlens.store.places import Place
@@ -68,3 +69,9 @@ def document_digest(document: Mapping[str, Any]) -> str:
     attributes[NAMESPACE] = {key: value for key, value in attributes[NAMESPACE].items() if key != "digest"}
     text = json.dumps({**document, "attributes": attributes}, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def has_digest(document: Mapping[str, Any]) -> bool:
+    """Whether a zarr.json of ours has the digest that it states, or states none."""
+    stated = ours(document.get("attributes")).get("digest")
+    return stated is None or stated == document_digest(document)

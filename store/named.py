@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import math
 import operator
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, SupportsIndex
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.lib.mixins import NDArrayOperatorsMixin
 from numpy.typing import DTypeLike, NDArray
 
 from attnlens.schemas.arrays import FILL, LENS_ROWS
 from attnlens.schemas.errors import AbsentError, InputError
 from attnlens.store.bfloat16 import BFLOAT16, decode, from_whole_exponent, has_bits, has_whole_exponent
 from attnlens.store.descriptions import ours
+from attnlens.store.positions import Positions, check_kept, no_position, positions
 from attnlens.store.quantize import ENCODING, MAX_ERROR, SQRT, decode_sqrt
 
 if TYPE_CHECKING:
@@ -21,7 +24,9 @@ if TYPE_CHECKING:
     from attnlens.store.places import Place
     from attnlens.store.reader import Capture
 
-Index = SupportsIndex | slice | Sequence[int] | NDArray[np.integer[Any]]
+Index = Positions
+BLOCK_BYTES = 16 << 20
+"""What iteration reads at a time, if that is more than a row."""
 ROW_AXES = ("query", "generated", "token", "key")
 """Axes whose rows a capture commits; the first that an array has counts."""
 NOT_ROWS = frozenset({"token", "token_id", "token_text", "token_special", "query", "generated", "key"})
@@ -32,11 +37,17 @@ NEVER_FILL = frozenset({"attention_weight", "attention_q", "attention_k", "atten
 """Arrays in which a committed row cannot hold the fill value, so that one there means a missing chunk."""
 
 
-class NamedArray:
-    """One array of a capture. Indexing reads it and returns a numpy array; nothing is kept.
+class NamedArray(NDArrayOperatorsMixin):
+    """One array of a capture, on the disk. Indexing reads and returns a numpy array; nothing is kept.
 
-    Rows that are not committed are never shown: asked for by number they raise AbsentError, inside a slice they are
-    fill values (NaN, -1). An integer index removes its axis, as in numpy. bfloat16 is returned as float32.
+    It goes where arrays go: numpy, pandas, xarray and matplotlib read all of it (`numpy.asarray`), arithmetic and
+    comparisons too; `len` and iteration follow its first axis, and iteration reads block by
+    block. An index may have a number, a slice, a mask, a list of numbers or a list as text (`3,5-7`) for each axis;
+    negative numbers count from the end. A number removes its axis. Lists of several axes select their crossings, as in
+    xarray, not pairs.
+
+    What is not committed, or was cropped away, is never shown: asked for by number it raises AbsentError, inside a
+    slice it is the fill value (NaN, -1). bfloat16 is returned as float32.
     """
 
     def __init__(
@@ -52,14 +63,46 @@ class NamedArray:
         self._bits = has_bits(str(array.dtype), about)
         self._whole_exponent = has_whole_exponent(str(array.dtype), about)
         text = self._spec is not None and self._spec.dtype == "string"
-        self.dtype = "string" if text else BFLOAT16 if self._bits else "float16" if self.encoding else str(array.dtype)
+        self.kind = "string" if text else BFLOAT16 if self._bits else "float16" if self.encoding else str(array.dtype)
         self._capture = capture
         self._array = array
         self._place = place
 
     def __repr__(self) -> str:
         sizes = ", ".join(f"{axis} {size}" for axis, size in zip(self.axes, self.shape, strict=True))
-        return f"<{self.name} ({sizes}) {self.dtype}, {self.unit}>"
+        return f"<{self.name} ({sizes}) {self.kind}, {self.unit}>"
+
+    __hash__ = object.__hash__  # == compares cells
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Dtype of what indexing returns. `kind` says what is stored: "bfloat16" comes as float32."""
+        return np.dtype(np.float32 if self._bits else np.float16 if self.encoding else self._array.dtype)
+
+    @property
+    def ndim(self) -> int:
+        """Number of axes."""
+        return len(self.axes)
+
+    @property
+    def size(self) -> int:
+        """Number of cells."""
+        return math.prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that all cells take in memory; of a text those of its header."""
+        return self.size * self.dtype.itemsize
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __iter__(self) -> Iterator[Any]:
+        """Along the first axis; rows that are not there are fill values."""
+        row = max(1, self.nbytes // max(1, len(self)))
+        step = max(1, min(self.chunks[0], BLOCK_BYTES // row))
+        for start in range(0, len(self), step):
+            yield from self[start : start + step]
 
     @property
     def path(self) -> str:
@@ -74,7 +117,7 @@ class NamedArray:
     @property
     def raw_fill(self) -> Any:
         """The fill value as it is stored."""
-        if self.dtype == "string":
+        if self.kind == "string":
             return ""
         return self._array.fill_value if self.encoding else self._fill()
 
@@ -83,6 +126,11 @@ class NamedArray:
         """The most by which a value may differ from what the model computed in float16."""
         stated = ours(self._array.attrs.asdict()).get(MAX_ERROR, 0.0)
         return float(stated) if isinstance(stated, int | float) and 0 <= stated <= 1 else 0.0
+
+    @property
+    def known(self) -> bool:
+        """Whether the format knows the array."""
+        return self._spec is not None
 
     @property
     def far(self) -> bool:
@@ -110,53 +158,92 @@ class NamedArray:
         return decode(from_whole_exponent(stored) if self._whole_exponent else stored)
 
     def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> NDArray[Any]:
-        """All of it, for `numpy.asarray`: rows that are not committed are fill values."""
+        """All of it, for `numpy.asarray`: what is not committed, or was cropped away, is the fill value.
+
+        Raises:
+            StoreError: a chunk is damaged.
+            ValueError: no copy is allowed, and every read is one.
+        """
         if copy is False:
             raise ValueError(f"{self.name} is read from its files, so numpy gets a copy")
         values = self[...]
         return values if dtype is None else values.astype(dtype, copy=False)
 
+    def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Any, **options: Any) -> Any:
+        """Arithmetic and comparisons, on all cells."""
+        plain = [np.asarray(item) if isinstance(item, NamedArray) else item for item in inputs]
+        return getattr(ufunc, method)(*plain, **options)
+
     def isel(self, **indices: Index) -> NDArray[Any]:
-        """Cells by position: `isel(layer=3, query=slice(0, 8))`. Axes not named are taken whole.
+        """Cells by position: `isel(layer=-1, query=slice(0, 8))`. Axes not named are taken whole.
 
         Raises:
             InputError: no such axis, or a position outside it.
-            AbsentError: a position that is not committed.
+            AbsentError: a position that is not committed, or was cropped away.
             StoreError: a chunk is damaged.
         """
         self._check_axes(indices)
+        asked: Mapping[str, Any] = indices
+        for axis, part in asked.items():
+            if part is None or part is Ellipsis:  # what indexing takes for a new axis, or for all others
+                raise no_position(part, axis, self.name)
         return self[tuple(indices.get(axis, slice(None)) for axis in self.axes)]
 
     def sel(self, **labels: Index) -> NDArray[Any]:
         """Cells by the numbers of the coordinate arrays, which a cropped store keeps. Slices include their end.
 
         Raises:
-            InputError: no such axis, or a number that the axis does not have.
-            AbsentError: a row that is not committed.
+            InputError: no such axis, or a number that the axis does not have; -1 is none.
+            AbsentError: a row that is not committed, or cells that were cropped away.
             StoreError: a chunk is damaged.
         """
         self._check_axes(labels)
         return self.isel(**{axis: self._positions(axis, label) for axis, label in labels.items()})
 
     def __getitem__(self, index: Any) -> NDArray[Any]:
-        parts = self._expand(index if isinstance(index, tuple) else (index,))
+        return self._cells_at(index, check=True)
+
+    def filled(self, index: tuple[Index, ...]) -> NDArray[Any]:
+        """The same, with fill values for cells that were cropped away, however they are asked for.
+
+        Raises:
+            InputError, AbsentError, StoreError: as indexing.
+        """
+        return self._cells_at(index, check=False)
+
+    def _cells_at(self, index: Any, *, check: bool) -> NDArray[Any]:
+        """Cells by an index; `check`: refuse positions that a crop took away."""
+        given = index if isinstance(index, tuple) else (index,)
+        parts = self._expand(tuple(part for part in given if part is not None))
         selection: list[slice | NDArray[np.intp]] = []
-        dropped: list[int] = []
+        dropped, backwards = [], []
         row, committed = self._row_axis()
         for number, (part, size) in enumerate(zip(parts, self.shape, strict=True)):
             cells = self._cells(part, number, size)
-            if number == row and not isinstance(part, slice) and max(cells, default=-1) >= committed:
-                raise AbsentError(self._absent(int(max(cells))))
-            if number == row and not isinstance(part, slice):
-                self._check_kept(self.axes[number], cells)
-            if number == row and not isinstance(part, slice) and min(cells, default=self.first_row) < self.first_row:
-                raise AbsentError(self._unread(int(min(cells))))
-            if not isinstance(part, slice) and np.ndim(part) == 0:
-                dropped.append(number)
+            if isinstance(cells, range):
+                if cells.step < 0:
+                    cells = cells[::-1]
+                    backwards.append(number)
+            else:
+                if number == row:
+                    self._check_rows(cells, committed)
+                if check and self.axes != (self.name,):
+                    check_kept(self._capture, self.axes[number], cells, self.name)
+                if number == row and min(cells, default=self.first_row) < self.first_row:
+                    raise AbsentError(self._unread(int(min(cells))))
+                if np.ndim(part) == 0 and not isinstance(part, str):
+                    dropped.append(number)
             selection.append(_as_slice(cells))
         values = self._read(tuple(selection), row, committed)
-        values = self.from_bits(values) if self._bits else values
-        return values.reshape([size for number, size in enumerate(values.shape) if number not in dropped])
+        values = np.flip(self.from_bits(values) if self._bits else values, tuple(backwards))
+        values = values.reshape([size for number, size in enumerate(values.shape) if number not in dropped])
+        shaped: NDArray[Any] = values[tuple(_shaped(given))]  # a scalar where every axis got a number
+        return shaped
+
+    def _check_rows(self, cells: NDArray[np.intp], committed: int) -> None:
+        """Refuse rows that are not committed."""
+        if max(cells, default=-1) >= committed:
+            raise AbsentError(self._absent(int(max(cells))))
 
     def _read(self, selection: tuple[slice | NDArray[np.intp], ...], row: int | None, committed: int) -> NDArray[Any]:
         """Read committed rows; the others are fill values."""
@@ -172,6 +259,7 @@ class NamedArray:
         if 0 in (counts := tuple(_count(part) for part in known)):
             return np.full(shape, self._fill(), np.float16 if self.encoding else self._array.dtype)
         values = read(self._array, tuple(known))
+        self.check_there(tuple(known))
         if self.encoding:
             values = decode_sqrt(values)
         whole_rows = self._capture.metadata.crop is None  # what was cut away is a fill value, and the manifest tells
@@ -184,6 +272,29 @@ class NamedArray:
         whole = np.full(shape, self._fill(), values.dtype)
         whole[tuple(slice(0, count) for count in counts)] = values
         return whole
+
+    def check_there(self, selection: tuple[slice | NDArray[np.intp], ...] | None = None) -> None:
+        """Of a capture that is not finished, whose manifest would tell: are the files there of what was committed?
+
+        Args:
+            selection: Committed cells; None for all.
+
+        Raises:
+            StoreError: one is missing, so that its cells are absent and not what stands for them.
+        """
+        from attnlens.store.faults import damaged
+        from attnlens.store.presence import missing_file
+
+        key = missing_file(self._capture, self, selection)
+        if key is not None:
+            raise damaged(self._array.path, key, reason="it is missing")
+
+    def committed_cells(self) -> tuple[slice, ...]:
+        """The cells of the timeline that were committed, all of an axis that has no rows."""
+        row, committed = self._row_axis()
+        return tuple(
+            slice(0, min(size, committed) if number == row else size, 1) for number, size in enumerate(self.shape)
+        )
 
     def _has_fill(
         self, values: NDArray[Any], selection: list[slice | NDArray[np.intp]], row: int | None = None
@@ -226,16 +337,6 @@ class NamedArray:
                 return self.axes.index(axis), committed
         return None, 0
 
-    def _check_kept(self, axis: str, cells: NDArray[np.intp] | range) -> None:
-        """Refuse rows that a crop took away."""
-        kept = self._capture.kept.get(axis)
-        if kept is None:
-            return
-        gone = np.asarray(cells, np.intp)[~kept[np.asarray(cells, np.intp)]]
-        if len(gone):
-            position = int(gone[0]) + (self._capture.n_prompt - 1 if axis == "generated" else 0)
-            raise AbsentError(f"capture {self._capture.id}: {self.name} of token {position} was cropped away")
-
     @property
     def first_row(self) -> int:
         """The first row that there is: lenses may have read later tokens only."""
@@ -272,20 +373,13 @@ class NamedArray:
         return (*before, *(slice(None),) * (len(self.axes) - len(before) - len(after)), *after)
 
     def _cells(self, part: Any, number: int, size: int) -> NDArray[np.intp] | range:
-        """Positions that one part of an index selects."""
-        if isinstance(part, slice):
-            cells = range(*part.indices(size))
-            if cells.step < 1:
-                raise InputError(f"{self.name}: a slice along {self.axes[number]} must go forward")
-            return cells
-        chosen = np.asarray(part)
-        if chosen.dtype.kind not in "iu" and chosen.size:
-            raise InputError(f"{self.name}: index {part!r} along {self.axes[number]} is no position")
-        cells_list = np.atleast_1d(chosen).astype(np.intp)
-        wrong = cells_list[(cells_list < -size) | (cells_list >= size)]
-        if len(wrong):
-            raise InputError(f"{self.name}: {self.axes[number]} {int(wrong[0])} is outside 0 … {size - 1}")
-        return np.where(cells_list < 0, cells_list + size, cells_list)
+        """Positions that one part of an index selects, a range for a slice."""
+        if not isinstance(part, slice):
+            return positions(part, size, axis=self.axes[number], where=self.name)
+        try:
+            return range(*part.indices(size))
+        except (TypeError, ValueError):
+            raise no_position(part, self.axes[number], self.name) from None
 
     def _positions(self, axis: str, label: Index) -> Index:
         if axis not in self._capture.descriptions:
@@ -298,6 +392,9 @@ class NamedArray:
             high = len(numbers) if label.stop is None else int(np.searchsorted(numbers, label.stop, "right"))
             return slice(low, high)
         wanted = np.asarray(label)
+        if wanted.dtype.kind not in "iu" and wanted.size:
+            raise InputError(f"{self.name}: {label!r} is no {axis}; expected numbers of the coordinate {axis}")
+        wanted = wanted.astype(np.int64)
         found = np.searchsorted(numbers, wanted)
         bad = (found >= len(numbers)) | (numbers[np.minimum(found, len(numbers) - 1)] != wanted)
         if bad.any():
@@ -315,9 +412,21 @@ def _as_slice(cells: NDArray[np.intp] | range) -> slice | NDArray[np.intp]:
     """Positions as a slice where they are evenly spaced."""
     if isinstance(cells, range):
         return slice(cells.start, cells.stop if len(cells) else cells.start, cells.step)
-    if len(cells) == 1 or (len(cells) and (np.diff(cells) == 1).all()):
+    if len(cells) and (np.diff(cells) == 1).all():
         return slice(int(cells[0]), int(cells[-1]) + 1, 1)
     return cells
+
+
+def _shaped(index: tuple[Any, ...]) -> Iterator[Any]:
+    """What of an index is left for cells that were read by it: axes of length 1 (`numpy.newaxis`), and where they go.
+
+    A number has removed its axis.
+    """
+    for part in index:
+        if part is None or part is Ellipsis:
+            yield part
+        elif isinstance(part, slice | str) or np.ndim(part):
+            yield slice(None)
 
 
 def _count(part: slice | NDArray[np.intp]) -> int:

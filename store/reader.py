@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import operator
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from os import PathLike
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, SupportsIndex
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,15 +22,18 @@ from attnlens.schemas.version import NAMESPACE
 from attnlens.store.attention import Attention, attention_of
 from attnlens.store.descriptions import Limits, default_limits, describe_array
 from attnlens.store.fronted import fronted
+from attnlens.store.lists import batches_of, prompt_ids_of
 from attnlens.store.manifest import MANIFEST_ARRAYS, document_digest, manifest_hash
 from attnlens.store.named import NamedArray
 from attnlens.store.naming import model_name
 from attnlens.store.places import Place, open_place
-from attnlens.store.places.place import GROUP_DOCUMENT, join
+from attnlens.store.places.place import FRONT, GROUP_DOCUMENT, join
+from attnlens.store.positions import position
 from attnlens.store.root import read_root
 
 if TYPE_CHECKING:
     import xarray
+    import zarr
 
     from attnlens.store.digests import Digests, Hashed
     from attnlens.store.places.zarr_store import PlaceStore
@@ -77,10 +81,24 @@ class Store:
     @cached_property
     def ids(self) -> list[str]:
         """Names of the captures that have begun. One that the index has and that is gone is among them: an error."""
-        known = {entry.id for entry in self.metadata.index or []}
+        known = self._indexed
         return [
             name for name in self.metadata.planned if name in known or self.place.exists(join(name, GROUP_DOCUMENT))
         ]
+
+    @cached_property
+    def _indexed(self) -> dict[str, str | None]:
+        """Capture → id of its prompt, as the index says. A writer may have put another in the place of the one that
+        was there when the store was opened.
+        """
+        try:
+            return prompt_ids_of(self.place, self.metadata)
+        except StoreError:
+            now = read_root(self.place)
+            if now.lists == self.metadata.lists:
+                raise
+            self.metadata = now
+            return prompt_ids_of(self.place, now)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -88,20 +106,22 @@ class Store:
     def __iter__(self) -> Iterator[Capture]:
         return (self[name] for name in self.ids)
 
-    def __getitem__(self, key: int | str) -> Capture:
+    def __getitem__(self, key: SupportsIndex | str) -> Capture:
         """A capture: by number, by name ("0003"), or by the id of its prompt ("my-id").
 
         A name goes before an id; "id:0003" is always the id 0003.
 
         Raises:
             AbsentError: there is none of that name or number.
-            InputError: several prompts have that id.
+            InputError: several prompts have that id, or `key` is neither a name nor a number.
             StoreError: its metadata are damaged.
         """
         if isinstance(key, str):
             name = self.find(key)
-        elif -len(self.ids) <= key < len(self.ids):
-            name = self.ids[key]
+        elif isinstance(key, bool | np.bool_) or not hasattr(key, "__index__"):
+            raise InputError(f"{self.path}: {key!r} is no capture; expected a number, a name or the id of a prompt")
+        elif -len(self.ids) <= (number := operator.index(key)) < len(self.ids):
+            name = self.ids[number]
         else:
             raise AbsentError(f"{self.path} has {len(self.ids)} captures, there is no number {key}")
         if name not in self._captures:
@@ -140,24 +160,28 @@ class Store:
         if key in self.ids:
             return key
         wanted = key.removeprefix("id:")
-        known = self.prompt_ids
+        known: Mapping[str, str | None] = self._indexed
+        if len(known) < len(self.metadata.planned):
+            known = {**known, **self.prompt_ids}
         found = [name for name in self.ids if known.get(name) in (key, wanted)]
         if not found:  # a store put together of others may keep ids in its captures only
-            rest = {name: self[name].metadata.prompt_id for name in self.ids if name not in known}
+            rest = {name: self.open(name).metadata.prompt_id for name in self.ids if name not in known}
             found = [name for name, prompt in rest.items() if prompt is not None and prompt in (key, wanted)]
-            known = known | {name: prompt for name, prompt in rest.items() if prompt is not None}
+            known = {**known, **rest}
         if len(found) > 1:
             raise InputError(f"{self.path}: {len(found)} prompts have the id {wanted!r}: {', '.join(found[:4])}")
         if not found:
-            prompts = f", of the prompts {_some(list(known.values()))}" if known else ""
-            near = did_you_mean(wanted, [*self.ids, *known.values()])
+            prompt_ids = [prompt for prompt in known.values() if prompt is not None]
+            prompts = f", of the prompts {_some(prompt_ids)}" if prompt_ids else ""
+            near = did_you_mean(wanted, [*self.ids, *prompt_ids])
             raise AbsentError(f"{self.path} has no capture {key!r}; it has {_some(self.ids)}{prompts}{near}")
         return found[0]
 
     @cached_property
     def prompt_ids(self) -> dict[str, str]:
         """Ids of prompts by the names of their captures, as far as the store's own metadata tell."""
-        return {prompt.capture: prompt.prompt_id for batch in self.metadata.batches for prompt in batch.prompts}
+        batches = batches_of(self.place, self.metadata)
+        return {prompt.capture: prompt.prompt_id for batch in batches for prompt in batch.prompts}
 
 
 def _some(names: Sequence[str], most: int = 12) -> str:
@@ -195,6 +219,11 @@ class Capture:
     def place(self) -> Place:
         """Where its store is."""
         return self._place
+
+    @property
+    def document(self) -> Mapping[str, Any]:
+        """The zarr.json of its group, as it was read when the capture was opened."""
+        return self._group
 
     @property
     def documents(self) -> Mapping[str, Mapping[str, Any]]:
@@ -271,14 +300,13 @@ class Capture:
         """Whether the tokenizer calls the token special (token)."""
         return self["token_special"][:]
 
-    def token_bytes(self, token: int) -> bytes:
-        """The exact bytes of one token.
+    def token_bytes(self, token: SupportsIndex) -> bytes:
+        """The exact bytes of one token, none of one that was cropped away; -1 is the last.
 
         Raises:
-            AbsentError: the timeline has no such token.
+            InputError: the timeline has no such token.
         """
-        if not 0 <= token < self.n_token:
-            raise AbsentError(f"capture {self.id} has no token {token}, its timeline is 0 … {self.n_token - 1}")
+        token = position(token, self.n_token, axis="token", where=f"capture {self.id}")
         start, stop = self._byte_offset[token], self._byte_offset[token + 1]
         return self._bytes[start:stop].tobytes()
 
@@ -380,6 +408,9 @@ class Capture:
         return self._arrays[name]
 
     def _open(self, name: str) -> NamedArray:
+        return NamedArray(self, name, self._zarr_array(name), self._place, self._known_shape(name))
+
+    def _zarr_array(self, name: str) -> zarr.Array[Any]:
         import zarr
         from zarr.storage import StorePath
 
@@ -388,10 +419,28 @@ class Capture:
 
         try:
             document = bounded(self._documents[name])
-            array = zarr.Array.from_dict(StorePath(self._zarr_store, f"{self.id}/{name}"), document)
+            return zarr.Array.from_dict(StorePath(self._zarr_store, f"{self.id}/{name}"), document)
         except DECODE_ERRORS as error:
             raise StoreError(f"{self.id}/{name}: zarr.json is damaged ({error}); run `lens verify`") from error
-        return NamedArray(self, name, array, self._place, self.shape_of(name))
+
+    def _known_shape(self, name: str) -> tuple[int, ...]:
+        """Shape of an array, cut to what is known: lists of a capture that is not complete end in empty room."""
+        shape = self.shape_of(name)
+        if self.status == "complete" or self.descriptions[name].axes not in (("entry",), ("byte",)):
+            return shape
+        if name == "token_bytes" and "token_byte_offset" in self.descriptions:
+            return (min(shape[0], int(self._byte_offset.max(initial=0))),)
+        return (min(shape[0], self._entries),) if name in ("vocabulary_id", "vocabulary_text") else shape
+
+    @cached_property
+    def _entries(self) -> int:
+        """Entries of the vocabulary that are known; ids and texts are made longer one after the other."""
+        from attnlens.store.chunks import read
+
+        if "vocabulary_id" not in self.descriptions:
+            return 0
+        ids = read(self._zarr_array("vocabulary_id"), (slice(0, self.shape_of("vocabulary_id")[0]),))
+        return int(np.flatnonzero(ids >= 0).max(initial=-1)) + 1
 
     @cached_property
     def kept(self) -> Mapping[str, NDArray[np.bool_]]:
@@ -452,6 +501,29 @@ class Capture:
             case _:
                 return f"the capture is {about.status}"
 
+    @property
+    def sealed(self) -> bool:
+        """Whether a digest and a manifest vouch for it: if it is complete, or a tool made it of one that is not."""
+        return self.status == "complete" or None not in (self.metadata.digest, self.metadata.manifest)
+
+    @cached_property
+    def hashes(self) -> Mapping[str, str] | None:
+        """Sha256 of each of its files, by path inside it, but of those that its digest vouches for: its zarr.json and
+        the manifest. None if nothing vouches for the capture, since it is not finished.
+
+        Raises:
+            StoreError: the capture's metadata or its manifest were changed.
+        """
+        if not self.sealed:
+            return None
+        if document_digest(self._group) != self.metadata.digest:
+            raise StoreError(
+                f"{self._place}: {self.id}/{GROUP_DOCUMENT} was changed after it was written, it does not have its "
+                "digest; run `lens verify`"
+            )
+        front = {} if self.metadata.front is None else {FRONT: self.metadata.front}
+        return self.manifest() | front
+
     @cached_property
     def checked_place(self) -> Place:
         """Where files are read from; of a finished capture none that is not what was written.
@@ -461,15 +533,10 @@ class Capture:
         """
         from attnlens.store.places.checked import Checked
 
-        if not self._checked or self.status != "complete":
+        if not self._checked or self.hashes is None:
             return self._place
-        if document_digest(self._group) != self.metadata.digest:
-            raise StoreError(
-                f"{self._place}: {self.id}/{GROUP_DOCUMENT} was changed after it was written, it does not have its "
-                "digest; run `lens verify`"
-            )
         own = (GROUP_DOCUMENT, *(f"{name}/" for name in MANIFEST_ARRAYS))
-        return Checked(self._place, self.id, self.manifest(), own, self.digests())
+        return Checked(self._place, self.id, self.hashes, own, self.digests())
 
     @cached_property
     def _zarr_store(self) -> PlaceStore:
@@ -508,7 +575,7 @@ class Capture:
         return {name: Hashed(part, table[part.first : part.first + part.count], {}) for name, part in chosen.items()}
 
     def manifest(self) -> dict[str, str]:
-        """Sha256 of each of the files of a complete capture, by path inside it.
+        """Sha256 of each of the files of a sealed capture, by path inside it, as its manifest lists them.
 
         Raises:
             StoreError: it is not the manifest that the metadata name.

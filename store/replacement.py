@@ -19,7 +19,7 @@ from attnlens.schemas.errors import InputError, Setting, StoreError
 from attnlens.schemas.version import NAMESPACE
 from attnlens.store.durable import flush_names
 from attnlens.store.exchange import BEFORE, take_place
-from attnlens.store.files import PARTIAL, read_document, walk, write_atomic
+from attnlens.store.files import PARTIAL, read_document, read_plain, walk, write_atomic
 from attnlens.store.notices import tell
 from attnlens.store.places.place import GROUP_DOCUMENT
 from attnlens.store.root import is_free, replaceable
@@ -67,7 +67,8 @@ def standing(folder: Path) -> str:
 def has_batches(folder: Path) -> bool:
     """Whether a replacement was begun with many prompts."""
     try:
-        return bool(read_document(folder)["attributes"][NAMESPACE].get("batches"))
+        about = read_document(folder)["attributes"][NAMESPACE]
+        return bool(about.get("batches") or (about.get("lists") or {}).get("batches"))
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
         return False
 
@@ -203,7 +204,7 @@ def give_back(place: Path) -> None:
 
 def _mark(folder: Path) -> dict[str, str | None]:
     try:
-        found = json.loads((folder / MARK).read_bytes())
+        found = json.loads(read_plain(folder / MARK))
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}
@@ -212,7 +213,7 @@ def _mark(folder: Path) -> dict[str, str | None]:
 def _hash(store: Path) -> str | None:
     """sha256 of a store's own zarr.json; None where there is none."""
     try:
-        return hashlib.sha256((store / GROUP_DOCUMENT).read_bytes()).hexdigest()
+        return hashlib.sha256(read_plain(store / GROUP_DOCUMENT)).hexdigest()
     except OSError:
         return None
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from attnlens.schemas.errors import StoreError
+from attnlens.schemas.errors import AbsentError, AttnlensError, StoreError
 from attnlens.schemas.metadata import LayerInfo
 from attnlens.store.bfloat16 import BFLOAT16
 
@@ -99,7 +99,7 @@ class Replay:
         """Attention (layer, head, query, key), keys 0 … n_token - 1; layers without attention are NaN.
 
         Raises:
-            AbsentError: a query is not committed.
+            AbsentError: a query is not committed, or a redaction took keys away that it needs.
             StoreError: a chunk is damaged, or the numbers are none that attention can be made of.
         """
         stop = int(queries.max()) + 1
@@ -131,12 +131,24 @@ class Replay:
             with np.errstate(all="ignore"):
                 weigh(scores, infos[place], chosen[some], queries[part_of], begin[place])
             if not np.isfinite(scores.sum()):
-                where = f"{self._capture.id}/attention_q, layer {infos[place].index}"
-                raise StoreError(f"{where}: queries and keys give no finite weights; run `lens verify`")
+                raise self._no_weights(infos[place].index, int(queries[part_of].max()))
 
         _side_by_side(products, self._keys.slabs(min(begin), stop))
         _side_by_side(weights, _parts(found.shape, 4 * stop))
         return found
+
+    def _no_weights(self, layer: int, query: int) -> AttnlensError:
+        """The error of rows, up to `query`, that are not finite."""
+        crop = self._capture.metadata.crop
+        if crop is not None and crop.redacted and query >= crop.redacted[0][0]:
+            first = crop.redacted[0][0]
+            return AbsentError(
+                f"capture {self._capture.id}: layer {layer} has no attention from token {first} on: it is made of "
+                "queries and keys, and those of redacted tokens are gone in the lower layers"
+            )
+        return StoreError(
+            f"{self._capture.id}/attention_q, layer {layer}: queries and keys give no finite weights; run `lens verify`"
+        )
 
     def blocks(
         self, queries: NDArray[np.intp], layers: NDArray[np.intp]
@@ -223,7 +235,7 @@ class _Keys:
             chunks = read_chunks(array, self._place, shard, [(row, lane, 0, 0) for lane in run for row in rows])
         except DECODE_ERRORS as error:
             raise damaged(array.path, array.metadata.encode_chunk_key(shard), error) from error
-        found, bits = [], self._array.dtype == BFLOAT16
+        found, bits = [], self._array.kind == BFLOAT16
         for place in range(len(run)):
             values = np.empty((slab[1] - slab[0], *array.chunks[1:]), np.float32)
             parts = np.split(values, range(array.chunks[0], len(values), array.chunks[0]))

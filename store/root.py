@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Container, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -14,25 +15,29 @@ from attnlens import __version__
 from attnlens.schemas.errors import InputError, Setting, StoreError
 from attnlens.schemas.metadata import CaptureMetadata, IndexEntry, StoreMetadata
 from attnlens.schemas.problems import summary
-from attnlens.schemas.validate import CAPTURE_NAME, validate_store
+from attnlens.schemas.validate import CAPTURE_NAME, LIST_FOLDER, read_store
 from attnlens.schemas.version import FORMAT, NAMESPACE
 from attnlens.store.files import clean, group_document, read_document, write_document
+from attnlens.store.lists import entry_of, index_of, place_lists, remove_lists, with_index
 from attnlens.store.lock import LOCK_NAME
 from attnlens.store.manifest import document_digest
-from attnlens.store.places import Place
+from attnlens.store.notices import tell
+from attnlens.store.places import Folder, Place
 from attnlens.store.places.place import GROUP_DOCUMENT
 
 CONSOLIDATED_BYTES = 1 << 17
 """The most that is copied into the store's zarr.json, which every reader fetches whole: some three captures."""
 
 
+BEGUN = re.compile(rf"{re.escape(LOCK_NAME)}|zarr\.[0-9a-f]{{16}}\.partial")
+"""The lock, and a zarr.json that is being written."""
 OTHERWISE = (Setting("append=True", "--append"), " to add to it, or ", Setting("overwrite=True", "--overwrite"))
 """What else may be done about a store that is there."""
 
 
 def is_free(path: Path) -> bool:
-    """Whether nothing is at `path`, or a folder with nothing in it but the lock of a writer."""
-    return not path.exists() or (path.is_dir() and all(entry.name == LOCK_NAME for entry in path.iterdir()))
+    """Whether nothing is at `path`, or a folder in which a writer has not come as far as its first zarr.json."""
+    return not path.exists() or (path.is_dir() and all(BEGUN.fullmatch(entry.name) for entry in path.iterdir()))
 
 
 def check_free(path: Path) -> None:
@@ -56,12 +61,13 @@ def replaceable(path: Path) -> None:
         attributes = read_document(path).get("attributes", {})
     except (OSError, ValueError):
         raise InputError(f"{refusal}; give another -o") from None
-    ours = attributes.get(NAMESPACE) if isinstance(attributes, dict) else None
-    if not isinstance(ours, dict) or ours.get("format") != FORMAT:
+    about = attributes.get(NAMESPACE) if isinstance(attributes, dict) else None
+    if not isinstance(about, dict) or about.get("format") != FORMAT:
         raise InputError(f"{refusal}; give another -o")
     for entry in sorted(path.iterdir()):
-        capture = CAPTURE_NAME.fullmatch(entry.name) and entry.is_dir() and not entry.is_symlink()
-        if not capture and entry.name != GROUP_DOCUMENT and not entry.name.endswith(".partial"):
+        folder = CAPTURE_NAME.fullmatch(entry.name) or LIST_FOLDER.fullmatch(entry.name)
+        ours = folder and entry.is_dir() and not entry.is_symlink()
+        if not ours and entry.name != GROUP_DOCUMENT and not entry.name.endswith(".partial"):
             raise InputError(
                 f"will not overwrite {path}: it also holds {entry.name}; move that away, or give another -o"
             )
@@ -108,22 +114,27 @@ def read_root(path: Place) -> StoreMetadata:
     Raises:
         StoreError: it is not a store of this version, or its metadata is damaged.
     """
-    attributes = root_attributes(path)
-    problems = validate_store(attributes)
-    if problems:
+    about, problems = read_store(root_attributes(path))
+    if about is None:
         raise StoreError(f"{path}: {summary(problems)}")
-    return StoreMetadata.model_validate(attributes[NAMESPACE])
+    return about
 
 
-def write_root(path: Path, metadata: StoreMetadata, *, running: bool) -> StoreMetadata:
-    """Replace the store's zarr.json atomically; the metadata returned has the new digest.
+def write_root(path: Path, metadata: StoreMetadata, *, running: bool, keep: bool = False) -> StoreMetadata:
+    """Replace the store's zarr.json atomically; the metadata returned has the new digest, and long lists by name only.
 
     While a capture is `running` nothing is consolidated, because zarr would then not see the arrays that grow.
+    `keep`: the lists that the old zarr.json names stay, since it may have to be put back.
     """
+    metadata = place_lists(path, metadata)
     values = clean(metadata.model_dump(mode="json", exclude={"digest"}))
+    if not any((values["lists"] or {}).values()):
+        del values["lists"]
     document = group_document({NAMESPACE: values}, None if running else consolidated(path, metadata.planned))
     values["digest"] = document_digest(document)
     write_document(path, document, durable=True)  # without it the store cannot be opened, nor what it has of old
+    if not keep:
+        remove_lists(path, metadata)
     return StoreMetadata.model_validate(values)
 
 
@@ -151,13 +162,43 @@ def consolidated(path: Path, planned: Sequence[str]) -> dict[str, Any] | None:
     return dict(sorted(found.items()))
 
 
-def root_entries(path: Place, planned: Sequence[str]) -> list[IndexEntry]:
-    """The derived index: one entry for each planned capture whose metadata can be read."""
+def root_entries(
+    path: Place, planned: Sequence[str], known: Mapping[str, IndexEntry] | None = None
+) -> list[IndexEntry]:
+    """The derived index: one entry for each planned capture whose metadata can be read, or that is `known`."""
     entries = []
     for name in planned:
+        if known is not None and name in known:
+            entries.append(known[name])
+            continue
         try:
             about = CaptureMetadata.model_validate(path.document(name)["attributes"][NAMESPACE])
         except (OSError, LookupError, TypeError, ValueError, ValidationError):
             continue
-        entries.append(IndexEntry.model_validate({key: getattr(about, key) for key in IndexEntry.model_fields}))
+        entries.append(entry_of(about))
     return entries
+
+
+def current_entries(path: Place, metadata: StoreMetadata, *, changed: Container[str] = ()) -> list[IndexEntry]:
+    """What the store's index says of complete captures, but for those that are `changed`, or gone.
+
+    A complete capture stays as it is until somebody takes its entry away, so none of them need be read again. An
+    entry of an earlier writer says too little, and an index that is damaged says nothing.
+    """
+    try:
+        entries = list(index_of(path, metadata))
+    except StoreError as error:
+        tell(f"{error}; the index is made anew from the captures")
+        return []
+    there = set(path.folders())
+    return [
+        entry
+        for entry in entries
+        if entry.status == "complete" and entry.model and entry.id in there and entry.id not in changed
+    ]
+
+
+def indexed(path: Path, metadata: StoreMetadata) -> StoreMetadata:
+    """With the whole index: of captures that are not in it their own metadata are read."""
+    known = {entry.id: entry for entry in current_entries(Folder(path), metadata)}
+    return with_index(metadata, root_entries(Folder(path), metadata.planned, known))

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 
+from attnlens.store.leftovers import sweep
 from attnlens.store.lock import LOCK_NAME, WriterLock, lock_run, lock_store
 from attnlens.store.notices import tell
 from attnlens.store.replacement import MARK, Mode, begin, folder_for, give_back, publish, settle, standing, unfinished
 from attnlens.store.root import check_free
+
+LEAVING_SECONDS = 5.0
+"""How long a process that has just found that it is not the last one may take to let go of the store's place."""
 
 
 class Target:
@@ -38,6 +43,7 @@ class Target:
             StoreError: several processes, and a file system without locks.
             OSError: the folder cannot be made.
         """
+        sweep(place.parent)
         give_back(place)
         self.place = self.path = place
         self._run = run
@@ -48,8 +54,11 @@ class Target:
             if joined(place):
                 return
             if self.lock.exclusive:
-                done = settle(place)
-                self.path = place if done and mode == "replace" and not afresh else folder_for(place, mode)
+                done, begun = settle(place), unfinished(place)
+                if begun is not None and joined(begun):  # and those who did have ended
+                    self.path = begun
+                else:
+                    self.path = place if done and mode == "replace" and not afresh else folder_for(place, mode)
             elif mode in ("overwrite", "resume", "replace"):
                 self.path = unfinished(place) or place
             if self.path != place:
@@ -89,6 +98,14 @@ class Target:
         if self._guard is not None:
             self._guard.share()
 
+    def last(self) -> bool:
+        """Give up the shared lock on where is written. True if no other process of the run writes there any more."""
+        if self.lock.last():
+            return True
+        if self._guard is not None:  # who comes last needs it to put the store in its place
+            self._guard.release()
+        return False
+
     def publish(self) -> bool:
         """Put the complete store in its place. False if another process of the run has just come, who does it then.
 
@@ -98,8 +115,11 @@ class Target:
         """
         if self._guard is None:
             return True
-        if not self._guard.last():
-            return False
+        until = time.monotonic() + LEAVING_SECONDS
+        while not self._guard.last():
+            if time.monotonic() > until:
+                return False
+            time.sleep(0.02)
         publish(self.path, self.place)
         self.lock.moved(self.place)
         self.path = self.place

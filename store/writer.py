@@ -26,8 +26,10 @@ from attnlens.store.lock import refuse_busy
 from attnlens.store.places import Folder
 from attnlens.store.queue import ByteQueue
 from attnlens.store.replacement import Mode, folder_for, has_batches, is_finished, mode_of
-from attnlens.store.root import check_free, is_free, new_root, next_ids, read_root, root_entries, write_root
+from attnlens.store.root import check_free, indexed, is_free, new_root, next_ids, read_root, write_root
+from attnlens.store.special import followed
 from attnlens.store.target import Target
+from attnlens.store.tidy import tidy
 
 COMMIT_ROWS = 8
 Job = Callable[[CaptureFile | HeadsFile], None]
@@ -55,8 +57,7 @@ class StoreWriter:
             InputError: something is at `path` and neither was asked for, or it is not an attnlens store.
             StoreError: the store to append to has another format version or is damaged.
         """
-        target = Path(path)
-        target = target.resolve() if target.is_symlink() else target
+        target = followed(Path(path))
         if append and target.is_file():
             raise InputError(f"{path} is packed: unpack it by `lens unpack`, then add to that")
         refuse_busy(target)
@@ -116,6 +117,7 @@ class StoreWriter:
             target = Target(self.place, self._mode, afresh=not self._exists)
             self.path = target.path
             try:
+                tidy(self.path)
                 if not self._exists:
                     target.require_free()
                 if metadata.id != self.new_id():
@@ -136,8 +138,7 @@ class StoreWriter:
 
     def _index(self, target: Target, file: CaptureFile) -> None:
         """Bring the list of captures in the store's zarr.json up to date; a complete store takes its place."""
-        entries = root_entries(Folder(self.path), self._metadata.planned)
-        self._metadata = write_root(self.path, self._metadata.model_copy(update={"index": entries}), running=False)
+        self._metadata = write_root(self.path, indexed(self.path, self._metadata), running=False)
         flush_way(self.path)
         if target.replaces and file.metadata.status == "complete":
             target.publish()

@@ -29,7 +29,8 @@ class Slow:
     def end(self): pass
 
 print("ready", flush=True)
-report = run(sys.argv[1], prompts(int(sys.argv[2])), resume="resume" in sys.argv, progress=Slow())
+mode = dict.fromkeys(sys.argv[4:], True)
+report = run(sys.argv[1], prompts(int(sys.argv[2])), progress=Slow(), **mode)
 print("done", len(report.captures), len(report.failures), report.left, flush=True)
 """
 
@@ -53,13 +54,13 @@ def run(path: Path | str, asked: list[Any], *, family: str = "llama", **options:
     return capture_many(model(family), byte_tokenizer(), asked, path, **{**OPTIONS, **options})
 
 
-def child(path: Path, count: int, *, pause: float, rank: int = 0, world: int = 1, resume: bool = False) -> Forked:
-    """A process that captures `count` prompts, resting between tokens."""
+def child(path: Path, count: int, *mode: str, pause: float, rank: int = 0, world: int = 1) -> Forked:
+    """A process that captures `count` prompts, resting between tokens. `mode`: "resume", "overwrite"."""
     environment = {}
     if world > 1:
         environment = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world)}
         environment |= {"MASTER_ADDR": "localhost", "MASTER_PORT": "1"}
-    return Forked(CHILD, path, count, pause, *(["resume"] if resume else []), cwd=path.parent, **environment)
+    return Forked(CHILD, path, count, pause, *mode, cwd=path.parent, **environment)
 
 
 def arrays(path: Path, name: str) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -48,7 +49,9 @@ class Sample:
         self.maximum = self.weights.max(1)
         self.mean = self.weights.astype(np.float32).mean(1).astype(np.float16)
         self.ids = rng.integers(0, self.vocabulary_size, length).astype(np.int32)
-        self.texts = [("é$_\t\n" * 3)[t % 7 :][:3] + f"{t}" for t in range(length)]
+        odd = "é$_\t\n" * 3
+        self.words = [f"{odd[i % 7 :][:3] if i % 7 else 'v'}{i}" for i in range(self.vocabulary_size)]
+        self.texts = [self.words[i] for i in self.ids]
         self.raw = [text.encode() for text in self.texts]
         self.special = [t % 4 == 0 for t in range(length)]
         p = rng.dirichlet(np.ones(self.vocabulary_size), (depth, length)).astype(np.float32)
@@ -136,7 +139,7 @@ class Sample:
         self.hand_over_tokens(out, 0, self.n_prompt)
         if self.lens:
             ids = list(range(self.vocabulary_size))
-            out.vocabulary(ids, [f"v{i}" for i in ids])
+            out.vocabulary(ids, self.words)
         for layer in range(self.n_layer):
             for start in range(0, self.n_prompt, block):
                 self.hand_over_attention(out, layer, start, min(self.n_prompt, start + block))
@@ -198,13 +201,21 @@ class Sample:
             arrays |= {
                 "depth": np.arange(self.n_layer + 1),
                 "vocabulary_id": np.arange(self.vocabulary_size),
-                "vocabulary_text": np.array([f"v{i}" for i in range(self.vocabulary_size)], dtype=object),
+                "vocabulary_text": np.array(self.words, dtype=object),
             }
             for name, values in self.lens_arrays.items():
                 values = values.copy()
                 values[:, fed:] = -1 if values.dtype.kind == "i" else np.nan
                 arrays[name] = values
         return arrays
+
+
+def plain_zip(store: Path, path: Path, *, top: str = "", compression: int = zipfile.ZIP_STORED) -> Path:
+    """A zip of a store as any program makes it: whatever the files are."""
+    with zipfile.ZipFile(path, "w", compression) as archive:
+        for file in sorted(store.rglob("*")):
+            archive.write(file, top + file.relative_to(store).as_posix())
+    return path
 
 
 def tree_hash(folder: Path) -> str:

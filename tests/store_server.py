@@ -8,7 +8,7 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -20,13 +20,16 @@ FAULTS = ("error", "reset", "slow", "short")
 
 @dataclass
 class Served:
-    """What a server does and did. `faults`: share of requests that are answered badly."""
+    """What a server does and did. `faults`: share of requests that are answered badly. `headers`: what it tells of a
+    file.
+    """
 
     folder: Path
     ranges: bool = True
     faults: float = 0.0
     kinds: tuple[str, ...] = FAULTS
     slow_s: float = 3.0
+    headers: Callable[[Path], dict[str, str]] = lambda path: {"ETag": f'"{path.stat().st_mtime_ns}"'}
     chance: random.Random = field(default_factory=lambda: random.Random(0))
     log: list[tuple[str, str | None, int]] = field(default_factory=list)
     failed: list[str] = field(default_factory=list)
@@ -61,7 +64,7 @@ def serve(served: Served) -> Iterator[Served]:
                 self.answer(404, b"none")
                 return
             data = path.read_bytes()
-            size, code, extra = len(data), 200, {"ETag": f'"{path.stat().st_mtime_ns}"'}
+            size, code, extra = len(data), 200, dict(served.headers(path))
             match = re.fullmatch(r"bytes=(\d*)-(\d*)", wanted or "") if served.ranges else None
             if match:
                 first, last = match[1], match[2]

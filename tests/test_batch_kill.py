@@ -15,7 +15,7 @@ from attnlens.schemas.errors import AttnlensError, InputError
 from attnlens.store.verify import verify
 from attnlens.store.writer import StoreWriter
 from batch_runs import assert_same, child, prompts, run
-from store_sample import Sample
+from store_sample import Sample, tree_hash
 
 COUNT = int(os.environ.get("ATTNLENS_PROMPTS", "8"))
 """How many prompts; 50 of them is the acceptance run."""
@@ -48,7 +48,7 @@ def wait_for(path: Path, complete: int, *processes: object) -> None:
 def test_sigkill_and_resume(tmp_path: Path, truth: Path) -> None:
     path, chance = tmp_path / "run.zarr", random.Random(11)
     for kill in range(KILLS):
-        with child(path, COUNT, pause=0.03, resume=kill > 0) as victim:
+        with child(path, COUNT, *(["resume"] if kill else []), pause=0.03) as victim:
             wait_for(path, COUNT * (kill + 1) // (KILLS + 2) + 1)
             time.sleep(chance.random() * 0.5)
             with pytest.raises(InputError, match="is being written by process"):
@@ -96,6 +96,35 @@ def test_one_of_two_processes_is_killed(tmp_path: Path, truth: Path) -> None:
     run(path, prompts(COUNT), resume=True)
     assert_same(path, truth)
     assert not verify(path).problems
+    assert not list(path.rglob("*.partial"))
+
+
+@pytest.mark.parametrize("victims", [0, 1])
+def test_two_processes_replace_a_store_together(tmp_path: Path, truth: Path, victims: int) -> None:
+    path, beside, chance = tmp_path / "run.zarr", tmp_path / "run.new.zarr", random.Random(6)
+    Sample().write(path)
+    before = tree_hash(path / "0000")
+    one = child(path, COUNT, "overwrite", pause=0.03, rank=0, world=2)
+    wait_for(beside, 1)
+    two = child(path, COUNT, "overwrite", pause=0.03, rank=1, world=2)  # comes when some is done
+    pair = [one, two]
+    if victims:
+        wait_for(beside, 2)
+        time.sleep(chance.random() * 0.3)
+        victim = pair.pop(0)
+        victim.send_signal(signal.SIGKILL)
+        victim.communicate()
+        assert tree_hash(path / "0000") == before
+    for process in pair:
+        _, err = process.communicate(timeout=240)
+        assert process.returncode == 0, err
+    if not victims or statuses(path) == ["complete"] * COUNT:
+        assert_same(path, truth)  # the last of them has put it in its place
+    else:
+        assert tree_hash(path / "0000") == before
+        run(path, prompts(COUNT), resume=True)
+    assert_same(path, truth)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["run.zarr"]
     assert not list(path.rglob("*.partial"))
 
 

@@ -28,6 +28,7 @@ from attnlens.store.tools.pack import pack
 from attnlens.store.verify import verify
 from families import byte_tokenizer, tiny_model
 from test_capture_evidence import write_tuned
+from test_store_rows import arrays_with_digests
 from tiny import write_hf
 
 
@@ -94,6 +95,40 @@ def test_what_is_added_is_what_a_capture_reads(folder: Path, tmp_path: Path, dty
     changed = {name for name in before if after[name] != before[name]}
     assert all("/vocabulary_" in name or "/manifest_" in name or name.count("/") < 2 for name in changed), changed
     assert attnlens.open(store)[0].lens_names == ["logit", "tuned"]
+
+
+def test_large_arrays_keep_the_digests_of_their_chunks_and_new_ones_get_theirs(folder: Path, tmp_path: Path) -> None:
+    store = tmp_path / "run.zarr"
+    model = AutoModelForCausalLM.from_pretrained(folder / "model", dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(folder / "model")
+    capture(model, tokenizer, "Who is Bob's sister? " * 40, store, raw=True, max_new_tokens=2, residuals=True, top_k=60)
+    before = arrays_with_digests(store)
+    table: Any = zarr.open_array(store / "0000/chunk_sha256", mode="r")
+    old = {name: table[about["first"] :][: before[name]] for name, about in table.attrs["attnlens"]["arrays"].items()}
+    relens(options(store, folder), Silent())
+    after = arrays_with_digests(store)
+    assert before.items() <= after.items()
+    assert {"attention_weight", "residual", "lens_probability"} <= before.keys()
+    assert after["lens_probability_tuned"] == before["lens_probability"]
+    table = zarr.open_array(store / "0000/chunk_sha256", mode="r")
+    for name, digests in old.items():
+        first = table.attrs["attnlens"]["arrays"][name]["first"]
+        np.testing.assert_array_equal(table[first : first + len(digests)], digests)
+    assert verify(store).problems == []
+
+
+def test_a_chunk_that_was_damaged_before_is_not_vouched_for(folder: Path, tmp_path: Path) -> None:
+    store = tmp_path / "run.zarr"
+    model = AutoModelForCausalLM.from_pretrained(folder / "model", dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(folder / "model")
+    capture(model, tokenizer, "Who is Bob's sister? " * 40, store, raw=True, max_new_tokens=2, residuals=True)
+    file = max((store / "0000/attention_weight/c").rglob("*"), key=lambda path: path.stat().st_size)
+    data = bytearray(file.read_bytes())
+    data[100] ^= 1
+    file.write_bytes(data)
+    relens(options(store, folder), Silent())
+    with pytest.raises(StoreError, match="attention_weight"):
+        attnlens.open(store)[0].attention.rows(slice(0, 300))
 
 
 def test_a_store_without_a_lens_gets_its_first(folder: Path, tmp_path: Path) -> None:

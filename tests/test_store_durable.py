@@ -117,6 +117,50 @@ def test_the_order_is_the_same_where_the_system_can_do_less(
     assert disk.calls["syncfs"] == 0 or without == "exchange"
 
 
+def test_a_huge_store_is_flushed_without_a_look_at_each_of_its_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(40):
+        folder = tmp_path / "run.zarr" / f"{number:04d}"
+        folder.mkdir(parents=True)
+        for name in range(25):
+            (folder / str(name)).touch()
+    looked, lstat, scandir = [0], Path.lstat, os.scandir
+
+    def counted(self: Path) -> os.stat_result:
+        looked[0] += 1
+        return lstat(self)
+
+    def listed(path: str) -> Any:
+        looked[0] += 1
+        return scandir(path)
+
+    monkeypatch.setattr(Path, "lstat", counted)
+    monkeypatch.setattr(os, "scandir", listed)
+    with watched(tmp_path, monkeypatch) as disk:
+        looked[0] = 0
+        durable.flush(tmp_path / "run.zarr")
+        assert looked[0] < 20 + sum(1 for _ in disk.everything())  # the disk's watcher looks at each, once
+    assert disk.calls == {"fsync": 0, "syncfs": 1}
+
+
+@pytest.mark.skipif(not Path("/proc/self/mountinfo").exists(), reason="no list of what is mounted")
+def test_what_is_mounted_inside_a_folder_is_flushed_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nearly every system has something mounted in /dev."""
+    flushed: list[int] = []
+
+    def syncfs(folder: Path) -> bool:
+        flushed.append(folder.stat().st_dev)
+        return True
+
+    monkeypatch.setattr(durable, "_syncfs", syncfs)
+    durable.flush(Path("/dev"))
+    folders = (path for path in Path("/dev").iterdir() if path.is_dir() and not path.is_symlink())
+    inside = {folder.stat().st_dev for folder in folders if folder.is_mount()}
+    assert inside | {Path("/dev").stat().st_dev} <= set(flushed)
+    assert len(flushed) == len(set(flushed))
+
+
 def test_captures_of_a_batch_share_their_flushes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     started = time.monotonic()
     with watched(tmp_path, monkeypatch) as disk:

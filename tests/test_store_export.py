@@ -153,7 +153,7 @@ def check_npz(store: Path, file: Path) -> None:
             for name, array in arrays_of(group).items():
                 key = f"{capture}/{name}"
                 expected.add(key)
-                values = cut(array, about)
+                values = cut(array, about, group)
                 if bits_of(array):
                     assert found[key].dtype == np.float32
                     np.testing.assert_array_equal(
@@ -177,7 +177,7 @@ def check_tensors(store: Path, file: Path) -> None:
         assert said["status"] == group.attrs["attnlens"]["status"]
         for name, array in arrays_of(group).items():
             key = f"{capture}/{name}"
-            values = cut(array, said)
+            values = cut(array, said, group)
             if values.dtype.kind in "OT":
                 assert json.loads(about[key]) == [str(text) for text in values.tolist()]
                 continue
@@ -192,10 +192,13 @@ def check_tensors(store: Path, file: Path) -> None:
     assert set(tensors) == names
 
 
-def cut(array: Any, about: dict[str, Any]) -> Any:
-    """What plain zarr reads, without what lies beyond the timeline of a capture that ended early."""
+def cut(array: Any, about: dict[str, Any], group: Any) -> Any:
+    """What plain zarr reads, without what lies beyond the timeline of a capture that ended early, or in its lists."""
     lengths = {"token": about["n_token"], "query": about["n_token"], "key": about["n_token"],
                "generated": about["n_token"] - about["n_prompt"] + 1, "edge": about["n_token"] + 1}  # fmt: skip
+    lengths["byte"] = max(group["token_byte_offset"][: about["n_token"] + 1].tolist(), default=0)
+    if "vocabulary_id" in group:
+        lengths["entry"] = int((group["vocabulary_id"][...] >= 0).sum())
     return own_order(array, array[tuple(slice(0, lengths.get(axis)) for axis in array.metadata.dimension_names)])
 
 
@@ -532,7 +535,7 @@ def test_the_page_about_it_is_true(
     assert said[3] == "[3, 2, 9, 9] 9"
     logprob = round(math.log(float(group["model_probability"][4])), 1)
     top = group["lens_token"][-1, 5, 0]
-    assert said[4] == f"{str(group['token_text'][5])!r} {logprob} v{top}"
+    assert "\n".join(said[4:]) == f"{str(group['token_text'][5])!r} {logprob} {Sample().words[top]}"
     listed = page.split("| column | |\n|---|---|\n")[1].split("\n\n")[0]
     names = [name.strip("` ") for line in listed.splitlines() for name in line.split("|")[1].split(",")]
     assert sorted(names) == sorted(COLUMNS)

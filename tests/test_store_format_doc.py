@@ -9,6 +9,7 @@ import pytest
 from pydantic import BaseModel
 
 from attnlens.schemas.arrays import ARRAYS
+from attnlens.schemas.lists import LISTS
 from attnlens.schemas.metadata import (
     Adapter,
     Batch,
@@ -19,6 +20,7 @@ from attnlens.schemas.metadata import (
     LayerInfo,
     LeftOut,
     LensInfo,
+    ListFiles,
     ModelInfo,
     Sampling,
     SelfCheck,
@@ -58,11 +60,34 @@ def test_the_tables_of_attributes_are_those_of_the_code(heading: str, model: typ
 
 @pytest.mark.parametrize(
     "model",
-    [ModelInfo, LayerInfo, LensInfo, LeftOut, Adapter, Hook, Sampling, SelfCheck, IndexEntry, Batch, BatchPrompt],
+    [
+        ModelInfo,
+        LayerInfo,
+        LensInfo,
+        LeftOut,
+        Adapter,
+        Hook,
+        Sampling,
+        SelfCheck,
+        IndexEntry,
+        Batch,
+        BatchPrompt,
+        ListFiles,
+    ],
 )
 def test_every_field_of_the_smaller_records_is_named(model: type[BaseModel]) -> None:
     for name in model.model_fields:
         assert f"`{name}`" in PAGE, name
+
+
+def test_the_table_of_lists_is_that_of_the_code() -> None:
+    rows = {(row[0].strip("`")[: -len("-…")], row[1]): row[2:] for row in table("| group | axis")}
+    for kind, columns in LISTS.items():
+        for column in columns:
+            cell = rows[kind, column.axis][0 if column.dtype == "string" else 1]
+            assert f"`{column.name}`" in cell
+    told = [name for row in rows.values() for cell in row for name in re.findall(r"`(\w+)`", cell)]
+    assert len(told) == sum(map(len, LISTS.values()))
 
 
 def test_the_examples_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

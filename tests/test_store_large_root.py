@@ -38,7 +38,8 @@ def test_a_prompt_of_six_million_characters_can_be_listed_and_verified(tmp_path:
     document["attributes"]["attnlens"]["prompt"] = "猫" * 6_000_000
     (store / "0000/zarr.json").write_text(json.dumps(document))
     seal(store, "0000")
-    assert listing(store)[0].prompt == "猫" * 6_000_000
+    assert listing(store)[0].prompt == "猫" * 255 + "…"
+    assert open_store(store)[0].metadata.prompt == "猫" * 6_000_000
     assert verify(store).problems == []
 
 

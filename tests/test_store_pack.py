@@ -24,7 +24,7 @@ from attnlens.store.info import describe
 from attnlens.store.places import Folder, LocalArchive, stem_of
 from attnlens.store.tools.pack import pack, unpack
 from attnlens.store.verify import verify
-from store_sample import Sample, tree_hash
+from store_sample import Sample, plain_zip, tree_hash
 
 
 @pytest.fixture(scope="module")
@@ -37,13 +37,6 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def packed(store: Path) -> Path:
     return pack(store).path
-
-
-def plain_zip(store: Path, path: Path, *, top: str = "", compression: int = zipfile.ZIP_STORED) -> Path:
-    with zipfile.ZipFile(path, "w", compression) as archive:
-        for file in sorted(store.rglob("*")):
-            archive.write(file, top + file.relative_to(store).as_posix())
-    return path
 
 
 def test_packing_and_unpacking_gives_the_same_files(store: Path, packed: Path, tmp_path: Path) -> None:

@@ -141,7 +141,8 @@ def test_any_rows_layers_and_heads_of_any_shape(tmp_path: Path, data: st.DataObj
     sample.write(path, block=draw(st.integers(1, 90)), key_rows_hold=draw(st.sampled_from([0, 1 << 14, 1 << 26])))
     attention, expected = attnlens.open(path)[0].attention, sample.rows()
     queries = draw(st.lists(st.integers(0, sample.n_fed - 1), min_size=1, max_size=5))
-    layers = draw(st.lists(st.integers(0, sample.n_layer - 1), min_size=1, max_size=3))
+    attending = [layer for layer, kind in enumerate(sample.kinds) if kind != "none"]
+    layers = draw(st.lists(st.sampled_from(attending), min_size=1, max_size=3))
     heads = draw(st.lists(st.integers(0, 3), min_size=1, max_size=4))
     found = attention.rows(queries, layers, heads)
     np.testing.assert_allclose(found, expected[np.ix_(layers, heads, queries)], atol=2e-6)
@@ -177,7 +178,9 @@ def test_what_is_not_there_is_an_error(tmp_path: Path) -> None:
         capture.attention.rows(3, heads=4)
     with pytest.raises(AbsentError, match="attention was captured in mode qk"):
         capture["attention_weight"]
-    assert np.isnan(capture.attention.rows(3, layers=1)).all()
+    with pytest.raises(AbsentError, match="layer 1 has no attention; layers with attention: 0"):
+        capture.attention.rows(3, layers=1)
+    assert np.isnan(capture.attention.rows(3, layers=slice(1, 2))).all()
     np.testing.assert_array_equal(capture.attention.rows([-3]), capture.attention.rows([7]))
 
 

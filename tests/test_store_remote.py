@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import io
+import os
 import random
 import sys
 import warnings
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -147,6 +150,61 @@ def test_what_was_fetched_is_kept_on_disk(
     monkeypatch.setattr(far, "_opened", {})
     render(f"{server.url}/run.zarr.zip", tmp_path / "c", options=SOME)
     assert tree_hash(tmp_path / "c") == drawn
+
+
+def zip_of(seed: int) -> bytes:
+    """A zip of two files; that of another seed is as long, and all in it lies at the same places."""
+    chance, data = random.Random(seed), io.BytesIO()
+    with zipfile.ZipFile(data, "w") as archive:
+        for name, size in (("large", 300_000), ("small", 40_000), ("zarr.json", 200_000)):
+            archive.writestr(zipfile.ZipInfo(name), chance.randbytes(size))
+    return data.getvalue()
+
+
+SAME_TIME = {"Last-Modified": "Mon, 01 Jan 2024 00:00:00 GMT"}
+
+
+@pytest.mark.parametrize(
+    ("headers", "tail"),
+    [
+        ({}, far.TAIL),
+        ({}, 4096),
+        ({}, 16),  # so that the table of contents does not come with the end
+        (SAME_TIME, far.TAIL),
+        ({"ETag": 'W/"1"', **SAME_TIME}, far.TAIL),
+        ({"ETag": '"1"'}, far.TAIL),  # made of size and time, as some servers do
+    ],
+)
+def test_another_file_of_the_same_size_and_time_is_never_taken_from_the_cache(
+    headers: dict[str, str], tail: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(far, "TAIL", tail)
+    monkeypatch.setenv("ATTNLENS_CACHE", str(tmp_path / "cache"))
+    file = tmp_path / "run.zarr.zip"
+    with serve(Served(tmp_path, headers=lambda _: headers)) as served:
+        for seed in (3, 4):
+            file.write_bytes(zip_of(seed))
+            with zipfile.ZipFile(file) as archive:
+                large, small = archive.read("large"), archive.read("small")
+            for _ in range(2):
+                before = served.bytes
+                place = far.FarArchive(f"{served.url}/run.zarr.zip")
+                assert place.read("small") == small
+                assert place.read("large", 1000, 120_000) == large[1000:120_000]
+                assert place.read("large", 1000, 120_000) == large[1000:120_000]
+            assert served.bytes - before <= 150_000  # the end and the table of contents, the rest is in the cache
+
+
+def test_a_file_that_is_replaced_while_it_is_read_is_noticed(folder: Path, tmp_path: Path) -> None:
+    file = tmp_path / "run.zarr.zip"
+    file.write_bytes((folder / "run.zarr.zip").read_bytes())
+    with serve(Served(tmp_path)) as served:
+        capture = attnlens.open(f"{served.url}/run.zarr.zip")[0]
+        capture.token_id  # noqa: B018
+        os.utime(file, ns=(1, 1))  # another entity tag
+        with pytest.raises(StoreError, match="was replaced by another file while it was read: open it again"):
+            capture.attention.rows([3])
+        assert len(served.log) < 8
 
 
 def test_the_cache_does_not_grow_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

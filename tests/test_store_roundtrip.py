@@ -117,7 +117,7 @@ def test_reader(made: tuple[Path, Sample]) -> None:
         "lens_token",
         ("depth", "token", "rank"),
         (4, 15, 3),
-        "int32",
+        np.dtype("int32"),
     )
     assert lens.unit == "vocabulary id"
     expected = sample.expected()["lens_token"]
@@ -153,7 +153,9 @@ def test_attention_rows_and_reductions(made: tuple[Path, Sample]) -> None:
         for queries in ([8, 11, 12], [2, 3, 12]):
             found = attention.reduced(name, queries)  # type: ignore[arg-type]
             np.testing.assert_allclose(found, plain[:, queries], atol=0 if name == "max" else 5e-4)
-    assert np.isnan(attention.rows(3, layers=1)).all()
+    with pytest.raises(AbsentError, match="layer 1 has no attention; layers with attention: 0, 2"):
+        attention.rows(3, layers=1)
+    assert np.isnan(attention.rows(3)[1]).all()
 
 
 def test_what_is_not_there_is_an_error(made: tuple[Path, Sample]) -> None:

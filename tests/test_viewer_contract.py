@@ -36,4 +36,4 @@ def test_the_page_fetches_nothing_of_others() -> None:
 
 def test_no_framework() -> None:
     package = json.loads((SOURCES / "package.json").read_text())
-    assert set(package["dependencies"]) == {"zarrita", "fzstd"}
+    assert set(package["dependencies"]) == {"zarrita", "fzstd", "@noble/hashes"}

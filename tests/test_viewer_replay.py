@@ -43,7 +43,7 @@ def test_replayed_rows_are_the_formulas(tmp_path: Path, browser: Any, dtype: str
             np.testing.assert_array_equal(np.isnan(got), np.isnan(wanted))
             last_place = np.spacing(np.nan_to_num(wanted)).astype(np.float64)
             assert (np.nan_to_num(np.abs(got - wanted)) <= last_place).all()
-        page.set(view="map", map="3:1", at=None)
+        page.set(view="map", map="3.1", at=None)
         shown = np.array(page.js(MAP), np.float64)
         np.testing.assert_allclose(shown, np.tril(exact[3, 1, :fed, :fed]), atol=5e-4)
         assert page.wrong == []

@@ -73,7 +73,7 @@ def test_the_first_picture_takes_few_requests(page: Page) -> None:
     assert len(page.requests) - before - ahead <= 1
 
 
-def test_without_the_server_s_help_the_first_picture_takes_six_requests(
+def test_without_the_server_s_help_the_first_picture_takes_eight_requests(
     browser: Any, store: Path, tmp_path: Path
 ) -> None:
     """A static host answers one file at a time, with or without ranges."""
@@ -86,7 +86,7 @@ def test_without_the_server_s_help_the_first_picture_takes_six_requests(
                      .filter((one) => one.startTime < drawn && one.name.includes("run.zarr")).length""",
                 drawn,
             )
-            assert early <= 6, page.requests
+            assert early <= 8, page.requests
             assert "token 38" in page.page.inner_text("h2")
             assert page.wrong == []
             page.close()
@@ -298,7 +298,7 @@ def test_the_copied_command_draws_what_is_shown(
     monkeypatch.chdir(store.parent)
     for state in (
         {"query": 33, "heads": "mean", "scale": "log"},
-        {"view": "map", "map": "1:2", "scale": "raw", "cell": 60},
+        {"view": "map", "map": "1.2", "scale": "raw", "cell": 60},
     ):
         page.set(**state)
         line = shlex.split(page.js("() => attnlens.controls.command()"))
@@ -310,6 +310,15 @@ def test_the_copied_command_draws_what_is_shown(
             cli.main()
         assert not left.value.code
         assert json.loads(capsys.readouterr().out)["count"] == 1
+
+
+def test_a_layer_and_its_head_have_a_dot_between_them(page: Page) -> None:
+    for said in ("1.2", "1:2"):
+        page.set(view="map", map=said, at=None)
+        assert page.js("() => attnlens.state.map") == "1.2"
+        page.page.wait_for_function("() => location.hash.includes('map=1.2')", timeout=5000)
+        assert "--map 1.2 " in page.js("() => attnlens.controls.command()")
+    page.set(view="cells", map="0:0")
 
 
 def test_hostile_tokens_are_text(browser: Any, tmp_path: Path) -> None:
@@ -436,4 +445,34 @@ def test_a_difference_is_b_less_a_on_the_columns_that_both_have(browser: Any, tm
         assert page.js("() => attnlens.view.second.x - attnlens.view.first.x") == pytest.approx(2)  # the same tokens
         assert page.js("() => attnlens.controls.command()").startswith("lens diff a.zarr#0000 b.zarr#0000 --queries 7")
         assert page.wrong == []
+        page.close()
+
+
+def test_captures_are_named_by_an_index_in_arrays(
+    browser: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("attnlens.store.lists.INLINE_BYTES", 0)
+    make(tmp_path / "run.zarr")
+    make(tmp_path / "run.zarr", append=True, seed=1)
+    about = json.loads((tmp_path / "run.zarr/zarr.json").read_bytes())["attributes"]["attnlens"]
+    index: Any = zarr.open_group(tmp_path / "run.zarr" / about["lists"]["index"]["folder"], mode="r")
+    texts = [str(text) or str(prompt) for text, prompt in zip(index["completion"][:], index["prompt"][:], strict=True)]
+    wanted = [
+        f"{name} {' '.join(text.split())[:40]}".strip() for name, text in zip(about["planned"], texts, strict=True)
+    ]
+    with serving(tmp_path / "run.zarr") as server:
+        page = Page(browser, server.url)
+        shown = page.js("async () => (await attnlens.stores.list()).map(([, words]) => words.trim())")
+        assert shown == wanted
+        assert all(len(words) > len("0000 ") for words in shown)
+        next((tmp_path / "run.zarr").glob("index-*/prompt/c/0")).write_bytes(b"another")
+        with pytest.raises(Exception, match="its index cannot be read"):
+            page.js("async () => { attnlens.stores.forget(); await attnlens.stores.list(); }")
+        page.close()
+    folder = tmp_path / "run.zarr" / about["lists"]["index"]["folder"]
+    (folder / "prompt/c/0").write_bytes((folder / "model/c/0").read_bytes())  # texts as well, but others
+    with static_host(tmp_path, True) as home:
+        page = Page(browser, f"{home}viewer/index.html?store=/run.zarr")
+        with pytest.raises(Exception, match="prompt/c/0 is not the file that was written"):
+            page.js("async () => { attnlens.stores.forget(); await attnlens.stores.list(); }")
         page.close()

@@ -148,7 +148,7 @@ def test_texts_are_those_of_render(store: Path, page: Page, text: str) -> None:
 @pytest.mark.parametrize("scale", ["raw", "log", "drop-sink", "value-norm"])
 def test_maps_are_those_of_render(store: Path, page: Page, scale: str) -> None:
     n_row = PROMPT + GENERATED - 1
-    for name, heads, what in (("1:3", "max", "1:3"), ("1:reduced", "mean", "1"), ("0:reduced", "top:2:entropy", "0")):
+    for name, heads, what in (("1.3", "max", "1.3"), ("1.reduced", "mean", "1"), ("0.reduced", "top:2:entropy", "0")):
         drawn = scene(
             store,
             RenderOptions(queries="all", map=what, heads=heads if what.isdigit() else "max", scale=scale, window=99),

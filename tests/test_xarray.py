@@ -130,17 +130,17 @@ def test_points_and_labels(stores: dict[str, Path], wholes: dict[str, Any]) -> N
 def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Any]]:
     """What is read, by name and index, and which rows are replayed."""
     seen: list[tuple[str, Any]] = []
-    read, replay = NamedArray.__getitem__, ReplayedAttention.rows
+    read, replay = NamedArray._cells_at, ReplayedAttention.rows
 
-    def reading(array: NamedArray, index: Any) -> Any:
+    def reading(array: NamedArray, index: Any, *, check: bool) -> Any:
         seen.append((array.name, index))
-        return read(array, index)
+        return read(array, index, check=check)
 
     def replaying(attention: Any, queries: Any, layers: Any = None, heads: Any = None) -> Any:
         seen.append(("rows", np.asarray(queries).tolist()))
         return replay(attention, queries, layers, heads)
 
-    monkeypatch.setattr(NamedArray, "__getitem__", reading)
+    monkeypatch.setattr(NamedArray, "_cells_at", reading)
     monkeypatch.setattr(ReplayedAttention, "rows", replaying)
     return seen
 

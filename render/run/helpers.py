@@ -7,8 +7,8 @@ import os
 import signal
 from multiprocessing.context import ForkServerContext, SpawnContext
 
-_PRELOADED = ["__main__", "attnlens.render.run.jobs", "attnlens.render.views.open", "zarr"]
-"""What every helper needs, imported once by the server that they are copies of."""
+_PRELOADED = ["attnlens.render.run.jobs", "attnlens.render.views.open", "zarr"]
+"""What every helper needs, imported once by the server they are copies of; not the script, see `without_script`."""
 
 
 def cores() -> int:

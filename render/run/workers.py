@@ -26,6 +26,7 @@ from attnlens.render.run.helpers import context, prepare
 from attnlens.render.run.jobs import Job, Outcome, write
 from attnlens.render.run.memory import return_freed_memory
 from attnlens.schemas.errors import AttnlensError
+from attnlens.store.processes import without_script
 
 WORTH = 48
 """Pictures that pay for starting one more process."""
@@ -93,7 +94,8 @@ class _Helper:
         self.busy = 0
         """Jobs given whose outcome was not taken."""
         self._process = context().Process(target=_serve, args=(theirs,), daemon=True)
-        self._process.start()
+        with without_script():
+            self._process.start()
         theirs.close()
 
     def give(self, job: Job) -> None:

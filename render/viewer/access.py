@@ -105,7 +105,10 @@ def _name(authority: str) -> str | None:
 def _target(target: str) -> tuple[str | None, str]:
     """Authority, where the target has one, and path, without percent signs."""
     if not target.startswith("/"):
-        parts = urlsplit(target) if re.match(r"https?://", target, re.IGNORECASE) else None
+        try:
+            parts = urlsplit(target) if re.match(r"https?://", target, re.IGNORECASE) else None
+        except ValueError:  # brackets that do not match
+            parts = None
         if parts is None or not parts.netloc:
             raise Refusal(HTTPStatus.BAD_REQUEST, "expected a path, or an http address")
         return parts.netloc, unquote(parts.path or "/")

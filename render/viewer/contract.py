@@ -16,6 +16,7 @@ from attnlens.render.text.legible import LIMIT
 from attnlens.render.text.texts import TEXTS
 from attnlens.schemas.arrays import ARRAY, READINGS, TRACKED
 from attnlens.schemas.version import FORMAT, FORMAT_VERSION
+from attnlens.store.places.place import WHOLE
 
 READS = (
     "token_id", "token_text", "token_special", "token_bytes", "token_byte_offset", "vocabulary_id", "vocabulary_text",
@@ -23,6 +24,9 @@ READS = (
     "attention_k", "value_norm",
 )  # fmt: skip
 """Arrays that the page reads."""
+
+PROOF = ("manifest_file", "manifest_sha256", "chunk_sha256")
+"""Arrays with which it compares files that come from any web server."""
 
 MAPS = ("coolwarm", "cividis", "viridis", "magma", "RdBu_r")
 """Colour maps that the page can choose from; the last one is for differences."""
@@ -35,7 +39,7 @@ def contract() -> str:
         "VERSION": FORMAT_VERSION,
         "ARRAYS": {
             name: {"axes": ARRAY[name].axes, "dtype": ARRAY[name].dtype, "presence": ARRAY[name].presence}
-            for name in READS
+            for name in (*READS, *PROOF)
         },
         "SCALES": {
             name: {"label": scale.label, "bar": scale.bar, "range": scale.range, "ticks": scale.ticks}
@@ -46,6 +50,7 @@ def contract() -> str:
         "LEFT_OVER": LEFT_OVER,
         "LIMIT": LIMIT,
         "EMOJI": SEQUENCE.pattern,
+        "WHOLE": WHOLE,
         "MAPS": {name: _table(name) for name in MAPS},
         "THEMES": {
             name: {"paper": theme.paper, "ink": theme.ink, "faint": theme.faint, "hatch": theme.hatch}

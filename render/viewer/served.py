@@ -17,9 +17,11 @@ from os import PathLike
 
 from attnlens.render.viewer.wire import Refusal
 from attnlens.schemas.errors import AttnlensError, StoreError
+from attnlens.store.lists import listed
 from attnlens.store.manifest import MANIFEST_ARRAYS, place_hash
 from attnlens.store.places import Place, file_version
-from attnlens.store.places.place import GROUP_DOCUMENT, WHOLE, join
+from attnlens.store.places.checked import Checked
+from attnlens.store.places.place import FRONT, GROUP_DOCUMENT, WHOLE, join
 from attnlens.store.reader import Capture, open_store
 
 KEY = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}(/[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}){0,9}")
@@ -149,6 +151,9 @@ class Served:
         """The capture that a file belongs to, opened again when its metadata changed."""
         name = key.partition("/")[0]
         plain = Guard(self._store.place, None, None)
+        for one in listed(self._store.metadata):
+            if one.folder == name:
+                return Guard(Checked(self._store.place, name, one.files, (), None), one.files, None)
         if not CAPTURE.fullmatch(name) or name == key:
             return plain
         document = join(name, GROUP_DOCUMENT)
@@ -171,7 +176,8 @@ class Served:
         if about.digest is None:
             raise StoreError(f"{self.name}: {name} is complete and has no digest; run `lens verify`")
         checked = capture.checked_place  # compares the metadata with their digest
-        return Guard(self._store.place if self._local else checked, capture.manifest(), about.digest)
+        fronts = {} if about.front is None else {FRONT: about.front}  # what the manifest does not list
+        return Guard(self._store.place if self._local else checked, capture.manifest() | fronts, about.digest)
 
     def _reopen(self) -> None:
         """Open a packed store again when another file has its name; a folder is looked at file by file."""

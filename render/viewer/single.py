@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -14,8 +15,11 @@ from attnlens.render.formats.xml import escape
 from attnlens.render.run.files import write
 from attnlens.render.viewer.assets import asset, digest
 from attnlens.render.viewer.contract import READS
-from attnlens.schemas.errors import InputError
+from attnlens.schemas.errors import InputError, StoreError
 from attnlens.schemas.version import NAMESPACE
+from attnlens.store.leftovers import sweep
+from attnlens.store.lists import entry_of
+from attnlens.store.manifest import has_digest
 from attnlens.store.places import Place, stem_of
 from attnlens.store.reader import Capture, open_store
 
@@ -45,6 +49,7 @@ def export_html(store: str | PathLike[str], path: Path, captures: Sequence[str] 
     if not chosen:
         raise InputError(f"{store} holds no capture yet, there is nothing to export")
     text = page(opened.place, chosen)
+    sweep(path.parent)
     write(path, text)
     return Single(path=path, bytes=len(text), captures=tuple(capture.id for capture in chosen))
 
@@ -70,9 +75,12 @@ def page(
 
     Raises:
         InputError: it would be larger than that.
+        StoreError: a file of a finished capture is not what was written, or one cannot be read.
     """
     script, style = asset("app.js"), asset("app.css")
-    size = sum(place.size(key) for key in _keys(place, captures)) * 4 // 3 + len(script) + len(style)
+    keys = {capture.id: _keys(capture) for capture in captures}
+    size = sum(_size(capture, key) for capture in captures for key in keys[capture.id]) * 4 // 3
+    size += len(script) + len(style)
     if size > largest:
         where = "a notebook takes" if frame else "a browser opens"
         raise InputError(
@@ -81,7 +89,7 @@ def page(
         )
     name = f"{stem_of(str(place))}.zarr"
     files = {"zarr.json": _text(json.dumps(_root(place, captures), ensure_ascii=True).encode())}
-    files |= {key: _text(place.read(key)) for key in _keys(place, captures)}
+    files |= {key: _text(_read(capture, key)) for capture in captures for key in keys[capture.id]}
     data = json.dumps({name: files}).replace("<", "\\u003c").encode()
     policy = (
         f"default-src 'none'; script-src {digest(script)}; style-src {digest(style)}; img-src data: blob:; "
@@ -107,22 +115,48 @@ def _arrays(capture: Capture) -> list[str]:
     return [name for name in capture.names if name in wanted]
 
 
-def _keys(place: Place, captures: Iterable[Capture]) -> list[str]:
-    """Every file that the page may ask for, metadata aside."""
-    return [key for capture in captures for name in _arrays(capture) for key in place.files(f"{capture.id}/{name}/c")]
+def _keys(capture: Capture) -> list[str]:
+    """Every file that the page may ask for, metadata aside; of a finished capture by its manifest."""
+    known = None if capture.hashes is None else sorted(f"{capture.id}/{path}" for path in capture.hashes)
+    folders = [f"{capture.id}/{name}/c" for name in _arrays(capture)]
+    if known is None:
+        return [key for folder in folders for key in capture.place.files(folder)]
+    return [key for folder in folders for key in known if key.startswith(f"{folder}/")]
 
 
-def _root(place: Place, captures: Iterable[Capture]) -> dict[str, Any]:
+def _size(capture: Capture, key: str) -> int:
+    with _told(capture, key):
+        return capture.checked_place.size(key)
+
+
+def _read(capture: Capture, key: str) -> bytes:
+    """A file, compared with the manifest of a finished capture."""
+    with _told(capture, key):
+        return capture.checked_place.read(key)
+
+
+@contextmanager
+def _told(capture: Capture, key: str) -> Iterator[None]:
+    try:
+        yield
+    except FileNotFoundError:
+        raise StoreError(f"{capture.place}: {key} is missing; run `lens verify`") from None
+    except OSError as error:
+        why = error.strerror or error
+        raise StoreError(f"{capture.place}: {key} cannot be read ({why}); run `lens verify`") from None
+
+
+def _root(place: Place, captures: Sequence[Capture]) -> dict[str, Any]:
     """The store's zarr.json with the metadata of these captures in it, so that it is the only one."""
     root = place.document()
-    about = dict(root["attributes"][NAMESPACE])
-    ids = [capture.id for capture in captures]
-    about["planned"] = ids
-    about["index"] = [entry for entry in about.get("index") or [] if entry.get("id") in ids]
+    if not has_digest(root):
+        raise StoreError(f"{place}: zarr.json was changed after it was written; run `lens verify`")
+    about = {key: value for key, value in root["attributes"][NAMESPACE].items() if key not in ("batches", "lists")}
+    about["planned"] = [capture.id for capture in captures]
+    about["index"] = [entry_of(capture.metadata).model_dump(mode="json") for capture in captures]
     documents: dict[str, Any] = {}
     for capture in captures:
-        group = place.document(capture.id)
-        group.pop("consolidated_metadata", None)
+        group = {key: value for key, value in capture.document.items() if key != "consolidated_metadata"}
         documents[capture.id] = group
         documents |= {f"{capture.id}/{name}": capture.documents[name] for name in _arrays(capture)}
     return {

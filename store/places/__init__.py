@@ -8,12 +8,13 @@ from os import PathLike
 from pathlib import Path, PurePath
 from urllib.parse import unquote, urlsplit
 
-from attnlens.schemas.errors import StoreError
+from attnlens.schemas.errors import InputError, StoreError
 from attnlens.schemas.nearest import did_you_mean
 from attnlens.store.places.archive import Archive, LocalArchive, is_archive
 from attnlens.store.places.fetch import is_url
 from attnlens.store.places.folder import Folder
 from attnlens.store.places.place import GROUP_DOCUMENT, Place
+from attnlens.store.special import special
 
 ZIP_SUFFIX = ".zarr.zip"
 
@@ -28,19 +29,23 @@ def open_place(where: str | PathLike[str]) -> Place:
     """
     name = os.fspath(where)
     if is_url(name):
-        if name.lower().startswith("file://"):
-            return open_place(unquote(urlsplit(name).path))
+        if (local := _local(name)) is not None:
+            return open_place(local)
         from attnlens.store.places.far import far_place
 
         return far_place(name)
     path = Path(where)
-    if path.is_dir():
-        return Folder(path)
-    if not path.exists():
-        raise StoreError(f"{where}: no such store{_nearest(path)}")
-    if not is_archive(path):
-        raise StoreError(f"{where} is a file; a store is a folder with a zarr.json, or a {ZIP_SUFFIX}")
-    return LocalArchive(path)
+    try:
+        if path.is_dir():
+            return Folder(path)
+        if not path.exists():
+            raise StoreError(f"{where}: no such store{_nearest(path)}")
+        if not path.is_file() or not is_archive(path):
+            what = special(path) or "a file"
+            raise StoreError(f"{where} is {what}; a store is a folder with a zarr.json, or a {ZIP_SUFFIX}")
+        return LocalArchive(path)
+    except (OSError, ValueError) as error:  # a name that is too long, or has a NUL; a parent that may not be looked at
+        raise StoreError(f"{where}: no such store ({getattr(error, 'strerror', None) or error})") from None
 
 
 def _nearest(path: Path) -> str:
@@ -104,10 +109,18 @@ def absolute(where: str | PathLike[str]) -> str:
 
 
 def _local(where: str | PathLike[str]) -> Path | None:
-    """The path on this machine, None for what is far away."""
+    """The path on this machine, None for what is far away. InputError for a file:// URL that names none."""
     name = os.fspath(where)
     if name.lower().startswith("file://"):
-        return Path(unquote(urlsplit(name).path))
+        try:
+            parts = urlsplit(name)
+            path = Path(unquote(parts.path))
+            elsewhere = parts.netloc.lower() not in ("", "localhost")
+            if elsewhere or parts.query or parts.fragment or not path.name or "\0" in str(path):
+                raise ValueError
+        except ValueError:
+            raise InputError(f"{name} is not understood: expected file:///PATH, or the path itself") from None
+        return path
     return None if is_url(name) else Path(where)
 
 

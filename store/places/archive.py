@@ -237,9 +237,9 @@ def entries_of(file: BinaryIO | io.RawIOBase, size: int, name: str, *, below_top
         raise StoreError(f"{name}: the zip is damaged ({error})") from None
     found: dict[str, Entry] = {}
     for item in listed:
-        if item.is_dir():
+        path = item.orig_filename  # may be empty, which `item.is_dir` cannot take
+        if path.endswith("/"):
             continue
-        path = item.orig_filename
         if problem := _problem(item, path, found):
             raise StoreError(f"{name}: entry {path[:200]!r} {problem}")
         if item.header_offset + LOCAL.size + item.file_size > size:

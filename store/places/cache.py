@@ -1,4 +1,9 @@
-"""Parts of files far away that were fetched before, kept in memory, and on disk where their content has a name."""
+"""Parts of files far away that were fetched before, kept in memory, and on disk where their content has a name.
+
+The name of a zip is made of its last bytes, which are fetched anew whenever it is opened, and of its entity tag, if
+that is a strong one; else of its table of contents, which has a checksum of every file. A weak tag, a time and a size
+may be those of another file.
+"""
 
 from __future__ import annotations
 
@@ -27,6 +32,10 @@ class Parts:
         self._starts: list[int] = []
         self._parts: dict[int, bytes] = {}
         self._lock = threading.Lock()
+
+    def identify(self, identity: str) -> None:
+        """What names the content for ever, where that was not known from the beginning."""
+        self._identity = identity
 
     def put(self, start: int, data: bytes) -> None:
         """Keep a part in memory."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import threading
 import time
 from functools import partial
@@ -26,15 +27,17 @@ class FarArchive(Archive):
     def __init__(self, url: str) -> None:
         remote = Remote(url)
         try:
-            tail, size, changed = remote.tail("", TAIL)
+            tail, size, tag = remote.tail("", TAIL)
         except FileNotFoundError:
             raise StoreError(f"{url}: no such store") from None
         except OSError as error:
             raise StoreError(f"{url} cannot be read ({error.strerror or error})") from None
-        identity = None if changed is None else f"{url}\0{changed}\0{size}"
-        self._parts = Parts(lambda start, stop: remote.part("", start, stop), identity)
+        identity = f"{url}\0{size}\0{hashlib.sha256(tail).hexdigest()}\0{tag}"
+        self._parts = Parts(lambda start, stop: remote.part("", start, stop), identity if tag else None)
         self._parts.put(size - len(tail), tail)
         super().__init__(url, self._parts.get, size)
+        if tag == "":  # then the table of contents, fetched just now, names the content by the checksums of all files
+            self._parts.identify(f"{identity}\0{hashlib.sha256(repr(self._entries).encode()).hexdigest()}")
 
     def read(self, path: str, start: int = 0, stop: int | None = None) -> bytes:
         """See `Place.read`. A small file comes whole."""

@@ -5,9 +5,10 @@ from __future__ import annotations
 import errno
 import os
 import random
+import re
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 from urllib.parse import unquote, urlsplit
@@ -24,6 +25,11 @@ TIMEOUT = 30.0
 """Seconds in which an answer has to be there whole."""
 LARGEST = 1 << 31
 """Bytes of the largest answer that is taken when a server cannot give a part."""
+
+_UNFIT = re.compile(r"[\s\\%\x00-\x1f\x7f\ud800-\udfff]")
+"""What no name of a host or bucket has in it."""
+_CONTROL = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
+"""What no path of a file far away has in it."""
 
 T = TypeVar("T")
 
@@ -61,6 +67,7 @@ class Remote:
         self._store = _client(self._base, {} if self._hub is None else hub.headers())
         self._ranges = True
         self._whole: dict[str, bytes] = {}
+        self._seen: dict[str, tuple[Any, ...]] = {}
 
     def whole(self, path: str = "") -> bytes:
         """All bytes of a file.
@@ -81,13 +88,16 @@ class Remote:
         def get(key: str) -> bytes:
             import obstore
 
-            data = bytes(obstore.get_range(self._store, key, start=start, end=stop))
-            return self._count(data, stop - start, path)
+            answer = obstore.get(self._store, key, options={"range": (start, stop)})
+            self._check_same(path, answer.meta)
+            return self._count(bytes(answer.bytes()), stop - start, path)
 
         return self._ranged(path, get, lambda: self._held(path)[start:stop])
 
     def tail(self, path: str, count: int) -> tuple[bytes, int, str | None]:
-        """The last `count` bytes of a file, its size, and what identifies its content. Raises as `whole`."""
+        """The last `count` bytes of a file, its size, and the entity tag that names its content; "" if it has none, and
+        None if the server gives no parts. Raises as `whole`.
+        """
 
         def get(key: str) -> tuple[bytes, int, str | None]:
             import obstore
@@ -95,14 +105,24 @@ class Remote:
             answer = obstore.get(self._store, key, options={"range": {"suffix": count}})
             size = int(answer.meta["size"])
             data = self._count(bytes(answer.bytes()), min(count, size), path)
-            changed = answer.meta.get("e_tag") or str(answer.meta.get("last_modified") or "") or None
-            return data, size, changed
+            self._check_same(path, answer.meta)
+            return data, size, _strong(answer.meta.get("e_tag"))
 
         def cut() -> tuple[bytes, int, str | None]:
             data = self._held(path)
             return data[-count:], len(data), None
 
         return self._ranged(path, get, cut) if self._ranges else cut()
+
+    def _check_same(self, path: str, about: Mapping[str, Any]) -> None:
+        """Refuse parts of a file that took the place of the one that the first part was of.
+
+        Raises:
+            OSError: ESTALE.
+        """
+        now = int(about["size"]), about.get("e_tag") or about.get("last_modified")
+        if self._seen.setdefault(path, now) != now:
+            raise OSError(errno.ESTALE, "was replaced by another file while it was read: open it again", path)
 
     def names(self, under: str) -> dict[str, int]:
         """Files below a folder with their sizes, where the service can list them.
@@ -168,13 +188,22 @@ class Remote:
                 raise FileNotFoundError(errno.ENOENT, "is not there", path) from None
             except exceptions.NotSupportedError:
                 raise
-            except (exceptions.BaseError, OSError) as error:
+            except (exceptions.BaseError, OSError, ValueError) as error:  # ValueError: no path that it takes
+                if isinstance(error, OSError) and error.errno == errno.ESTALE:
+                    raise
                 if self._hub is not None and (code := _refusal(error)):
                     raise OSError(errno.EACCES, self._hub.refused(code), path) from None
-                if isinstance(error, final) or attempt == ATTEMPTS - 1 or _is_final(error):
+                if isinstance(error, (*final, ValueError)) or attempt == ATTEMPTS - 1 or _is_final(error):
                     raise OSError(errno.EIO, _short(error), path) from error
             time.sleep(min(LONGEST_WAIT, FIRST_WAIT * 2**attempt) * random.uniform(0.5, 1))
         raise AssertionError
+
+
+def _strong(tag: object) -> str:
+    """An entity tag if it names content byte for byte. A weak one only says that the content means the same, and a time
+    and a size say nothing: a file may be replaced by one of the same size within a second.
+    """
+    return tag if isinstance(tag, str) and not tag.startswith(("W/", "w/")) else ""
 
 
 def _refusal(error: BaseException) -> int | None:
@@ -200,13 +229,19 @@ def _short(error: BaseException) -> str:
 
 def _split(url: str) -> tuple[str, str]:
     """What the client is made for (scheme and host, or bucket), and the path below it."""
-    parts = urlsplit(url)
+    shown = re.sub(r"(//)[^/]*@", r"\1…@", url)  # a password is not told to the terminal
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError as error:  # brackets that do not match, a port that is none
+        raise InputError(f"{shown} is not understood ({error}): expected SCHEME://HOST[:PORT]/PATH") from None
+    if parts.username is not None or parts.password is not None:
+        raise InputError(f"{shown}: leave name and password out of the URL")
     if parts.query or parts.fragment:
         raise InputError(f"{url}: a store's URL has no query and no fragment; download the file instead")
-    if parts.username or parts.password:
-        raise InputError(f"{parts.scheme}://…{parts.hostname}: leave name and password out of the URL")
     path = unquote(parts.path).strip("/")
-    if not parts.netloc:
+    odd = _CONTROL.search(path) or {".", ".."} & set(path.split("/"))
+    if not parts.hostname or port == 0 or _UNFIT.search(parts.netloc) or odd:
         raise InputError(f"{url} is not understood: expected {parts.scheme}://HOST/PATH")
     return f"{parts.scheme}://{parts.netloc}", path
 

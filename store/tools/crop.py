@@ -22,7 +22,9 @@ from attnlens.store.files import remove_partials
 from attnlens.store.manifest import PROOF_ARRAYS
 from attnlens.store.places import stem_of
 from attnlens.store.reader import Capture, open_store
-from attnlens.store.tools.copy import copy_files
+from attnlens.store.tools.copy import copy_array
+from attnlens.store.tools.dense import CHOICE, QK, VECTORS, lacks_keys, write_rows
+from attnlens.store.tools.dense import NAME as ROWS
 from attnlens.store.tools.keep import Keep, Kept, kept
 from attnlens.store.tools.output import new_store
 from attnlens.store.tools.redact import Redaction, redaction
@@ -32,12 +34,13 @@ from attnlens.store.tools.seal import seal_capture, seal_store
 
 @dataclass(frozen=True, kw_only=True)
 class CropReport:
-    """What was written: where, which captures, bytes before and after."""
+    """What was written: where, which captures, bytes before and after, and what a person should know of it."""
 
     path: Path
     captures: list[str]
     bytes_before: int
     bytes: int
+    notes: list[str]
 
 
 def crop(
@@ -93,7 +96,22 @@ def crop(
         seal_store(temporary, StoreMetadata(created=about.created, writer=about.writer, planned=names))
         size = sum(file.stat().st_size for file in temporary.rglob("*") if file.is_file())
     progress.end()
-    return CropReport(path=path, captures=names, bytes_before=sum(source.place.files().values()), bytes=size)
+    before = sum(source.place.files().values())
+    return CropReport(path=path, captures=names, bytes_before=before, bytes=size, notes=_notes(plans))
+
+
+def _notes(plans: Sequence[_Plan]) -> list[str]:
+    """One line for all captures whose queries and keys became rows."""
+    made = [plan for plan in plans if plan.dense]
+    if not made:
+        return []
+    names = ", ".join(plan.name for plan in made[:TOLD]) + (f" and {len(made) - TOLD} more" if len(made) > TOLD else "")
+    size = sum(plan.row_bytes for plan in made) / 1e6
+    note = (
+        f"capture {names}: queries and keys were left out, since rows of what is kept need keys of what is not; these "
+        f"rows are stored instead, as dense attention ({size:.1f} MB before compression)"
+    )
+    return [note]
 
 
 def _captures(there: list[str], wanted: Sequence[str]) -> list[str]:
@@ -104,6 +122,10 @@ def _captures(there: list[str], wanted: Sequence[str]) -> list[str]:
     if not there:
         raise AbsentError("the store holds no capture")
     return [name for name in there if not wanted or name in wanted]
+
+
+TOLD = 4
+"""Captures that a note names."""
 
 
 class _Plan:
@@ -117,18 +139,20 @@ class _Plan:
         drop = set(kept.dropped)
         if redaction is not None:
             drop |= redaction.dropped(capture)
-        if capture.metadata.attention == "qk" and kept.tokens is not None:
-            drop |= {"attention_q", "attention_k"}  # a row is made of all keys before it
+        self.dense, self.row_bytes = False, 0
         self._errors = dict(before.errors)
-        self.crop = CropInfo(
+        crop = CropInfo(
             tokens=both(before.tokens, kept.tokens),
             layers=both(before.layers, kept.layers),
             heads=both(before.heads, kept.heads),
-            dropped=sorted({*before.dropped, *drop}),
             redacted=redaction.runs(before.redacted) if redaction is not None else before.redacted,
         )
+        self._masks = capture.kept_masks(crop)
+        if not drop & VECTORS and lacks_keys(capture, self._masks):
+            self.dense = True
+            drop |= QK & set(capture.names)
+        self.crop = crop.model_copy(update={"dropped": sorted({*before.dropped, *drop})})
         self.names = [name for name in capture.names if name not in drop and name not in PROOF_ARRAYS]
-        self._masks = capture.kept_masks(self.crop)
 
     def write(self, root: Path, progress: Progress) -> None:
         """Write the capture into the store at `root`."""
@@ -147,9 +171,18 @@ class _Plan:
                 self._list(name, store, np.asarray(capture[name][:])[: len(ids)][np.isin(ids, sorted(used))])
             else:
                 self._array(name, store, root, used)
+        if self.dense:
+            self.row_bytes = write_rows(capture, store, self._masks, self._dtype)
+            if self._dtype == "uint8":
+                self._errors[ROWS] = quantize.SQRT_ERROR
         remove_partials(root / capture.id)
         about = self._about()
         seal_capture(root, about)
+
+    @property
+    def name(self) -> str:
+        """Name of the capture."""
+        return self._capture.id
 
     @property
     def redacts(self) -> bool:
@@ -193,7 +226,7 @@ class _Plan:
 
             changes.append(note)
         if not changes and ranks is None:
-            copy_files(capture.checked_place, f"{capture.id}/{name}", root / capture.id / name)
+            copy_array(capture, name, root / capture.id / name)
             return
 
         def change_all(cells: Cells, region: tuple[slice, ...]) -> Cells:
@@ -240,6 +273,8 @@ class _Plan:
             update["lenses"] = []
         if self._lite or not any(name.startswith("tracked_") for name in update["evidence"]):
             update["tracked"] = []
+        if self.dense:
+            update |= {"attention": "dense", "attention_dtype": None, "attention_choice": CHOICE}
         if "residual" in dropped:
             update["residual"] = None
         if "token" in self._masks:

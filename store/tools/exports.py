@@ -74,7 +74,7 @@ def known_arrays(capture: Capture) -> list[NamedArray]:
 
 def document(about: Any) -> str:
     """Metadata of a store or a capture as JSON text, in ASCII: what zarr.json says under `attnlens`."""
-    exclude = {"digest", "manifest", "index"}
+    exclude = {"digest", "manifest", "index", "lists"}
     return json.dumps({NAMESPACE: clean(about.model_dump(mode="json", exclude=exclude))})
 
 

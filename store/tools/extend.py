@@ -20,12 +20,11 @@ import zarr
 from zarr.storage import LocalStore
 
 from attnlens.schemas.arrays import ARRAY
-from attnlens.schemas.errors import InputError
+from attnlens.schemas.errors import InputError, StoreError
 from attnlens.schemas.metadata import CaptureMetadata
 from attnlens.schemas.version import NAMESPACE
 from attnlens.store.create import create_array, write_digests
-from attnlens.store.durable import flush
-from attnlens.store.exchange import BEFORE, put_back, take_place
+from attnlens.store.exchange import BEFORE, take_place
 from attnlens.store.faults import write_error
 from attnlens.store.files import (
     PARTIAL,
@@ -39,14 +38,16 @@ from attnlens.store.files import (
 )
 from attnlens.store.front import write_front
 from attnlens.store.layout import ChunkLayout, list_layout
-from attnlens.store.lock import LOCK_NAME, lock_store
+from attnlens.store.lists import with_index
+from attnlens.store.lock import lock_store
 from attnlens.store.manifest import MANIFEST_ARRAYS, PROOF_ARRAYS, covered, document_digest, file_hash, manifest_hash
 from attnlens.store.places import Folder
 from attnlens.store.places.place import GROUP_DOCUMENT
 from attnlens.store.planned import planned_arrays
 from attnlens.store.reader import Capture
-from attnlens.store.replacement import MARK, settle
-from attnlens.store.root import read_root, root_entries, write_root
+from attnlens.store.replacement import settle
+from attnlens.store.root import current_entries, indexed, read_root, write_root
+from attnlens.store.tidy import tidy
 
 
 class Extension:
@@ -111,7 +112,8 @@ def extending(store: Path) -> Iterator[None]:
     try:
         lock = lock_store(store)
         try:
-            _tidy(store)
+            settle(store)
+            tidy(store, before=lambda: _write_index(store))
         except BaseException:
             lock.release()
             raise
@@ -121,21 +123,6 @@ def extending(store: Path) -> Iterator[None]:
         yield
     finally:
         lock.release()
-
-
-def _tidy(store: Path) -> None:
-    """Put right what a process that was killed while it extended a capture has left."""
-    put_back(store)
-    settle(store)
-    left = [entry for entry in store.glob(f"*{PARTIAL}") if entry.name not in (LOCK_NAME, MARK)]
-    if left:
-        _write_index(store)
-        flush(store)  # what is removed may be what a capture was before, and the new one not on the disk yet
-    for entry in left:
-        if entry.is_dir():
-            shutil.rmtree(entry, ignore_errors=True)
-        else:
-            entry.unlink(missing_ok=True)
 
 
 def check_extendable(capture: Capture) -> None:
@@ -184,7 +171,15 @@ def extend_capture(store: Path, capture: Capture, update: Mapping[str, Any], fil
 
 
 def _link(source: Path, target: Path) -> None:
-    """The same file under another name; a copy where the file system has no links."""
+    """The same file under another name; a copy where the file system has no links.
+
+    Raises:
+        StoreError: it is a pipe, a device or the like, for which whoever reads it would wait.
+        OSError: it is not there, or cannot be linked or copied.
+    """
+    if not source.is_file():
+        source.stat()
+        raise StoreError(f"{source} is no plain file; run `lens verify`")
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
         os.link(source, target)
@@ -210,16 +205,17 @@ def _describe(old: Path, new: Path, metadata: CaptureMetadata, proof: Mapping[st
 def _change_places(store: Path, name: str, aside: Path) -> None:
     """Put the new capture where the old one is, and into the store's index; as before if that fails.
 
-    Meanwhile the store has no index, as while a capture runs: none ever speaks of another capture than is there.
+    Meanwhile the store has no index: none ever speaks of another capture than is there. It is made of the one before.
     """
     places = aside / name, store / name, aside / BEFORE / name
     before, taken = (store / GROUP_DOCUMENT).read_bytes(), False
     root = read_root(Folder(store))
+    others = current_entries(Folder(store), root, changed={name})
     try:
-        write_root(store, root.model_copy(update={"index": None}), running=True)
+        write_root(store, with_index(root, None), running=True, keep=True)
         take_place(*places)
         taken = True
-        _write_index(store)
+        write_root(store, indexed(store, with_index(root, others)), running=False)
     except BaseException:
         if taken:
             take_place(*places)
@@ -228,7 +224,5 @@ def _change_places(store: Path, name: str, aside: Path) -> None:
 
 
 def _write_index(store: Path) -> None:
-    """Write the store's index, if it has none."""
-    root = read_root(Folder(store))
-    if root.index is None:
-        write_root(store, root.model_copy(update={"index": root_entries(Folder(store), root.planned)}), running=False)
+    """Bring the store's index up to date."""
+    write_root(store, indexed(store, read_root(Folder(store))), running=False)

@@ -19,6 +19,7 @@ from attnlens.schemas.version import FORMAT, NAMESPACE
 from attnlens.store.chunks import file_regions, grid, read
 from attnlens.store.descriptions import ours
 from attnlens.store.files import clean
+from attnlens.store.lists import whole
 from attnlens.store.manifest import PROOF_ARRAYS
 from attnlens.store.named import NamedArray
 from attnlens.store.reader import Capture, open_store
@@ -74,7 +75,7 @@ def export_hdf5(
     path = Path(output)
     with new_file(path, overwrite=overwrite) as temporary, h5.File(temporary, "w") as file:
         file.attrs["format"] = FORMAT
-        about = opened.metadata.model_dump(mode="json", exclude={"digest", "index"})
+        about = whole(opened.place, opened.metadata).model_dump(mode="json", exclude={"digest", "index", "lists"})
         about["planned"] = [capture.id for capture in there] if captures else opened.metadata.planned
         _write_document(file, {NAMESPACE: about})
         for capture in there:
@@ -98,7 +99,7 @@ def _write_capture(group: h5py.Group, capture: Capture, progress: Progress) -> N
         progress.advance()
     for name in names:
         _name_axes(group, capture[name])
-    attributes = dict(capture.place.document(capture.id)["attributes"])
+    attributes = dict(capture.document["attributes"])
     about = capture.metadata.model_dump(mode="json")
     _write_document(group, {**attributes, NAMESPACE: about, "texts": texts})
 
@@ -106,7 +107,8 @@ def _write_capture(group: h5py.Group, capture: Capture, progress: Progress) -> N
 def _write_array(group: h5py.Group, array: NamedArray) -> dict[str, str]:
     """Write one dataset, file by file; returns the texts with a NUL, by their place in the list."""
     h5, old = require_h5py(), array.zarr
-    text = array.dtype == "string"
+    array.check_there()
+    text = array.kind == "string"
     dataset = group.create_dataset(
         array.name,
         shape=old.shape,

@@ -29,6 +29,7 @@ from attnlens.store.files import group_document, write_document
 from attnlens.store.manifest import MANIFEST_ARRAYS, PROOF_ARRAYS
 from attnlens.store.packing import packing_for
 from attnlens.store.places.json_text import parse_object
+from attnlens.store.processes import without_script
 from attnlens.store.reader import ARRAY_NAME
 from attnlens.store.tools.hdf5 import (
     ATTRIBUTES,
@@ -41,6 +42,7 @@ from attnlens.store.tools.hdf5 import (
 from attnlens.store.tools.output import new_store
 from attnlens.store.tools.rewrite import PACKED_LEVEL
 from attnlens.store.tools.seal import seal_capture, seal_store
+from attnlens.store.workplace import helping
 
 if TYPE_CHECKING:
     import h5py
@@ -98,7 +100,9 @@ def import_hdf5(
         # HDF5's library crashes on some damaged files: a process of its own, so that the crash becomes a line.
         with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
             try:
-                names = process.submit(convert, source, temporary, limits).result()
+                with without_script():
+                    job = process.submit(convert, source, temporary, limits)
+                names = job.result()
             except BrokenProcessPool as error:
                 raise StoreError(f"{file} is damaged: HDF5's own library crashed while reading it") from error
     progress.end()
@@ -112,7 +116,7 @@ def convert(source: Path, root: Path, limits: Limits) -> list[str]:
         StoreError: what the file holds is damaged, or no store.
     """
     try:
-        with require_h5py().File(source, "r") as opened:
+        with helping(root), require_h5py().File(source, "r") as opened:
             return _import_all(opened, root, limits)
     except _RefusedError as error:
         raise StoreError(f"{source}: {error}") from error
@@ -134,7 +138,7 @@ def _import_all(file: h5py.File, root: Path, limits: Limits) -> list[str]:
             raise _RefusedError(f"{name!r} is no capture of the store")
     for name, group in sorted(groups.items()):
         _import_capture(group, root, name, limits)
-    seal_store(root, about)
+    seal_store(root, about.model_copy(update={"lists": None}))  # a store's own, which the file does not have
     return sorted(groups)
 
 

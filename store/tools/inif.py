@@ -209,7 +209,7 @@ def _of_lens(capture: Capture, lens: str, tokens: slice, texts: Texts) -> Iterat
             "id": ids[there].tolist(),
             "text": texts.of(np.ma.MaskedArray(ids[there])).tolist(),
         }
-        for name in cells.keys() - {"token"}:
+        for name in (name for name in cells if name != "token"):
             values = cells[name][there, place]
             known[name] = [None if math.isnan(value) else value for value in values.tolist()]
         yield known

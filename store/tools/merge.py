@@ -14,8 +14,8 @@ from attnlens.schemas.metadata import StoreMetadata
 from attnlens.schemas.version import NAMESPACE
 from attnlens.store.files import clean, group_document, write_document
 from attnlens.store.manifest import document_digest
-from attnlens.store.reader import Capture, open_store
-from attnlens.store.tools.copy import copy_files
+from attnlens.store.reader import Store, open_store
+from attnlens.store.tools.copy import copy_capture
 from attnlens.store.tools.output import new_store
 from attnlens.store.tools.seal import seal_store
 
@@ -62,7 +62,7 @@ def merge(
         temporary.mkdir()
         for number, (store, capture) in enumerate(captures):
             name = f"{number:04d}"
-            _copy(capture, temporary, name)
+            _copy(store, capture.id, temporary, name)
             names[name] = f"{store.path}#{capture.id}"
             progress.advance()
         created = min(store.metadata.created for store in opened)
@@ -72,17 +72,17 @@ def merge(
     return MergeReport(path=path, captures=names)
 
 
-def _copy(capture: Capture, root: Path, name: str) -> None:
+def _copy(store: Store, source: str, root: Path, name: str) -> None:
     """Copy one capture under another number."""
     folder = root / name
-    copy_files(capture.checked_place, capture.id, folder)
-    if name == capture.id:
+    capture = copy_capture(store, source, folder)
+    if name == source:
         return
-    document = capture.place.document(capture.id)
+    document = capture.document
     values = clean({**capture.metadata.model_dump(mode="json", exclude={"digest"}), "id": name})
     consolidated = document.get("consolidated_metadata")
     attributes = {**document["attributes"], NAMESPACE: values}
     document = group_document(attributes, consolidated["metadata"] if consolidated else None)
-    if capture.status == "complete":
+    if capture.sealed:
         values["digest"] = document_digest(document)
     write_document(folder, document)

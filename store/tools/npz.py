@@ -15,6 +15,7 @@ from attnlens.progress import Progress, Silent
 from attnlens.schemas.errors import StoreError
 from attnlens.store.bfloat16 import BFLOAT16
 from attnlens.store.descriptions import default_limits
+from attnlens.store.lists import whole
 from attnlens.store.named import NamedArray
 from attnlens.store.reader import open_store
 from attnlens.store.tools.exports import NUL, NUL_SIGN, ExportReport, blocks, chosen, document, known_arrays, report_of
@@ -61,11 +62,11 @@ def export_npz(
         new_file(path, overwrite=overwrite) as temporary,
         zipfile.ZipFile(temporary, "x", zipfile.ZIP_DEFLATED, compresslevel=LEVEL) as archive,
     ):
-        _write_text(archive, DOCUMENT, document(opened.metadata))
+        _write_text(archive, DOCUMENT, document(whole(opened.place, opened.metadata)))
         for capture in there:
             _write_text(archive, f"{capture.id}/{DOCUMENT}", document(capture.metadata))
             for array in known_arrays(capture):
-                _write_array(archive, f"{capture.id}/{array.name}", array, path.parent)
+                _write_array(archive, f"{capture.id}/{array.name}", array, temporary.parent)
                 progress.advance()
     progress.end()
     return report_of(path, there)
@@ -78,7 +79,7 @@ def _write_text(archive: zipfile.ZipFile, name: str, text: str) -> None:
 
 def _write_array(archive: zipfile.ZipFile, name: str, array: NamedArray, folder: Path) -> None:
     with _member(archive, name) as out:
-        if array.dtype == "string":
+        if array.kind == "string":
             dtype = np.dtype(f"<U{max(1, _longest(array))}")
             _write_header(out, dtype, array.shape)
             for values in _texts(array):
@@ -86,7 +87,7 @@ def _write_array(archive: zipfile.ZipFile, name: str, array: NamedArray, folder:
                 for start in range(0, len(values), step):
                     out.write(np.array(values[start : start + step], dtype).tobytes())
             return
-        dtype = np.dtype("<f4" if array.dtype == BFLOAT16 else array.dtype)
+        dtype = np.dtype("<f4" if array.kind == BFLOAT16 else array.kind)
         _write_header(out, dtype, array.shape)
         write_raw(array, dtype.str, out, folder)
 

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import secrets
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from attnlens.schemas.errors import AttnlensError, InputError, StoreError
 from attnlens.store.durable import FlushError, flush, flush_way
-from attnlens.store.exchange import take_place
+from attnlens.store.exchange import BEFORE, take_place
 from attnlens.store.faults import DISK_FULL, flush_failed
-from attnlens.store.files import PARTIAL
+from attnlens.store.leftovers import sweep
+from attnlens.store.lock import refuse_busy
 from attnlens.store.places import LocalArchive
 from attnlens.store.root import is_free, read_root, replaceable
+from attnlens.store.special import refuse_special
+from attnlens.store.workplace import workplace
 
 
 @contextmanager
@@ -25,24 +26,23 @@ def new_store(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
         InputError: something is at `path`, and it is not to be replaced or is no store.
         StoreError: the disk refuses.
     """
-    if not is_free(path):
-        _may_replace(path, overwrite)
+    with refused(path):
+        sweep(path.parent)
+        refuse_special(path)
+        if not is_free(path):
+            _may_replace(path, overwrite)
     with _beside(path) as temporary:
         yield temporary
 
 
 @contextmanager
 def _beside(path: Path) -> Iterator[Path]:
-    """A name beside `path`, which takes its place when the block ends well and is gone when it does not."""
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}{PARTIAL}")
-    try:
+    """A name to write to, which takes the place of `path` when the block ends well and is gone when it does not."""
+    with refused(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        yield temporary
-        _put(temporary, path)
-    except OSError as error:
-        raise _refused(error, path) from error
-    finally:
-        _remove(temporary)
+        with workplace(path) as temporary:
+            yield temporary
+            _put(temporary, path)
 
 
 @contextmanager
@@ -53,8 +53,11 @@ def new_file(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
         InputError: something is at `path`, and it is not to be replaced.
         StoreError: the disk refuses.
     """
-    if path.is_dir() or (path.exists() and not overwrite):
-        raise InputError(f"{path} {'is a folder' if path.is_dir() else 'exists'}: give another -o, or --overwrite")
+    with refused(path):
+        sweep(path.parent)
+        refuse_special(path)
+        if path.is_dir() or (path.exists() and not overwrite):
+            raise InputError(f"{path} {'is a folder' if path.is_dir() else 'exists'}: give another -o, or --overwrite")
     with _beside(path) as temporary:
         yield temporary
 
@@ -64,6 +67,7 @@ def _may_replace(path: Path, overwrite: bool) -> None:
         raise InputError(f"{path} exists: give another -o, or --overwrite")
     if path.is_dir():
         replaceable(path)
+        refuse_busy(path)
         return
     try:
         read_root(LocalArchive(path))
@@ -72,20 +76,22 @@ def _may_replace(path: Path, overwrite: bool) -> None:
 
 
 def _put(temporary: Path, path: Path) -> None:
-    """Move what was written to its place; what was there then has its name, by which it goes."""
+    """Move what was written to its place; what was there is then where that was, and goes with its folder."""
     if not path.exists() or (temporary.is_file() and path.is_file()):
         flush(temporary)
         temporary.replace(path)
         flush_way(path)
         return
-    take_place(temporary, path, path.with_name(f".{path.name}.{secrets.token_hex(8)}.replaced"))
+    take_place(temporary, path, temporary.parent / BEFORE / path.name)
 
 
-def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        path.unlink(missing_ok=True)
+@contextmanager
+def refused(path: Path) -> Iterator[None]:
+    """What the system refuses while `path` is looked at or written becomes one line about it: StoreError."""
+    try:
+        yield
+    except OSError as error:
+        raise _refused(error, path) from error
 
 
 def _refused(error: OSError, path: Path) -> StoreError:

@@ -12,11 +12,11 @@ from attnlens.progress import Progress, Silent
 from attnlens.schemas.errors import InputError
 from attnlens.store.files import is_partial
 from attnlens.store.front import index_bytes
-from attnlens.store.places import ZIP_SUFFIX, Archive, Place, beside, open_place, stem_of
+from attnlens.store.places import ZIP_SUFFIX, Archive, Place, beside, stem_of
 from attnlens.store.places.archive import COMMENT, END, TAILS, entries_of, header_length, skeleton, tails_entry
 from attnlens.store.places.place import FRONT, GROUP_DOCUMENT
-from attnlens.store.root import read_root
-from attnlens.store.tools.copy import checked_pieces, copy_file
+from attnlens.store.reader import open_store
+from attnlens.store.tools.copy import Proof, checked_pieces, copy_file, proof_of_store
 from attnlens.store.tools.output import new_store
 
 SMALL = 1 << 16
@@ -44,6 +44,9 @@ def pack(
 ) -> PackReport:
     """Write the store as one zip whose entries are not compressed. The same store gives the same bytes.
 
+    Each file of a finished capture is compared with the manifest as it is written. Nothing vouches for the
+    files of a capture that is not finished: they are packed as they are, unless rows are committed meanwhile.
+
     Args:
         store: A store, packed or not.
         output: The zip, `NAME.zarr.zip` beside the store if None.
@@ -52,19 +55,21 @@ def pack(
 
     Raises:
         InputError: something is at `output`.
-        StoreError: `store` is not one, a file of it cannot be read, or the disk refuses.
+        StoreError: `store` is not one, a file of it cannot be read or is not what was written, or the disk refuses.
     """
     progress = progress or Silent()
-    place = open_place(store)
-    read_root(place)
+    source = open_store(store)
+    place = source.place
     path = Path(output) if output is not None else beside(store, stem_of(store) + ZIP_SUFFIX)
     if path.suffix != ".zip":
         raise InputError(f"-o {path}: a packed store is named {stem_of(path)}{ZIP_SUFFIX}")
     sizes = {name: size for name, size in place.files().items() if not is_partial(name) and name != TAILS}
+    proof = proof_of_store(source, sizes)
     progress.stage("packing", len(sizes), "files")
     with new_store(path, overwrite=overwrite) as temporary:
         with temporary.open("xb") as file:
-            _write(file, place, sizes, progress)
+            _write(file, proof, sizes, progress)
+            proof.check_unchanged()
         written = temporary.stat().st_size
     progress.end()
     return PackReport(path=path, files=len(sizes), bytes=written)
@@ -90,17 +95,18 @@ def unpack(
         StoreError: `store` is not one, a file of it is damaged, or the disk refuses.
     """
     progress = progress or Silent()
-    place = open_place(store)
+    source = open_store(store)
+    place = source.place
     if not isinstance(place, Archive):
         raise InputError(f"{store} is not packed")
-    read_root(place)
     path = Path(output) if output is not None else beside(store, f"{stem_of(store)}.zarr")
     sizes = place.files()
+    proof = proof_of_store(source, sizes)
     progress.stage("unpacking", len(sizes), "files")
     with new_store(path, overwrite=overwrite) as temporary:
         temporary.mkdir()
         for name in sizes:
-            copy_file(place, name, temporary / name)
+            copy_file(place, name, temporary / name, proof.hashes.get(name))
             progress.advance()
     progress.end()
     return PackReport(path=path, files=len(sizes), bytes=sum(sizes.values()))
@@ -121,13 +127,14 @@ def order(sizes: dict[str, int]) -> list[str]:
     return sorted(sizes, key=rank)
 
 
-def _write(file: BinaryIO, place: Place, sizes: dict[str, int], progress: Progress) -> None:
+def _write(file: BinaryIO, proof: Proof, sizes: dict[str, int], progress: Progress) -> None:
+    place = proof.place
     with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
         for name in order(sizes):
             info = _entry(name)
             info.file_size = sizes[name]
             with archive.open(info, "w") as entry:
-                for piece in checked_pieces(place, name):
+                for piece in checked_pieces(place, name, proof.hashes.get(name)):
                     entry.write(piece)
             progress.advance()
         if ends := _ends(place, sizes):

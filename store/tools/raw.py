@@ -13,6 +13,7 @@ import numpy as np
 from attnlens.store.bfloat16 import BFLOAT16, encode
 from attnlens.store.named import NamedArray
 from attnlens.store.tools.exports import blocks
+from attnlens.store.workplace import SCRATCH
 
 HELD_BYTES = 1 << 26
 """An array of up to so many bytes is laid out in memory, a larger one in an unnamed file beside the result."""
@@ -20,7 +21,7 @@ ZEROS = bytes(1 << 20)
 
 
 def write_raw(array: NamedArray, dtype: str, out: BinaryIO, folder: Path) -> None:
-    """Append the cells of an array to `out`, in C order.
+    """Append the cells of an array to `out`, in C order. `folder`: a workplace, for what does not fit in memory.
 
     Rows of attention lie in files of all layers, and a layer is what comes first here: so a large array is put
     together in a file of its own, and copied from there.
@@ -36,7 +37,7 @@ def write_raw(array: NamedArray, dtype: str, out: BinaryIO, folder: Path) -> Non
             whole[region] = values
         out.write(whole.data.cast("B") if size else b"")
         return
-    with tempfile.TemporaryFile(dir=folder) as file:
+    with tempfile.TemporaryFile(dir=folder, prefix=SCRATCH) as file:  # where that needs a name, it has one for a moment
         reserve(file, size)
         place_raw(array, dtype, file, 0)
         file.seek(0)
@@ -53,7 +54,7 @@ def place_raw(array: NamedArray, dtype: str, file: BinaryIO, start: int) -> None
     for region, values in blocks(array):
         # Mapped anew for each block, so that what was written does not stay in the process.
         cells = np.memmap(file, dtype, "r+", start, array.shape)
-        cells[region] = encode(values) if array.dtype == BFLOAT16 and cells.dtype == np.uint16 else values
+        cells[region] = encode(values) if array.kind == BFLOAT16 and cells.dtype == np.uint16 else values
         del cells
 
 

@@ -52,16 +52,17 @@ def rewrite(
         about: What is added to our attributes.
 
     Raises:
-        StoreError: a chunk is damaged.
+        StoreError: a chunk is damaged or missing.
     """
     old = array.zarr
+    array.check_there()
     shape, chunks, shards = old.shape, old.chunks, old.shards
     if ranks is not None:
         shape, chunks = (*shape[:-1], ranks), (*chunks[:-1], ranks)
         shards = None if shards is None else (*shards[:-1], ranks)
     attributes: dict[str, Any] = dict(old.attrs.asdict())
     attributes[NAMESPACE] = {**ours(attributes), **(about or {})}
-    text = array.dtype == "string"
+    text = array.kind == "string"
     kind: Any = str if text else dtype or old.dtype
     fill = 255 if dtype == "uint8" and old.dtype != np.uint8 else old.fill_value
     name = "string" if text else np.dtype(kind).name

@@ -20,6 +20,7 @@ from attnlens.progress import Progress, Silent
 from attnlens.schemas.errors import InputError, StoreError
 from attnlens.schemas.version import NAMESPACE
 from attnlens.store.bfloat16 import BFLOAT16
+from attnlens.store.lists import whole
 from attnlens.store.named import NamedArray
 from attnlens.store.reader import open_store
 from attnlens.store.tools.exports import ExportReport, blocks, chosen, document, known_arrays, report_of
@@ -68,12 +69,12 @@ def export_safetensors(
     """
     progress, opened, path = progress or Silent(), open_store(store), Path(output)
     there = chosen(opened, captures)
-    about = {"format": "np", NAMESPACE: document(opened.metadata)}
+    about = {"format": "np", NAMESPACE: document(whole(opened.place, opened.metadata))}
     arrays: dict[str, NamedArray] = {}
     for capture in there:
         about[capture.id] = document(capture.metadata)
         for array in known_arrays(capture):
-            if array.dtype == "string":
+            if array.kind == "string":
                 about[f"{capture.id}/{array.name}"] = _texts(array)
             else:
                 arrays[f"{capture.id}/{array.name}"] = array
@@ -112,16 +113,16 @@ def _item(array: NamedArray) -> int:
 
 
 def _stored(array: NamedArray) -> str:
-    return "uint16" if array.dtype == BFLOAT16 else array.dtype
+    return "uint16" if array.kind == BFLOAT16 else array.kind
 
 
 def _header(tensors: Sequence[_Tensor], about: dict[str, str]) -> bytes:
     """The length of the JSON, the JSON, and spaces up to where numbers may begin."""
     listed: dict[str, object] = {"__metadata__": about}
     for tensor in tensors:
-        dtype = TYPES.get(tensor.array.dtype)
+        dtype = TYPES.get(tensor.array.kind)
         if dtype is None:
-            raise StoreError(f"{tensor.array.path}: dtype {tensor.array.dtype} is none that the format has")
+            raise StoreError(f"{tensor.array.path}: dtype {tensor.array.kind} is none that the format has")
         listed[tensor.name] = {
             "dtype": dtype,
             "shape": tensor.array.shape,

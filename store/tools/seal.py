@@ -18,6 +18,7 @@ from attnlens.store.commit import COORDINATES
 from attnlens.store.create import create_array, write_digests
 from attnlens.store.files import clean, group_document, read_document, write_document
 from attnlens.store.front import write_front
+from attnlens.store.lists import with_index
 from attnlens.store.manifest import MANIFEST_ARRAYS, PROOF_ARRAYS, document_digest, file_hashes, listed, manifest_hash
 from attnlens.store.places import Folder
 from attnlens.store.root import root_entries, write_root
@@ -57,8 +58,7 @@ def seal_capture(root: Path, metadata: CaptureMetadata, others: Mapping[str, Any
 
 def seal_store(root: Path, metadata: StoreMetadata) -> None:
     """Write the store's zarr.json with the index of its captures."""
-    entries = root_entries(Folder(root), metadata.planned)
-    write_root(root, metadata.model_copy(update={"index": entries}), running=False)
+    write_root(root, with_index(metadata, root_entries(Folder(root), metadata.planned)), running=False)
 
 
 def seal(root: Path, name: str) -> None:

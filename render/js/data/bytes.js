@@ -10,6 +10,8 @@ export class ChangedError extends Error {}
 
 export class Bytes {
   #tags = new Map(); // capture → the tag that its files must have
+  #proofs = new Map(); // capture → what its files are compared with
+  #totals = new Map(); // key → size of the file
   #waiting = [];
   #kept = new Map(); // key → null (not there) or {bytes, start, total}
   #size = 0;
@@ -22,12 +24,23 @@ export class Bytes {
   /** A whole file, or undefined. */
   async get(key) {
     const name = key.slice(1);
-    return this.documents.get(name) ?? this.#wish(name, null);
+    return this.documents.get(name) ?? this.#checked(name, null);
   }
 
   /** Part of a file, {offset, length} or {suffixLength}, or undefined. */
   async getRange(key, { offset, length, suffixLength }) {
-    return this.#wish(key.slice(1), suffixLength ? -suffixLength : [offset, offset + length]);
+    return this.#checked(key.slice(1), suffixLength ? -suffixLength : [offset, offset + length]);
+  }
+
+  /** Compare what is read of a capture from now on. */
+  prove(capture, proof) {
+    this.#proofs.set(capture, proof);
+  }
+
+  async #checked(key, range) {
+    const bytes = await this.#wish(key, range), proof = this.#proofs.get(key.split("/", 1)[0]);
+    await proof?.check(key, range, bytes, { total: () => this.#totals.get(key) ?? null, whole: () => this.#wish(key, null) });
+    return bytes;
   }
 
   /** See that files of a capture are those of this tag, where the source tells tags. */
@@ -85,6 +98,7 @@ export class Bytes {
       return;
     }
     const answer = found?.missing ? null : found;
+    if (answer?.total != null) this.#totals.set(key, answer.total);
     if (answer === null) this.#kept.set(key, null);
     else if (answer.bytes.length === answer.total || typeof range === "number") this.#keep(key, answer);
     for (const part of parts) {

@@ -14,6 +14,7 @@ export class Http {
   constructor(base, { batch = false } = {}) {
     this.base = base;
     this.batch = batch;
+    this.proven = batch; // the server of lens view has compared what it sends
     this.sameOrigin = base.origin === globalThis.location?.origin;
     this.requests = 0;
     this.bytes = 0;
@@ -97,6 +98,7 @@ export class Http {
 
 /** A store inside the page: key → base64. */
 export class Embedded {
+  proven = true; // export has compared what it put in
   requests = 0;
   bytes = 0;
   constructor(files) { this.files = files; }

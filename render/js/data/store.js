@@ -1,5 +1,6 @@
 // A store and its captures, as docs/format.md tells. Nothing here believes the file: names, types and axes are checked.
 
+import { sha256 } from "@noble/hashes/sha2.js";
 import * as zarr from "zarrita";
 import { ARRAYS, FORMAT, VERSION } from "../contract.js";
 import { bfloats, WHOLE } from "./bfloat.js";
@@ -7,9 +8,13 @@ import { Bytes, ChangedError } from "./bytes.js";
 import "./codecs.js";
 import { floats } from "./half.js";
 import { modelName } from "./naming.js";
+import { DamagedError, hex, Proof } from "./proof.js";
 
 const ID = /^\d{4,12}$/;
+const INDEX = /^index-[0-9a-f]{16}$/; // the group of an index that is too long for the store's own metadata
 const MODEL = ["float32", "float16", "uint16"]; // of queries and keys; uint16 are the bits of bfloat16
+const LANES = ["layer", "head", "kv_head"]; // a writer leaves out those that the model does not have
+const EARLY = ["token_id", "token_text", "token_special"]; // known of every token, fed or not
 const STORED = { float16: ["uint16", 0x7e00], bool: ["uint8", 0] };
 
 /** Something a person is told: what was found, and what to do. */
@@ -33,21 +38,51 @@ export class Store {
     Object.assign(this, { bytes, name, about, documents });
     this.ids = (Array.isArray(about.planned) ? about.planned : []).filter((id) => ID.test(id));
     this.captures = new Map();
+    this.entries = new Map((Array.isArray(about.index) ? about.index : []).map((entry) => [entry?.id, entry]));
   }
 
-  /** What the index says of a capture, for lists. */
-  summary(id) {
-    return (this.about.index ?? []).find((entry) => entry?.id === id) ?? { id };
+  /** What the index says of the captures, for lists: a Map by id. */
+  async index() {
+    const folder = this.about.lists?.index?.folder;
+    if (this.about.index || folder === undefined) return this.entries;
+    this.listed ??= this.#listed(`${folder}`);
+    return this.listed;
+  }
+
+  /** The same from arrays, which are longer than anybody wants to read for the sake of one capture. */
+  async #listed(folder) {
+    if (!INDEX.test(folder)) throw new StoreError(`${this.name}: its index has no such name, ${folder.slice(0, 40)}. Run lens verify.`);
+    try {
+      const [ids, prompts, completions] = await Promise.all(["id", "prompt", "completion"].map(async (name) => {
+        const array = await zarr.open.v3(zarr.root(this.bytes).resolve(`${folder}/${name}`), { kind: "array" });
+        if (!array.is("string") || array.shape.length !== 1 || array.shape[0] > this.ids.length) throw new Error(`${name} is no list of texts`);
+        const chunks = Array.from({ length: Math.ceil(array.shape[0] / array.chunks[0]) }, (_, place) => `${name}/c/${place}`);
+        await Promise.all([`${name}/zarr.json`, ...chunks].map((file) => this.#compare(folder, file)));
+        return (await zarr.get(array)).data;
+      }));
+      return new Map(Array.from(ids, (id, place) => [id, { id, prompt: prompts[place], completion: completions[place] }]));
+    } catch (error) {
+      throw new StoreError(`${this.name}: its index cannot be read. ${error.message}. Run lens verify.`);
+    }
+  }
+
+  /** See that a file of the index is the one that the store's metadata name. */
+  async #compare(folder, file) {
+    const bytes = await this.bytes.get(`/${folder}/${file}`);
+    if (!bytes || hex(sha256(bytes)) !== this.about.lists.index.files?.[file]) throw new Error(`${file} is not the file that was written`);
   }
 
   /** The copy of a capture's metadata in the store's own, undefined where there is none or the index tells of another. */
   copy(id) {
-    const found = this.documents[id], { digest } = this.summary(id);
+    const found = this.documents[id], digest = this.entries.get(id)?.digest;
     return digest && found?.attributes?.attnlens?.digest !== digest ? undefined : found;
   }
 
   async capture(id) {
-    if (!this.ids.includes(id)) throw new StoreError(`${this.name} has no capture ${id}; it has ${this.ids.join(", ") || "none"}.`);
+    if (!this.ids.includes(id)) {
+      const { ids } = this, some = ids.length > 12 ? `${ids.length}, ${ids[0]} … ${ids.at(-1)}` : ids.join(", ");
+      throw new StoreError(`${this.name} has no capture ${id}; it has ${some || "none"}.`);
+    }
     if (!this.captures.has(id)) this.captures.set(id, await Capture.open(this, id));
     return this.captures.get(id);
   }
@@ -71,7 +106,11 @@ export class Capture {
         if (text) documents.set(name, parse(text, `${id}/${name}/zarr.json`));
       }
     }));
-    return new Capture(store, id, about, documents);
+    const capture = new Capture(store, id, about, documents);
+    const proof = store.bytes.source.proven || about.status !== "complete" ? null : new Proof(capture);
+    store.bytes.prove(id, proof);
+    proof?.begin();
+    return capture;
   }
 
   constructor(store, id, about, documents) {
@@ -134,10 +173,14 @@ export class Capture {
     });
     try {
       const array = await this.#open(name);
-      return inOrder(await zarr.get(array, parts));
+      const found = inOrder(await zarr.get(array, parts));
+      await this.#there(name, parts);
+      return found;
     } catch (error) {
       const changed = error instanceof ChangedError ? error : error.cause;
       if (changed instanceof ChangedError) throw changed;
+      const damaged = error instanceof DamagedError ? error : error.cause;
+      if (damaged instanceof DamagedError) throw new StoreError(damaged.message);
       if (error instanceof StoreError) throw error;
       const cause = error.cause?.message ? `: ${error.cause.message}` : "";
       throw new StoreError(`${this.id}/${name} cannot be read. ${error.message}${cause}`);
@@ -150,6 +193,37 @@ export class Capture {
     if (!(data instanceof Uint16Array)) return data;
     const document = this.#document(name);
     return document.data_type === "uint16" ? bfloats(data, encoding(document)) : floats(data);
+  }
+
+  /**
+   * Of a capture that is not finished no manifest tells its files. Its writer stores every one of what it committed, so
+   * one that is missing is absent: no fill value stands for it. As store/presence.py.
+   */
+  async #there(name, parts) {
+    const { about } = this, { dimension_names: axes, shape, chunk_grid: { configuration: { chunk_shape: step } } } = this.#document(name);
+    const sealed = about.status === "complete" || (about.digest && about.manifest);
+    if (sealed || about.crop || !this.nRow || name === "model_probability") return;
+    if (axes.length > 1 && axes.some((axis) => LANES.includes(axis))) return; // looked at where they are read
+    const wanted = axes[0] === "entry" ? await this.#entries(name, Math.ceil(shape[0] / step[0])) : await Promise.all(parts.map(async ({ start, stop }, place) => {
+      if (axes[place] === "token" && !EARLY.includes(name)) stop = Math.min(stop, this.nRow);
+      if (axes[place] === "byte") stop = Math.min(stop, (await this.read("token_byte_offset", [this.nToken]))[0]);
+      const first = Math.floor(start / step[place]);
+      return Array.from({ length: Math.max(0, Math.ceil(stop / step[place]) - first) }, (_, index) => first + index);
+    }));
+    const keys = wanted.reduce((found, numbers) => found.flatMap((key) => numbers.map((number) => `${key}/${number}`)), ["c"]);
+    const missing = (await Promise.all(keys.map(async (key) => [key, await this.#exists(name, key)]))).find(([, there]) => !there);
+    if (missing) throw new StoreError(`${this.id}/${name}/${missing[0]} is missing, though it was committed. Run lens verify.`);
+  }
+
+  /** Numbers of the files that a list of the vocabulary must have: it grows, and texts are written before ids. */
+  async #entries(name, count) {
+    const there = (array) => Promise.all(Array.from({ length: count }, (_, number) => this.#exists(array, `c/${number}`)));
+    const ids = name === "vocabulary_text" && this.has("vocabulary_id") ? (await there("vocabulary_id")).filter(Boolean).length : 1;
+    return [Array.from({ length: Math.max(1, ids, (await there(name)).lastIndexOf(true) + 1) }, (_, number) => number)];
+  }
+
+  async #exists(name, key) {
+    return (await this.store.bytes.getRange(`/${this.id}/${name}/${key}`, { suffixLength: 1 })) !== undefined;
   }
 
   /** What the format says of an array; further lenses have the names of the first with their own behind. */

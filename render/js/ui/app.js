@@ -12,7 +12,7 @@ import { MapView } from "../views/map.js";
 import { QueryView } from "../views/query.js";
 import { TextView } from "../views/text.js";
 import { Search } from "./search.js";
-import { read, write } from "./state.js";
+import { pair, read, write } from "./state.js";
 import { Timeline } from "./timeline.js";
 import { headline, missing } from "./words.js";
 import { legible, legibleBytes } from "../text/legible.js";
@@ -111,7 +111,10 @@ export class App {
       document.title = `${side.capture.model} · ${side.store.name} · attnlens`;
       await Promise.all([this.refresh(), early]);
       await this.controls.sync();
-      side.lens.refined.then(() => serial === this.#serial && this.refresh(), this.fail);
+      side.lens.refined.then(() => serial === this.#serial && this.refresh(), (error) => {
+        side.lens.broken = error; // said again whenever something is drawn without it
+        this.fail(error);
+      });
     } catch (error) {
       if (serial === this.#serial) this.fail(error);
     }
@@ -140,6 +143,7 @@ export class App {
       const title = lens.ensure(["lens_probability", "lens_token"], state.query, state.query + 1);
       if (title) title.then(() => serial === this.#serial && this.retitle(), this.fail);
       else this.retitle();
+      if (lens.broken) this.fail(lens.broken);
       this.controls.drawLegend();
       this.cell.show();
       this.overview.show();
@@ -179,10 +183,10 @@ export class App {
     if (!Object.hasOwn(VIEWS, state.view)) state.view = "cells";
     if (!Object.hasOwn(SCALES, state.scale)) state.scale = "raw";
     if (!TEXT_NAMES.includes(state.text)) state.text = "token";
-    if (!/^\d+:(\d+|reduced)$/.test(state.map)) state.map = "0:0";
-    const [layer, head] = state.map.split(":");
+    if (!/^\d+[.:](\d+|reduced)$/.test(state.map)) state.map = "0.0";
+    const [layer, head] = pair(state.map);
     const within = Math.min(Number(layer), Math.max(0, side.capture.nLayer - 1));
-    state.map = `${within}:${head === "reduced" ? head : Math.min(Number(head), Math.max(0, nHead - 1))}`;
+    state.map = `${within}.${head === "reduced" ? head : Math.min(Number(head), Math.max(0, nHead - 1))}`;
     if (state.layer !== "all" && !(Number(state.layer) < side.capture.nLayer)) state.layer = "all";
   }
 }

@@ -1,6 +1,7 @@
 // The `lens render` command that draws what the page shows.
 
 import { select, runs } from "../text/select.js";
+import { pair } from "./state.js";
 
 const quoted = (text) => (/^[A-Za-z0-9_.,:/@%+=#-]+$/.test(text) ? text : `'${text.replaceAll("'", "'\\''")}'`);
 
@@ -16,7 +17,7 @@ export function command(state, { store, capture, columns, nColumn }) {
   }
   add("--capture", capture.id);
   if (state.view === "map") {
-    const [layer, head] = state.map.split(":");
+    const [layer, head] = pair(state.map);
     const rows = runs(select(`${columns.rows[0]}:${columns.rows[1]}`, capture.nRow, "query"), "-", ",");
     add("--queries", rows);
     add("--map", head === "reduced" ? layer : state.map);

@@ -6,6 +6,7 @@ import { TEXT_NAMES } from "../text/cells.js";
 import { VIEWS } from "./app.js";
 import { command } from "./command.js";
 import { choice, h } from "./dom.js";
+import { pair } from "./state.js";
 import { details, headline, ticks } from "./words.js";
 
 const COLOURS = [["coolwarm", "coolwarm"], ["cividis", "cividis (safe for all eyes)"], ["viridis", "viridis"], ["magma", "magma"]];
@@ -26,8 +27,8 @@ export class Controls {
     this.scale = choice("scale", Object.keys(SCALES).map((name) => [name, name]), "raw", set("scale"), { title: "what a colour stands for" });
     this.text = choice("text", TEXT_NAMES.map((name) => [name, name]), "token", set("text"), { title: "what stands in the cells" });
     this.colour = choice("colours", COLOURS, "coolwarm", set("cmap"));
-    this.mapLayer = choice("layer", [], "0", (value) => app.set({ map: `${value}:${app.state.map.split(":")[1]}`, at: null }));
-    this.mapHead = choice("head", [], "0", (value) => app.set({ map: `${app.state.map.split(":")[0]}:${value}`, at: null }));
+    this.mapLayer = choice("layer", [], "0", (value) => app.set({ map: `${value}.${pair(app.state.map)[1]}`, at: null }));
+    this.mapHead = choice("head", [], "0", (value) => app.set({ map: `${pair(app.state.map)[0]}.${value}`, at: null }));
     this.layer = choice("layer", [], "all", set("layer"));
     this.others = choice("with", [], "", set("with"));
     const box = h("input", { type: "checkbox", onchange: () => app.set({ diff: box.checked, at: null }) });
@@ -75,7 +76,7 @@ export class Controls {
       this.suggestions.replaceChildren(...[...HEADS, ...heads.map(([head]) => head)].map((value) => h("option", { value })));
     }
     if (document.activeElement !== this.heads) this.heads.value = state.heads;
-    const [layer, head] = state.map.split(":");
+    const [layer, head] = pair(state.map);
     fill(this.mapLayer, layers, layer);
     fill(this.mapHead, [...heads, ["reduced", "as under heads"]], head);
     fill(this.layer, [["all", "all, the largest"], ...layers], state.layer);
@@ -101,7 +102,7 @@ export class Controls {
     for (let level = 0; level < 256; level++) image.data.set([...scene.colours.rgb.subarray(3 * level, 3 * level + 3), 255], 4 * level);
     context.putImageData(image, 0, 0);
     this.ticks.replaceChildren(...ticks(scene, state.scale).map(([, text]) => h("span", {}, text)));
-    const heads = state.view === "map" && !state.map.endsWith("reduced") ? `head ${state.map.split(":")[1]} of ${app.side.capture.nHead}` : app.heads.label;
+    const heads = state.view === "map" && !state.map.endsWith("reduced") ? `head ${pair(state.map)[1]} of ${app.side.capture.nHead}` : app.heads.label;
     this.legendText.textContent = `${scene.kind === "diff" ? "difference of attention" : SCALES[state.scale].bar}: ${heads}`;
   }
 
@@ -140,12 +141,12 @@ export class Controls {
     if (!board) throw new Error("The text cannot be saved as a picture: print the page, or save the cells or the map.");
     const { columns } = inView(board), scene = board.scene;
     const words = {
-      title: state.view === "map" ? `layer ${state.map.split(":")[0]}, ${this.legendText.textContent}` : headline(side, state.query),
+      title: state.view === "map" ? `layer ${pair(state.map)[0]}, ${this.legendText.textContent}` : headline(side, state.query),
       details: details(side, state, app.heads, `${scene.columnNumber(columns[0])}–${scene.columnNumber(columns[1] - 1)}`),
       ticks: ticks(scene, state.scale),
     };
     const blob = kind === "png" ? await png(board, words) : svg(board, words);
-    const name = state.view === "map" ? `map_${state.map.replace(":", "_")}` : `${state.view === "compare" ? "diff" : "attn"}_${state.query}`;
+    const name = state.view === "map" ? `map_${pair(state.map).join("_")}` : `${state.view === "compare" ? "diff" : "attn"}_${state.query}`;
     const link = h("a", { href: URL.createObjectURL(blob), download: `${name}.${kind}` });
     link.click();
     setTimeout(() => URL.revokeObjectURL(link.href), 10000);

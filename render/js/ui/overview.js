@@ -74,10 +74,10 @@ export class Heads {
 
   #pick = (layer, head, add) => {
     const { app } = this, { state } = app;
-    if (state.view === "map") return app.set({ map: `${layer}:${head}` });
+    if (state.view === "map") return app.set({ map: `${layer}.${head}` });
     const others = add && app.heads.list ? app.heads.list : [];
     const heads = others.includes(head) && others.length > 1 ? others.filter((one) => one !== head) : [...new Set([...others, head])].sort((a, b) => a - b);
-    return app.set({ heads: heads.join(","), map: `${layer}:${head}` });
+    return app.set({ heads: heads.join(","), map: `${layer}.${head}` });
   };
 }
 
@@ -105,9 +105,9 @@ export function overview(found, { capture, state, pick, sort }) {
     const words = Object.entries(WORDS).map(([name, word]) => `${word} ${shortest(Math.fround(Number(scores[name][place].toPrecision(3))))}`);
     const label = `layer ${layer}, head ${head}: ${words.join(", ")}`;
     return h("button", {
-      type: "button", class: "glyph", title: label, "aria-label": label, "data-head": `${layer}:${head}`,
+      type: "button", class: "glyph", title: label, "aria-label": label, "data-head": `${layer}.${head}`,
       onclick: (event) => pick(layer, head, event.shiftKey || event.ctrlKey || event.metaKey),
-    }, small, h("span", { "aria-hidden": "true" }, by ? `${layer}:${head}` : String(head)));
+    }, small, h("span", { "aria-hidden": "true" }, by ? `${layer}.${head}` : String(head)));
   });
   const body = by ? [h("div", { class: "glyphs" }, glyphs)] : byLayer(order, glyphs, nHead);
   const about = queries.length > 1 ? `${queries.length} of the queries 0 … ${found.query}, downwards` : `query ${found.query}`;

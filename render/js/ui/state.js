@@ -2,9 +2,14 @@
 
 const DEFAULTS = {
   view: "cells", capture: null, query: null, heads: "max", scale: "raw", text: "token", cmap: "coolwarm", lens: null,
-  at: null, from: null, cell: null, row: null, find: "", map: "0:0", layer: "all", sort: null, with: null, diff: false,
+  at: null, from: null, cell: null, row: null, find: "", map: "0.0", layer: "all", sort: null, with: null, diff: false,
 };
 const NUMBERS = new Set(["query", "from", "cell", "row"]);
+
+/** Layer and head of a map, as texts: "17.4", or "17:4" as addresses had it before; "17.reduced" is all heads as one. */
+export function pair(map) {
+  return map.split(/[.:]/);
+}
 
 /** State of a fragment such as #query=41&heads=mean. What cannot be used is left out. */
 export function read(fragment) {

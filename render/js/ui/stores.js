@@ -51,9 +51,9 @@ export class Stores {
   async list() {
     const found = [];
     for (const name of this.names) {
-      const store = await this.store(name);
+      const store = await this.store(name), index = await store.index();
       for (const id of store.ids) {
-        const { prompt, completion } = store.summary(id), text = `${completion || prompt || ""}`.replace(/\s+/g, " ").slice(0, 40);
+        const { prompt, completion } = index.get(id) ?? {}, text = `${completion || prompt || ""}`.replace(/\s+/g, " ").slice(0, 40);
         found.push([this.key(store, id), `${this.names.length > 1 ? `${name} ` : ""}${id}${text ? ` ${text}` : ""}`]);
       }
     }

@@ -1,5 +1,6 @@
 // The view of one head: queries × keys.
 
+import { pair } from "../ui/state.js";
 import { mapScene } from "./map_scene.js";
 import { place, placed } from "./query.js";
 
@@ -17,7 +18,7 @@ export class MapView {
   async show() {
     const { app, board } = this, { side, state, heads } = app, { capture, lens, attention } = side;
     if (attention.absent) throw new Error(`A map needs attention of every head, and there is none: ${attention.absent}.`);
-    const [layer, head] = state.map.split(":");
+    const [layer, head] = pair(state.map);
     const key = [side.key, state.map, state.scale, state.cmap, head === "reduced" ? state.heads : ""].join(" ");
     if (key !== this.made || board.scene?.lens !== lens) {
       this.made = key;
