@@ -289,7 +289,8 @@ def test_a_function_that_scales_by_the_width_of_its_values_is_given_all_of_them(
         weights = (q @ k.transpose(-1, -2) / v.size(-1) ** 0.5).softmax(-1)
         return weights @ v, weights
 
-    found = tap_module._in_float(own, *map(torch.tensor, (query, key, value)), None, (), {})
+    given = [torch.tensor(one) for one in (query, key, value)]
+    found = tap_module._in_float(own, given[0], given[1], given[2], None, (), {})
     scores = query[0] @ key[0].swapaxes(-1, -2) / 8**0.5
     expected = np.exp(scores) / np.exp(scores).sum(-1, keepdims=True)
     np.testing.assert_allclose(found.numpy(), expected, atol=1e-6)
