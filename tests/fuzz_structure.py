@@ -27,6 +27,7 @@ import traceback
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -119,7 +120,10 @@ def _rows(capture: Any) -> Any:
         return None
     kept = {axis: np.flatnonzero(mask).tolist() for axis, mask in capture.kept.items()}
     queries = [query for query in kept.get("query", range(capture.n_token)) if query < capture.committed]
-    return capture.attention.rows([queries[0], queries[-1]], layers=kept.get("layer"), heads=kept.get("head"))
+    layers = [
+        layer for layer in np.flatnonzero(capture.attention_layers).tolist() if layer in kept.get("layer", [layer])
+    ]
+    return capture.attention.rows([queries[0], queries[-1]], layers=layers, heads=kept.get("head"))
 
 
 class TooLong(BaseException):
@@ -177,12 +181,11 @@ def run(arguments: list[str]) -> tuple[Any, str, str]:
 
 
 def same(one: Any, two: Any) -> bool:
+    """Whether two arrays are equal, NaN included: numbers bit by bit."""
     one, two = np.asarray(one), np.asarray(two)
-    return (
-        one.shape == two.shape and one.dtype == two.dtype and one.tobytes() == two.tobytes()
-        if (one.dtype.kind in "fiub")
-        else one.tolist() == two.tolist()
-    )
+    if one.dtype.kind not in "biuf":
+        return bool(one.tolist() == two.tolist())
+    return bool(one.shape == two.shape and one.dtype == two.dtype and one.tobytes() == two.tobytes())
 
 
 def reading(store: Path, base: Base, whole: bool) -> tuple[list[str], bool]:
@@ -259,7 +262,8 @@ def served(store: Path, base: Base, chance: random.Random, whole: bool) -> list[
             many = json.dumps([[key, None], [key, [0, 8]], [key, -9]]).encode()
             headers = (("host", "localhost"), *((("range", span),) if span else ()))
             for method, path, body in (("GET", key, b""), ("POST", "", many)):
-                request = Request(method, f"/{server.token}/store/0/{path}", headers, lambda most, body=body: body)
+                address = f"/{server.token}/store/0/{path}"
+                request = Request(method, address, headers, partial(lambda body, most: body, body))
                 try:
                     answer = server.answer(request)
                     data = b"".join(answer.pieces)
@@ -310,7 +314,7 @@ def packed(store: Path, folder: Path, base: Base, arguments: list[str]) -> list[
     import attnlens
     from attnlens.schemas.errors import AttnlensError
 
-    wrong = []
+    wrong: list[str] = []
     if arguments[0] in ("pack", "unpack"):
         wrong, _ = reading(Path(arguments[4]), base, whole=True)
     if arguments[0] == "merge":
@@ -466,7 +470,12 @@ def _watch(first: int, count: int, folder: Path, wrong: list[str], keep: Path | 
     ):
         assert process.stdout is not None
         number, running = first, False
-        signal.signal(signal.SIGTERM, lambda *_: (process.kill(), sys.exit(1)))
+
+        def end(number: int, frame: Any) -> None:
+            process.kill()
+            sys.exit(1)
+
+        before = signal.signal(signal.SIGTERM, end)
         signal.signal(signal.SIGALRM, lambda *_: process.kill())
         signal.alarm(STUCK * 3)
         for line in process.stdout:
@@ -485,6 +494,7 @@ def _watch(first: int, count: int, folder: Path, wrong: list[str], keep: Path | 
                 number += 1
         code = process.wait()
         signal.alarm(0)
+        signal.signal(signal.SIGTERM, before)
         if code or running:
             err.seek(0)
             _note(f"store {number}\nthe process ended with {code}: {err.read()[-2000:]}", wrong)

@@ -398,7 +398,7 @@ def _inner(folder: Path) -> list[int] | None:
         )
     except (KeyError, TypeError, IndexError):
         return None
-    return list(sizes) if whole else None
+    return list(sizes) if sizes and whole else None
 
 
 def values(path: Path, chance: Chance) -> str:
@@ -601,7 +601,8 @@ def zip_directory(target: Path, chance: Chance) -> str:
     at = data.rfind(b"PK\x05\x06")
     end = list(END.unpack_from(data, at))
     tail = data[at + END.size :]
-    start, entries, place = end[6], [], end[6]
+    start, place = end[6], end[6]
+    entries: list[list[Any]] = []
     while data[place : place + 4] == b"PK\x01\x02":
         head = list(CENTRAL.unpack_from(data, place))
         length = CENTRAL.size + head[10] + head[11] + head[12]

@@ -99,7 +99,7 @@ def test_one_of_two_processes_is_killed(tmp_path: Path, truth: Path) -> None:
     assert not list(path.rglob("*.partial"))
 
 
-@pytest.mark.parametrize("victims", [0, 1])
+@pytest.mark.parametrize("victims", [0, pytest.param(1, marks=pytest.mark.nightly)])
 def test_two_processes_replace_a_store_together(tmp_path: Path, truth: Path, victims: int) -> None:
     path, beside, chance = tmp_path / "run.zarr", tmp_path / "run.new.zarr", random.Random(6)
     Sample().write(path)

@@ -19,10 +19,9 @@ from store_sample import tree_hash
 
 KILLS = int(os.environ.get("ATTNLENS_KILLS", "2"))
 """How often each command is killed; 25 is the acceptance run."""
-ELSEWHERE = {"capture", "capture --overwrite", "capture --prompts", "capture --prompts --overwrite", "relens"}
-"""Killed in test_capture_kill, test_capture_replace, test_batch_kill and test_relens_kill too."""
-ALIKE = {"merge", "unpack", "import", "crop", "export to npz", "export to safetensors", "export to INIF"}
-"""Whose writing is that of another command that is killed in each run of the suite."""
+ALWAYS = {"capture --append", "crop --overwrite", "import", "pack"}
+"""Killed in each run of the suite. The others write by the same functions, or are killed in test_capture_kill,
+test_capture_replace, test_batch_kill and test_relens_kill as well."""
 
 
 @pytest.fixture(scope="module")
@@ -117,7 +116,7 @@ def go_on(name: str, folder: Path, out: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.nightly if name in ELSEWHERE | ALIKE else ()) for name in COMMANDS]
+    "name", [pytest.param(name, marks=() if name in ALWAYS else pytest.mark.nightly) for name in COMMANDS]
 )
 def test_a_command_that_is_killed(
     name: str, folder: Path, killer: Killer, tmp_path: Path, caplog: pytest.LogCaptureFixture

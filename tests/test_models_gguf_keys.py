@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 from pathlib import Path
+from threading import Timer
 from typing import Any
 
 import numpy as np
@@ -15,6 +18,7 @@ from attnlens.benchmarks.models.gguf_round_trip import LLAMA3, eager_rows, rando
 from attnlens.benchmarks.models.gguf_round_trip import rope_of as rope
 from attnlens.capture import capture
 from attnlens.capture.models import load
+from attnlens.capture.models.gguf import read_header
 from attnlens.capture.models.outline import outline
 from attnlens.capture.models.request import Request
 from attnlens.schemas.errors import InputError, ModelError
@@ -272,3 +276,20 @@ def test_more_tokens_than_rows(tmp_path: Path) -> None:
     write_gguf(tmp_path / "tiny.gguf", model, byte_tokenizer(), keys={"tokenizer.ggml.tokens": ["a"] * 300})
     with pytest.raises(ModelError, match="300 tokens and an embedding of 260 rows"):
         load(str(tmp_path / "tiny.gguf"), device="cpu")
+
+
+def test_a_pipe_in_place_of_a_file_is_not_waited_for(tmp_path: Path) -> None:
+    pipe = tmp_path / "model.gguf"
+    os.mkfifo(pipe)
+
+    def end() -> None:
+        with contextlib.suppress(OSError):
+            os.close(os.open(pipe, os.O_WRONLY | os.O_NONBLOCK))
+
+    waited = Timer(5, end)
+    waited.start()
+    try:
+        with pytest.raises(ModelError, match="no plain file"):
+            read_header(pipe)
+    finally:
+        waited.cancel()

@@ -176,8 +176,8 @@ def test_a_store_whose_own_document_is_no_file_is_not_waited_for(
             (place / "zarr.json").symlink_to("nowhere")
     for command in WRITERS.values():
         assert "odd.zarr" in lens(*(str(place) if part.startswith("run") else part for part in command), "out")
-    for command in ("crop", "merge"):
-        line = lens(*WRITERS[command], place, "--overwrite")
+    for name in ("crop", "merge"):
+        line = lens(*WRITERS[name], place, "--overwrite")
         assert "will not overwrite" in line
 
 

@@ -14,6 +14,7 @@ import pytest
 from attnlens.progress import Silent
 from attnlens.render.viewer.single import export_html
 from attnlens.schemas.errors import StoreError
+from attnlens.store import lists
 from attnlens.store.places import Folder
 from attnlens.store.tools import copy
 from attnlens.store.tools.crop import crop
@@ -230,3 +231,22 @@ def test_a_crop_of_an_unfinished_capture_has_a_manifest_and_is_compared(tmp_path
     assert "0001/token_special/c/0" in [problem.where for problem in verify(both).problems]
     with pytest.raises(StoreError, match="0001/token_special/c/0 is not the file that was written"):
         pack(both)
+
+
+def test_lists_of_a_store_that_are_in_arrays_are_compared_as_well(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lists, "INLINE_BYTES", 0)
+    store = tmp_path / "run.zarr"
+    Sample().write(store)
+    pack(store, tmp_path / "whole.zarr.zip")
+    one, other = (next(store.glob(f"index-*/{name}/c/0")) for name in ("prompt", "completion"))
+    data = one.read_bytes()
+    one.write_bytes(other.read_bytes())
+    other.write_bytes(data)
+    with pytest.raises(StoreError, match=r"index-\w+/(prompt|completion)/c/0"):
+        pack(store)
+    one.unlink()
+    with pytest.raises(StoreError, match=r"index-\w+/prompt/c/0 is missing"):
+        pack(store)
+    assert {entry.name for entry in tmp_path.iterdir()} == {"run.zarr", "whole.zarr.zip"}

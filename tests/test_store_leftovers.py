@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -104,7 +105,11 @@ def test_every_command_that_writes_looks_for_leftovers(name: str, tmp_path: Path
 def test_a_cache_that_was_being_filled_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ATTNLENS_CACHE", str(tmp_path))
     begun(tmp_path, "dead")
-    cached("model", lambda folder: folder.joinpath("weights").write_bytes(b"w") and None)
+
+    def make(folder: Path) -> None:
+        (folder / "weights").write_bytes(b"w")
+
+    cached("model", make)
     assert names(tmp_path) == ["model"]
 
 
@@ -319,7 +324,7 @@ def test_an_error_is_told_although_cleaning_up_fails_too(tmp_path: Path, monkeyp
     def refuse(*_: object, **__: object) -> None:
         raise OSError(errno.EROFS, os.strerror(errno.EROFS))
 
-    monkeypatch.setattr(workplace.shutil, "rmtree", refuse)
+    monkeypatch.setattr(shutil, "rmtree", refuse)
     monkeypatch.setattr("attnlens.store.tools.output.take_place", refuse)
     monkeypatch.setattr("attnlens.store.tools.output.flush", refuse)
     with pytest.raises(StoreError, match=r"cannot write .*Read-only file system"):

@@ -60,6 +60,11 @@ def proof_of_store(store: Store, files: Collection[str]) -> Proof:
     if not has_digest(place.document()):
         raise StoreError(f"{place}: {GROUP_DOCUMENT} was changed after it was written; run `lens verify`")
     proof, begun = Proof(place, watched=watched), set(store.ids)
+    lists = store.metadata.lists
+    for group in (lists.index, lists.batches) if lists is not None else ():
+        if group is not None:
+            proof.hashes.update({f"{group.folder}/{path}": digest for path, digest in group.files.items()})
+    compare_lists(place, proof.hashes, files)
     by_capture: dict[str, list[str]] = {name: [] for name in store.ids}
     for path in files:
         name, _, inside = path.partition("/")
@@ -71,6 +76,16 @@ def proof_of_store(store: Store, files: Collection[str]) -> Proof:
             proof.hashes.update(one.hashes)
             proof.watched.update(one.watched)
     return proof
+
+
+def compare_lists(place: Place, hashes: Collection[str], files: Collection[str]) -> None:
+    """Are the files there of the index and the batches that are in arrays?
+
+    Raises:
+        StoreError: one is missing.
+    """
+    if missing := set(hashes) - set(files):
+        raise StoreError(f"{place}: {min(missing)} is missing, the store's zarr.json lists it; run `lens verify`")
 
 
 def proof_of_capture(store: Store, name: str, files: Collection[str]) -> tuple[Capture, Proof]:

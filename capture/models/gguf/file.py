@@ -100,6 +100,8 @@ def read_header(path: Path) -> Header:
     """
     from gguf import GGUFReader
 
+    if not path.is_file():  # a pipe would be waited for
+        raise ModelError(f"{path} is not a GGUF file: it is no plain file")
     with path.open("rb") as file:
         if file.read(4) != b"GGUF":
             raise ModelError(f"{path} is not a GGUF file: it does not begin with GGUF")
