@@ -412,10 +412,19 @@ def _in_float(
 ) -> Tensor:
     """Weights (head, query, key) of the model's own function in float32, from the same query and key."""
     floating = mask.float() if mask is not None and mask.is_floating_point() else mask
-    # One column of values is enough: only the weights are wanted.
-    _, weights = own(query.float(), key.float(), value[..., :1].float(), floating, *args, **kwargs)
+    values = _enough(value, args, kwargs).float()
+    _, weights = own(query.float(), key.float(), values, floating, *args, **kwargs)
     assert weights is not None
     return weights[0]
+
+
+def _enough(value: Tensor, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
+    """One column of values where only weights are wanted; all of them for a function that is not told how to scale.
+
+    Such a function may take the scale from their width, as that of GPT-2 does in transformers 5.1.
+    """
+    told = _number(kwargs.get("scaling", args[0] if args else None)) is not None
+    return value[..., :1] if told else value
 
 
 def _hidden(mask: Tensor) -> bool:
@@ -451,10 +460,10 @@ def _kept_by_sinks(
     Values of 1 make the output the sum of the weights that were really used.
     """
     query, key = query.to(weights.dtype), key.to(weights.dtype)
-    ones = torch.ones_like(value[..., :1], dtype=weights.dtype)
+    ones = torch.ones_like(_enough(value, args, kwargs), dtype=weights.dtype)
     floating = mask.to(weights.dtype) if mask is not None and mask.is_floating_point() else mask
     total, _ = own(query, key, ones, floating, *args, **kwargs)
-    return (total.transpose(1, 2) / weights.sum(dim=-1, keepdim=True))[0]
+    return (total[..., :1].transpose(1, 2) / weights.sum(dim=-1, keepdim=True))[0]
 
 
 def known_tensors(name: str, kwargs: Mapping[str, Any], *, n_head: int, n_row: int, n_key: int) -> tuple[str, ...]:

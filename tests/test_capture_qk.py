@@ -278,3 +278,19 @@ def test_a_mask_that_changes_its_mind_ends_the_run(tmp_path: Path, monkeypatch: 
 def test_an_encoding_that_does_not_exist(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="attention is 'sparse', expected one of dense, qk, auto"):
         run(tmp_path / "run.zarr", tiny_model("llama"), attention="sparse")
+
+
+def test_a_function_that_scales_by_the_width_of_its_values_is_given_all_of_them() -> None:
+    """GPT-2's did in transformers 5.1."""
+    rng = np.random.default_rng(0)
+    query, key, value = (rng.normal(size=(1, 2, 5, 8)) * 3 for _ in range(3))
+
+    def own(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: None) -> tuple[torch.Tensor, torch.Tensor]:
+        weights = (q @ k.transpose(-1, -2) / v.size(-1) ** 0.5).softmax(-1)
+        return weights @ v, weights
+
+    given = [torch.tensor(one) for one in (query, key, value)]
+    found = tap_module._in_float(own, given[0], given[1], given[2], None, (), {})
+    scores = query[0] @ key[0].swapaxes(-1, -2) / 8**0.5
+    expected = np.exp(scores) / np.exp(scores).sum(-1, keepdims=True)
+    np.testing.assert_allclose(found.numpy(), expected, atol=1e-6)

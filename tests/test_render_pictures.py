@@ -267,7 +267,20 @@ sys.exit(f"imported {sorted(heavy)}" if heavy else 0)
 
 
 def test_rendering_imports_nothing_of_the_gpu_stage(made: Made, tmp_path: Path) -> None:
-    subprocess.run([sys.executable, "-W", "error", "-c", PROGRAM, str(made.path), str(tmp_path)], check=True)
+    subprocess.run(
+        [
+            sys.executable,
+            "-W",
+            "error",
+            "-W",
+            "ignore::DeprecationWarning",
+            "-c",
+            PROGRAM,
+            str(made.path),
+            str(tmp_path),
+        ],
+        check=True,
+    )
 
 
 def test_a_kill_leaves_whole_pictures_only(made: Made, tmp_path: Path) -> None:

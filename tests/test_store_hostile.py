@@ -290,8 +290,9 @@ def test_limits_can_be_lifted(store: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert open_store(store)[0].n_token == 13
 
 
-def test_fuzzed_stores_leave_one_line_or_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("count", [5, pytest.param(50, marks=pytest.mark.nightly)])
+def test_fuzzed_stores_leave_one_line_or_nothing(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
     """A few of them; `python tests/fuzz_store.py 0 1000` runs many, docs/security.md says how many were."""
     monkeypatch.setattr(sys, "argv", list(sys.argv))
-    assert fuzz(0, 12) == []
+    assert fuzz(0, count) == []
     assert os.environ.get(NO_LIMITS) is None

@@ -42,6 +42,18 @@ def test_blosc_reads_what_is_written(seed: int, count: int, width: int) -> None:
     assert decode_planes(packed, data.size).tobytes() == data.tobytes()
 
 
+def takes_width() -> bool:
+    try:
+        Blosc("zstd", typesize=2)
+    except TypeError:
+        return False
+    return True
+
+
+NEEDS_WIDTH = pytest.mark.skipif(not takes_width(), reason="this numcodecs cannot be told a width")
+
+
+@NEEDS_WIDTH
 @given(
     st.integers(0, 99), st.integers(1, 40_000), st.sampled_from(WIDTHS), st.sampled_from([0, 1, 5]),
     st.sampled_from([Blosc.NOSHUFFLE, Blosc.SHUFFLE]), st.sampled_from([0, 512, 4096, 65536]),
@@ -75,6 +87,7 @@ def test_a_damaged_container_is_an_error_or_numbers(data: st.DataObject) -> None
             continue
 
 
+@NEEDS_WIDTH
 def test_sizes_and_kinds_are_looked_at_first() -> None:
     data = numbers(2, 4096, 4)
     packed = encode_planes(data, 4)
@@ -111,11 +124,12 @@ def test_stores_of_zstd_alone_are_read_as_well(tmp_path: Path, dtype: str) -> No
         if attributes["attnlens"].pop("encoding", None):
             fill = 0x7FC0
         shutil.rmtree(path / "0000" / name)
-        zarr.create_array(
-            path, name=f"0000/{name}", data=values, chunks=old.chunk, shards=old.shard, filters=None,
-            compressors=[ZstdCodec(level=1), Crc32cCodec()], fill_value=fill, attributes=attributes,
+        written: Any = zarr.create_array(
+            path, name=f"0000/{name}", shape=values.shape, dtype=values.dtype, chunks=old.chunk, shards=old.shard,
+            filters=None, compressors=[ZstdCodec(level=1), Crc32cCodec()], fill_value=fill, attributes=attributes,
             dimension_names=array.metadata.dimension_names,
         )  # fmt: skip
+        written[:] = values  # zarr 3.1.1 writes other numbers if it is given them at once
     document = json.loads((path / "0000/zarr.json").read_bytes())
     document["attributes"]["attnlens"] |= {"status": "partial", "manifest": None, "digest": None}
     del document["consolidated_metadata"]
