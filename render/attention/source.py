@@ -112,7 +112,8 @@ class Source:
             return [[self._finish(self._rolled(query), query, self._heads[0], self._layers, None)] for query in queries]
         attention = self._capture.attention
         if self._stored is not None:
-            reduced = attention.reduced(self._stored, queries, layers=self._lanes(self._layers))
+            mask, order = self._lanes(self._layers)
+            reduced = attention.reduced(self._stored, queries, layers=mask)[order]
             return [[(self._after(reduced[:, place, : query + 1]), None)] for place, query in enumerate(queries)]
         return [self._reduced(query) for query in queries]
 
@@ -120,8 +121,9 @@ class Source:
         """Every reduction of one query, layer by layer where the row of all layers is large."""
         found = []
         for layers in self._parts(self._layers, self._n_read):
-            lanes = self._lanes(layers)
-            weights = self._capture.attention.rounded([query], layers=lanes, heads=self._read)[:, :, 0, : query + 1]
+            mask, order = self._lanes(layers)
+            rows = self._capture.attention.rounded([query], layers=mask, heads=self._read)
+            weights = rows[order, :, 0, : query + 1]
             found.append([self._finish(weights, query, heads, layers, self._read) for heads in self._heads])
         return [
             (
@@ -131,11 +133,15 @@ class Source:
             for parts in zip(*found, strict=True)
         ]
 
-    def _lanes(self, layers: tuple[int, ...]) -> npt.NDArray[np.bool_]:
-        """`layers`, upwards, as a mask: a layer without attention is drawn as absent, and refused only by number."""
+    def _lanes(self, layers: tuple[int, ...]) -> tuple[npt.NDArray[np.bool_], slice | npt.NDArray[np.intp]]:
+        """`layers` as a mask, and where each of them is in what is read by it.
+
+        A layer without attention is drawn as absent, and would be refused if it were asked for by its number.
+        """
         mask = np.zeros(self._capture.metadata.model.n_layer, np.bool_)
         mask[list(layers)] = True
-        return mask
+        upwards = np.flatnonzero(mask)
+        return mask, slice(None) if upwards.tolist() == list(layers) else np.searchsorted(upwards, layers)
 
     def _parts(self, layers: tuple[int, ...], n_head: int, n_query: int = 1) -> list[tuple[int, ...]]:
         """`layers` in groups whose rows fit the budget together."""
@@ -190,7 +196,8 @@ class Source:
         for first in range(start, stop, step):
             queries = range(first, min(first + step, stop))
             for layers in self._parts(tuple(range(model.n_layer)), model.n_head, len(queries)):
-                weights = self._capture.attention.rounded(queries, layers=self._lanes(layers))
+                mask, _ = self._lanes(layers)  # upwards already
+                weights = self._capture.attention.rounded(queries, layers=mask)
                 for layer, heads in zip(layers, weights, strict=True):
                     average[layer, first - start : queries.stop - start] = mean(heads.swapaxes(0, 1))
         return average
