@@ -31,7 +31,7 @@ def check_numbers(capture: Capture, findings: Findings, progress: Progress) -> N
             continue
         try:
             array = capture[name]
-            if array.dtype in FLOATS:
+            if array.kind in FLOATS:
                 _check_array(capture, array, findings, progress)
         except StoreError as error:
             findings.add(f"{capture.id}/{name}", "value", f"cannot be checked: {str(error).split('; run ')[0]}")

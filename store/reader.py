@@ -435,12 +435,15 @@ class Capture:
     @cached_property
     def _entries(self) -> int:
         """Entries of the vocabulary that are known; ids and texts are made longer one after the other."""
-        from attnlens.store.chunks import read
+        from attnlens.store.presence import missing_file
 
-        if "vocabulary_id" not in self.descriptions:
+        name = "vocabulary_id"
+        if name not in self.descriptions:
             return 0
-        ids = read(self._zarr_array("vocabulary_id"), (slice(0, self.shape_of("vocabulary_id")[0]),))
-        return int(np.flatnonzero(ids >= 0).max(initial=-1)) + 1
+        ids = NamedArray(self, name, self._zarr_array(name), self._place, self.shape_of(name))
+        if missing_file(self, ids) is not None:  # which is told when entries are read
+            return len(ids)
+        return int(np.flatnonzero(ids[:] >= 0).max(initial=-1)) + 1
 
     @cached_property
     def kept(self) -> Mapping[str, NDArray[np.bool_]]:

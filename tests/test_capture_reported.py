@@ -48,6 +48,13 @@ TINY: dict[str, Callable[[], Any]] = {
 }
 
 
+with_own_attention = pytest.mark.skipif(
+    not hasattr(modeling_gptj.GPTJAttention, "_attn"),
+    reason="here GPT-J goes through transformers' attention functions (since 5.24 or so)",
+)
+"""The tests that put another attention into GPT-J."""
+
+
 def tiny(name: str) -> Any:
     torch.manual_seed(0)
     model = getattr(t, name)._from_config(TINY[name](), attn_implementation="eager").eval()
@@ -143,6 +150,7 @@ def mixing_with(mix: Callable[[Any, Any], Any], monkeypatch: pytest.MonkeyPatch)
     return tiny("GPTJForCausalLM")
 
 
+@with_own_attention
 @pytest.mark.parametrize("way", HONEST)
 def test_reported_weights_that_the_values_are_mixed_with(
     way: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -154,6 +162,7 @@ def test_reported_weights_that_the_values_are_mixed_with(
     assert verify(path).passed
 
 
+@with_own_attention
 @pytest.mark.parametrize("way", LYING)
 def test_reported_weights_that_the_values_are_not_mixed_with(
     way: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -191,6 +200,7 @@ class ShyForCausalLM(GPTJForCausalLM):
 """
 
 
+@with_own_attention
 def test_remote_code_that_reports_other_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
     folder = tmp_path / "shy"

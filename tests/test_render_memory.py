@@ -33,6 +33,17 @@ def large(path: Path, *, n_layer: int, n_head: int, n_token: int, rows: int) -> 
     for name, entries in (("vocabulary_id", np.arange(len(words))), ("vocabulary_text", np.array(words, object))):
         arrays[name].resize((len(words),))
         arrays[name][:] = entries
+    spelled = b"".join(text.encode() for text in texts)
+    offsets = np.cumsum([0, *(len(text.encode()) for text in texts)])
+    arrays["token_bytes"].resize((len(spelled),))
+    for name, values in (
+        ("token_id", np.array(ids)),
+        ("token_special", np.array(ids) == 0),
+        ("token_bytes", np.frombuffer(spelled, np.uint8)),
+        ("token_byte_offset", offsets),
+    ):
+        arrays[name][: len(values)] = values
+    arrays["token_text"][:n_token] = np.array(texts, object)
     row = np.zeros((1, n_head, rows, n_token), np.float16)
     row[..., ::7] = np.random.default_rng(0).random(row[..., ::7].shape) / 8
     for layer in range(n_layer):

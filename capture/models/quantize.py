@@ -48,9 +48,10 @@ def settle(model: Any) -> None:
     no multiple of 32 fail.
     """
     if any(type(module).__module__.startswith("bitsandbytes.") for module in model.modules()):
-        # It repeats one line at every product, long after loading; up to some 0.49 as a warning.
+        # It repeats lines at every product, long after loading; up to some 0.49 as warnings.
         logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-        warnings.filterwarnings("ignore", "MatMul8bitLt: inputs will be cast", UserWarning)
+        for said in ("MatMul8bitLt: inputs will be cast", "Some matrices hidden dimension is not"):
+            warnings.filterwarnings("ignore", said, UserWarning)
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
