@@ -73,7 +73,7 @@ def export(
     if form == "html":
         from attnlens.render.viewer.single import export_html
 
-        page = export_html(store, target, captures)
+        page = export_html(store, target, captures, overwrite=overwrite)
         typer.echo(to_json(page) if json else f"{page.path}: {page.bytes / 1e6:.1f} MB, opens in any browser")
         return
     with open_progress(quiet) as progress:

@@ -96,14 +96,28 @@ def test_the_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixt
     monkeypatch.chdir(tmp_path)
     assert run(monkeypatch, "export", "--html", "run.zarr") == 0
     assert capsys.readouterr().out.startswith("run.html: 0.")
-    assert run(monkeypatch, "export", "--html", "run.zarr", "-o", "missing/one.html") == 1
+    assert run(monkeypatch, "export", "--html", "run.zarr", "-o", "new/one.html") == 0
+    assert run(monkeypatch, "export", "--html", "run.zarr", "-o", "new/one.html/two.html") == 1
     assert run(monkeypatch, "export", "run.zarr") == 1
-    assert run(monkeypatch, "export", "--html", "run.zarr", "--capture", "0009") == 1
-    assert not (tmp_path / "missing").exists()
+    assert run(monkeypatch, "export", "--html", "run.zarr", "-o", "two.html", "--capture", "0009") == 1
     said = capsys.readouterr().err.splitlines()
-    assert "cannot write missing/one.html" in said[0]
+    assert "cannot write new/one.html/two.html" in said[0]
     assert ".html" in said[1]
     assert "has no capture '0009'" in said[2]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["new", "run.html", "run.zarr"]
+
+
+def test_a_file_that_is_there_is_replaced_only_on_demand(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    make(tmp_path / "run.zarr")
+    monkeypatch.chdir(tmp_path)
+    Path("run.html").write_text("mine")
+    assert run(monkeypatch, "export", "--html", "run.zarr") == 1
+    assert capsys.readouterr().err == "lens: run.html exists: give another -o, or --overwrite\n"
+    assert Path("run.html").read_text() == "mine"
+    assert run(monkeypatch, "export", "--html", "run.zarr", "--overwrite") == 0
+    assert Path("run.html").read_text().startswith("<!doctype html>")
 
 
 def test_a_notebook_shows_a_sandboxed_frame(tmp_path: Path) -> None:

@@ -12,16 +12,15 @@ from pathlib import Path
 from typing import Any
 
 from attnlens.render.formats.xml import escape
-from attnlens.render.run.files import write
 from attnlens.render.viewer.assets import asset, digest
 from attnlens.render.viewer.contract import READS
 from attnlens.schemas.errors import InputError, StoreError
 from attnlens.schemas.version import NAMESPACE
-from attnlens.store.leftovers import sweep
 from attnlens.store.lists import entry_of
 from attnlens.store.manifest import has_digest
 from attnlens.store.places import Place, stem_of
 from attnlens.store.reader import Capture, open_store
+from attnlens.store.tools.output import new_file
 
 LARGEST = 512 * 2**20
 """Bytes of a file that browsers still open: a string of V8 ends at 512 MiB."""
@@ -36,21 +35,23 @@ class Single:
     captures: tuple[str, ...]
 
 
-def export_html(store: str | PathLike[str], path: Path, captures: Sequence[str] | None = None) -> Single:
+def export_html(
+    store: str | PathLike[str], path: Path, captures: Sequence[str] | None = None, *, overwrite: bool = False
+) -> Single:
     """Write captures of a store, all for None, and the page that shows them into one file.
 
     Raises:
-        StoreError: there is no store, or it is damaged.
+        StoreError: there is no store, or it is damaged; or the disk refuses.
         AbsentError: it has no such capture.
-        InputError: it would be too large, or cannot be written.
+        InputError: it would be too large; or something is at `path`, and it is not to be replaced.
     """
     opened = open_store(store)
     chosen = [opened[name] for name in (captures or opened.ids)]
     if not chosen:
         raise InputError(f"{store} holds no capture yet, there is nothing to export")
-    text = page(opened.place, chosen)
-    sweep(path.parent)
-    write(path, text)
+    with new_file(path, overwrite=overwrite) as temporary:
+        text = page(opened.place, chosen)
+        temporary.write_bytes(text)
     return Single(path=path, bytes=len(text), captures=tuple(capture.id for capture in chosen))
 
 
