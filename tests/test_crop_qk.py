@@ -238,7 +238,7 @@ def test_the_command_says_so_in_one_line(both: Callable[[str], Path], tmp_path: 
     said = CliRunner().invoke(app, ["crop", str(both("qk")), "--tokens", "9:15", "-o", str(tmp_path / "a.zarr"), "-q"])
     assert said.exit_code == 0
     assert [line.split(",")[0] for line in said.stderr.splitlines()] == [
-        "note: capture 0000: queries and keys were left out"
+        "note: capture 0000: keys of tokens or layers that were left out are needed for rows that stay"
     ]
     told = CliRunner().invoke(
         app, ["crop", str(both("qk")), "--tokens", "9:15", "-o", str(tmp_path / "b.zarr"), "-q", "--json"]

@@ -106,10 +106,10 @@ def _notes(plans: Sequence[_Plan]) -> list[str]:
     if not made:
         return []
     names = ", ".join(plan.name for plan in made[:TOLD]) + (f" and {len(made) - TOLD} more" if len(made) > TOLD else "")
-    size = sum(plan.row_bytes for plan in made) / 1e6
+    size = sum(plan.row_bytes for plan in made) / 1e3
     note = (
-        f"capture {names}: queries and keys were left out, since rows of what is kept need keys of what is not; these "
-        f"rows are stored instead, as dense attention ({size:.1f} MB before compression)"
+        f"capture {names}: keys of tokens or layers that were left out are needed for rows that stay, so these rows "
+        f"are stored as dense attention ({size:,.0f} kB before compression), and no queries and keys"
     )
     return [note]
 
