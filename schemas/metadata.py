@@ -5,9 +5,9 @@ Unknown keys are kept and ignored, so that a later writer of the same format ver
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from attnlens.schemas.version import FORMAT_VERSION
 
@@ -25,6 +25,23 @@ class Record(BaseModel):
     """Base of all metadata: frozen, strict about what it knows, silent about what it does not."""
 
     model_config = ConfigDict(frozen=True, extra="allow", strict=True, allow_inf_nan=False)
+
+    @model_validator(mode="after")
+    def _within_64_bits(self) -> Self:
+        """Refuse whole numbers that numpy cannot hold: Python's have no end."""
+        for name in type(self).model_fields:
+            if _is_beyond(getattr(self, name)):
+                raise ValueError(f"{name} holds a whole number of more than 64 bits")
+        return self
+
+
+def _is_beyond(value: object) -> bool:
+    """Whether a number, or one in lists of numbers, is of more than 64 bits."""
+    if isinstance(value, int):
+        return not -(1 << 63) <= value < 1 << 64
+    if not isinstance(value, list | tuple) or not value or not isinstance(value[0], int | list | tuple):
+        return False
+    return any(map(_is_beyond, value))
 
 
 class LayerInfo(Record):

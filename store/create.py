@@ -46,6 +46,7 @@ def create_array(
     model_dtype: str | None = None,
     about: Mapping[str, Any] | None = None,
     fill: int | None = None,
+    sparse: bool = False,
 ) -> zarr.Array[Any]:
     """Create array `name` of the table in `group`, filled with its fill value, and open it for writing.
 
@@ -59,6 +60,8 @@ def create_array(
         model_dtype: What a row with the dtype "model" means here.
         about: Further attributes of ours.
         fill: The fill value, where an encoding has its own.
+        sparse: Whether chunks that equal the fill value are left out. In a capture that is written none is: a committed
+            row is stored even there, so that a missing chunk is always damage.
     """
     spec = spec or ARRAY[name]
     bits = spec.dtype == "model" and model_dtype == BFLOAT16
@@ -79,8 +82,7 @@ def create_array(
         fill_value=NAN if bits else spec.fill if fill is None else fill,
         attributes={NAMESPACE: ours},
         dimension_names=spec.axes,
-        # A committed row is stored even where it equals the fill value, so that a missing chunk is always damage.
-        config={"write_empty_chunks": True},
+        config={"write_empty_chunks": not sparse},
     )
 
 

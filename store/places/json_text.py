@@ -8,6 +8,7 @@ are made.
 from __future__ import annotations
 
 import json
+import math
 import re
 from typing import Any
 
@@ -43,11 +44,19 @@ def parse_object(data: bytes) -> dict[str, Any]:
     if _separators(data) > DOCUMENT_VALUES and _separators(_TEXT.sub(b"", data)) > DOCUMENT_VALUES:
         raise ValueError(f"holds more than {DOCUMENT_VALUES} values")
     try:
-        found = json.loads(data)
+        found = json.loads(data, parse_float=_finite, parse_constant=_finite)
     except RecursionError:
         raise ValueError("its lists lie too deep in one another") from None
     if not isinstance(found, dict):
         raise ValueError("not a JSON object")
+    return found
+
+
+def _finite(text: str) -> float:
+    """A number that is none in JSON (NaN, Infinity), or larger than any that can be written again, is refused."""
+    found = float(text)
+    if not math.isfinite(found):
+        raise ValueError(f"holds {text[:20]}, which is no number of JSON")
     return found
 
 

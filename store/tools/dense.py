@@ -69,8 +69,8 @@ def write_rows(capture: Capture, store: LocalStore, kept: Masks, dtype: str | No
         about = {quantize.ENCODING: quantize.SQRT, quantize.MAX_ERROR: quantize.SQRT_ERROR}
     array = create_array(
         store, capture.id, NAME, shape, layout, about=about, spec=replace(spec, dtype="uint8") if about else None,
-        fill=255 if about else None,
-    ).with_config({"write_empty_chunks": False})  # fmt: skip
+        fill=255 if about else None, sparse=True,
+    )  # fmt: skip
     there = [np.flatnonzero(_whole(kept, axis, size)) for axis, size in zip(spec.axes[:3], shape, strict=False)]
     there[0] = there[0][capture.attention_layers[there[0]]]
     there[2] = there[2][there[2] < capture.committed]
