@@ -13,7 +13,10 @@ import attnlens
 from attnlens.render.viewer.served import Served
 from attnlens.render.viewer.wire import Refusal
 from attnlens.schemas.errors import StoreError
+from attnlens.store.places.archive import TAILS
 from attnlens.store.tools.extend import extend_capture, extending
+from attnlens.store.tools.pack import pack
+from attnlens.store.verify import verify
 from fuzz_structure import fuzz
 from store_sample import Sample
 
@@ -65,3 +68,18 @@ def test_arrays_are_not_added_to_a_capture_one_of_whose_files_is_a_pipe(tmp_path
     capture = attnlens.open(tmp_path / "run.zarr")[0]
     with pytest.raises(StoreError, match="no plain file"), extending(tmp_path / "run.zarr"):
         extend_capture(tmp_path / "run.zarr", capture, {}, lambda extension: None)
+
+
+def test_a_zip_that_lacks_a_file_of_which_it_has_the_end(tmp_path: Path) -> None:
+    """`lens pack` keeps copies of the ends of large files, for readers far away."""
+    Sample(n_prompt=150, n_generated=3, n_layer=4, n_head=4).write(tmp_path / "run.zarr")
+    whole, packed = pack(tmp_path / "run.zarr", tmp_path / "run.zarr.zip").path, tmp_path / "less.zarr.zip"
+    lost = "0000/attention_weight/c/0/0/0/0"
+    with zipfile.ZipFile(whole) as old, zipfile.ZipFile(packed, "w") as new:
+        assert lost.encode() in old.read(TAILS)
+        new.comment = old.comment
+        for entry in old.infolist():
+            if entry.filename != lost:
+                new.writestr(entry.filename, old.read(entry))
+    found = [problem for problem in verify(packed).problems if "the zip is damaged at" in problem.message]
+    assert [problem.message for problem in found] == [f"the zip is damaged at {lost}: is not in the archive"]

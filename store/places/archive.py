@@ -102,7 +102,7 @@ class Archive(Place):
         try:
             contents = [(self._begin(path, entry), entry.size) for path, entry in self._entries.items()]
             for path, tail_of in self._tails.items():
-                if self.read(path, self._entries[path].size - len(tail_of)) != tail_of:
+                if self.read(path, max(0, self._entry(path).size - len(tail_of))) != tail_of:
                     return f"the copy of the end of {path} is not what it was"
         except OSError as error:
             return f"the zip is damaged at {error.filename}: {error.strerror}"
