@@ -152,7 +152,12 @@ def check_reduction(
     stop: int,
     findings: Findings,
 ) -> None:
-    """Does a reduction (query, key) of one layer agree with the weights (head, query, key)? Both end at `stop`."""
+    """Does a reduction (query, key) of one layer agree with the weights (head, query, key)? Both end at `stop`.
+
+    A layer that is said to have no heads has none to compare with; weights that it has all the same are told elsewhere.
+    """
+    if not len(values):
+        return
     array, origin, start = capture[name], capture.n_prompt - 1, stop - len(found)
 
     def tell(row: int, key: int) -> tuple[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import struct
 import zipfile
@@ -13,12 +14,14 @@ import attnlens
 from attnlens.render.viewer.served import Served
 from attnlens.render.viewer.wire import Refusal
 from attnlens.schemas.errors import StoreError
+from attnlens.store.manifest import document_digest
 from attnlens.store.places.archive import TAILS
 from attnlens.store.tools.extend import extend_capture, extending
 from attnlens.store.tools.pack import pack
 from attnlens.store.verify import verify
 from fuzz_structure import fuzz
 from store_sample import Sample
+from test_store_qk import Vectors
 
 
 @pytest.mark.parametrize(
@@ -83,3 +86,15 @@ def test_a_zip_that_lacks_a_file_of_which_it_has_the_end(tmp_path: Path) -> None
                 new.writestr(entry.filename, old.read(entry))
     found = [problem for problem in verify(packed).problems if "the zip is damaged at" in problem.message]
     assert [problem.message for problem in found] == [f"the zip is damaged at {lost}: is not in the archive"]
+
+
+@pytest.mark.parametrize("mode", ["dense", "qk"])
+def test_a_layer_that_is_said_to_have_no_heads(mode: str, tmp_path: Path) -> None:
+    sample = Vectors(kinds=("full", "full")) if mode == "qk" else Sample()
+    sample.write(tmp_path / "run.zarr")
+    document = tmp_path / "run.zarr/0000/zarr.json"
+    text = json.loads(document.read_text())
+    text["attributes"]["attnlens"]["model"]["layers"][0]["n_head"] = 0
+    text["attributes"]["attnlens"]["digest"] = document_digest(text)
+    document.write_text(json.dumps(text))
+    assert verify(tmp_path / "run.zarr").problems
