@@ -185,6 +185,7 @@ def _remove(old: Path, place: Path) -> None:
     """Delete a store that was replaced, first by its name, so that no half of it is ever taken for a store."""
     aside = _aside(place)
     old.rename(aside)
+    flush_names(aside)  # or a power cut may give what is left of it its old name again
     shutil.rmtree(aside, ignore_errors=True)
 
 

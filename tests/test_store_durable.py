@@ -14,70 +14,27 @@ from typing import Any
 
 import pytest
 
-from attnlens.capture import capture
-from attnlens.capture.relens import RelensOptions, relens
-from attnlens.progress import Silent
+import killing
 from attnlens.schemas.errors import StoreError
 from attnlens.store import durable, exchange
 from attnlens.store.group import GROUP_SECONDS, Group
 from attnlens.store.tools.crop import crop
-from attnlens.store.tools.hdf5 import export_hdf5
-from attnlens.store.tools.hdf5_import import import_hdf5
-from attnlens.store.tools.inif import export_inif
-from attnlens.store.tools.merge import merge
-from attnlens.store.tools.npz import export_npz
-from attnlens.store.tools.pack import pack, unpack
-from attnlens.store.tools.parquet import export_parquet
-from attnlens.store.tools.safetensors import export_safetensors
 from attnlens.store.verify import verify
-from batch_runs import OPTIONS, model, prompts, run
+from batch_runs import prompts, run
 from disk_order import watched
-from families import byte_tokenizer
-from test_capture_evidence import write_tuned
-from test_relens import write_store
-from tiny import write_hf
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model, a tuned lens, a store of two captures, and the same in the forms that commands read."""
     path = tmp_path_factory.mktemp("durable")
-    write_hf(path / "model")
-    write_tuned(path / "lens", 3, 32)
-    write_store(path / "run.zarr", path)
-    pack(path / "run.zarr", path / "run.zarr.zip")
-    export_hdf5(path / "run.zarr", path / "run.h5")
+    killing.write_sources(path)
     return path
 
 
-def one(path: Path, **options: Any) -> None:
-    capture(model(), byte_tokenizer(), "The quick brown", path, **{**OPTIONS, **options})
-
-
-def reread(folder: Path, store: Path) -> None:
-    lens = f"tuned:{folder / 'lens'}"
-    relens(RelensOptions(store=store, model=str(folder / "model"), lenses=(lens,)), Silent())
-
-
-COMMANDS: dict[str, Callable[[Path, Path], object]] = {
-    "capture": lambda _, out: one(out / "new.zarr"),
-    "capture in new folders": lambda _, out: one(out / "a" / "new.zarr"),
-    "capture --append": lambda _, out: one(out / "old.zarr", append=True),
-    "capture --prompts": lambda _, out: run(out / "new.zarr", prompts(4)),
-    "capture --prompts --append": lambda _, out: run(out / "old.zarr", prompts(3), append=True),
-    "relens": lambda folder, out: reread(folder, out / "old.zarr"),
-    "crop": lambda folder, out: crop(folder / "run.zarr", out / "new.zarr"),
-    "crop --overwrite": lambda folder, out: crop(folder / "run.zarr", out / "old.zarr", overwrite=True),
-    "merge --overwrite": lambda folder, out: merge([folder / "run.zarr"] * 2, out / "old.zarr", overwrite=True),
-    "pack": lambda folder, out: pack(folder / "run.zarr", out / "new.zarr.zip"),
-    "pack --overwrite": lambda folder, out: pack(folder / "run.zarr", out / "old.zarr.zip", overwrite=True),
-    "unpack --overwrite": lambda folder, out: unpack(folder / "run.zarr.zip", out / "old.zarr", overwrite=True),
-    "import --overwrite": lambda folder, out: import_hdf5(folder / "run.h5", out / "old.zarr", overwrite=True),
-    "export to HDF5": lambda folder, out: export_hdf5(folder / "run.zarr", out / "new.h5"),
-    "export to npz": lambda folder, out: export_npz(folder / "run.zarr", out / "new.npz"),
-    "export to safetensors": lambda folder, out: export_safetensors(folder / "run.zarr", out / "new.safetensors"),
-    "export to parquet": lambda folder, out: export_parquet(folder / "run.zarr", out / "new.parquet"),
-    "export to INIF": lambda folder, out: export_inif(folder / "run.zarr", out / "new.json"),
+COMMANDS: dict[str, killing.Command] = {
+    "capture in new folders": lambda _, out: killing.one(out / "a" / "new.zarr"),
+    **{name: command for name, command in killing.COMMANDS.items() if name != "render"},  # pictures are not flushed
 }
 
 
